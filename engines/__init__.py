@@ -1,0 +1,1 @@
+"""Runtimes for a student's step and decoder behind one protocol."""

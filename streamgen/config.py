@@ -1,0 +1,128 @@
+"""Configuration of a student, as its folder stores it. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TransformerConfig(_Config):
+    """Shape of a `CausalVideoTransformer` (`transformer/config.json`).
+
+    Lengths in time are counted in latent frames, lengths in space in latent pixels.
+    """
+
+    in_channels: int = Field(16, ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    patch: int = Field(2, ge=1, description="side of the square patch that becomes one token")
+    dim: int = Field(ge=8)
+    ffn_dim: int = Field(ge=8)
+    num_heads: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    freq_dim: int = Field(256, ge=2, description="width of the sinusoidal time embedding")
+    text_dim: int | None = Field(None, description="width of the cross-attended context; None: no cross-attention")
+    action_dim: int | None = Field(None, description="width of a frame's action vector; None: no actions")
+    eps: float = Field(1e-6, gt=0)
+    window: int = Field(ge=1, description="frames that a query sees, its own block included, sinks not")
+    sink: int = Field(0, ge=0, description="first frames of the stream that stay visible for ever")
+    block_size: int = Field(1, ge=1, description="frames generated together")
+    concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
+    ffn_conv: bool = Field(False, description="depthwise 3x3 convolution inside the FFN")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for what, value, divisor in (
+            ("height", self.height, self.patch),
+            ("width", self.width, self.patch),
+            ("dim", self.dim, self.num_heads),
+            ("window", self.window, self.block_size),
+            ("sink", self.sink, self.block_size),
+        ):
+            if value % divisor:
+                raise ValueError(f"{what} {value} is not a multiple of {divisor}")
+        if self.window <= self.block_size:
+            raise ValueError(f"window {self.window} leaves no past beside a block of {self.block_size}")
+        if self.head_dim % 2 or self.head_dim < 12:
+            raise ValueError(f"head dimension {self.head_dim} cannot be split into three rotary parts: use an even one >= 12")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
+    def rope_pairs(self) -> tuple[int, int, int]:
+        """Rotary pairs of one head given to time, height and width (Wan 2.1: 22, 21, 21 of 64)."""
+        space = self.head_dim // 6
+        return self.head_dim // 2 - 2 * space, space, space
+
+    @property
+    def past_slots(self) -> int:
+        """Ring slots for frames before the block."""
+        return self.window - self.block_size
+
+    @property
+    def slots(self) -> int:
+        """All slots of the cache, one latent frame each: sinks first, then the ring."""
+        return self.sink + self.past_slots
+
+    @property
+    def history_frames(self) -> int:
+        """Clean latents from which a windowed pass rebuilds the live cache exactly.
+
+        A layer sees `past_slots` frames back, so the deepest keys of a block depend on `num_layers` times as many
+        frames before it (and on one more, where the previous latent is an input).
+        """
+        return self.num_layers * self.past_slots + int(self.concat_previous)
+
+
+class AutoencoderConfig(_Config):
+    """Shape of an `Autoencoder` (`vae/config.json`), 8 pixels a latent pixel."""
+
+    latent_channels: int = Field(16, ge=1)
+    encoder_dims: tuple[int, int] = (64, 128)
+    decoder_dims: tuple[int, int] = (192, 96)
+    decoder_blocks: tuple[int, int] = (2, 2)
+
+
+class StudentConfig(_Config):
+    """What serving must know of a student (`model_index.json`)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    fps: float = Field(gt=0)
+    width: int = Field(ge=8, description="pixels")
+    height: int = Field(ge=8, description="pixels")
+    keys: tuple[str, ...] = Field(description="KeyboardEvent.code of every action, in the order of the action vector")
+    step_plans: dict[int, tuple[float, ...]] = Field(description="noise levels (sigma) of the denoising steps, by count")
+    steps: int = Field(description="steps a block gets unless the load asks for fewer")
+    transformer: TransformerConfig
+    vae: AutoencoderConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.steps not in self.step_plans:
+            raise ValueError(f"steps {self.steps} has no plan; plans exist for {sorted(self.step_plans)}")
+        for count, sigmas in self.step_plans.items():
+            if len(sigmas) != count or sigmas[0] != 1.0 or list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[-1] <= 0:
+                raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
+        if self.transformer.action_dim != len(self.keys):
+            raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")
+        if (self.height, self.width) != (self.transformer.height * 8, self.transformer.width * 8):
+            raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent frame."""
+        return self.transformer.in_channels, self.transformer.height, self.transformer.width

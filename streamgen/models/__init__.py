@@ -1,0 +1,1 @@
+"""The student in PyTorch: what training, export and the reference engine import. Nothing else may."""

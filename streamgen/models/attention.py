@@ -1,0 +1,166 @@
+"""What a block's queries attend to: the rolling cache while streaming, gathered windows while training.
+
+Dimensions: B rows, F frames of a block, G blocks of a clip, M tokens of a block (F N), C copies of a clip (the clean one
+first), H heads, D head dim, T cached tokens, P rotary pairs.
+
+Queries and keys arrive normalised and not yet rotated. Rotary embedding (Su et al. 2021): interleaved pairs, a head's
+pairs split among time, height and width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from streamgen.cache import block_rotation, time_rotation
+from streamgen.config import TransformerConfig
+
+_HIDDEN = -1e4
+"""Added to a hidden key's score: its softmax weight is exactly zero in fp32, bf16 and fp16."""
+
+
+class Attend(Protocol):
+    """Attention of one layer: q, k, v [B, F, N, H, D] to [B, F, N, H, D]."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs of x [..., D] by angles given as cos, sin broadcastable to [..., D/2], in their precision."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+
+
+def space_rotation(config: TransformerConfig) -> Tensor:
+    """cos and sin [2, N, Ph + Pw] of the height and width parts for the tokens of a frame, row by row."""
+    rows, columns = config.height // config.patch, config.width // config.patch
+    _, pairs_h, pairs_w = config.rope_pairs
+    y = torch.from_numpy(time_rotation(np.arange(rows), pairs_h))
+    x = torch.from_numpy(time_rotation(np.arange(columns), pairs_w))
+    grid = [
+        y.permute(1, 0, 2)[:, :, None].expand(2, rows, columns, pairs_h),
+        x.permute(1, 0, 2)[:, None].expand(2, rows, columns, pairs_w),
+    ]
+    return torch.cat(grid, -1).flatten(1, 2)
+
+
+def full_rotation(time: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """cos, sin [..., F, N, 1, D/2] from time [..., F, 2, Pt] and space [2, N, Ph + Pw]."""
+    frames = time.shape[:-2]
+    tokens = space.shape[1]
+    parts = [time[..., None, :].expand(*frames, 2, tokens, time.shape[-1]), space.expand(*frames, *space.shape)]
+    cos, sin = torch.cat(parts, -1).unbind(-3)
+    return cos[..., None, :], sin[..., None, :]
+
+
+class CacheAttention:
+    """Attention of a block to the rolling cache and itself; keeps the block's keys and values for the commit.
+
+    rotation [B, S + F, 2, Pt] and visible [B, slots] come from `streamgen.cache`; cache_k and cache_v are
+    [L, B, H, slots N, D]. After a forward pass `block` gives what the cache stores: rotated keys, or raw ones for the sinks.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, space: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+    ) -> None:
+        self._sink_tokens = config.sink * config.tokens
+        self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
+        if config.sink:
+            sink_cos, sink_sin = full_rotation(rotation[:, : config.sink], space)
+            self._sink = sink_cos.flatten(1, 2).transpose(1, 2), sink_sin.flatten(1, 2).transpose(1, 2)
+        bias = (visible - 1) * -_HIDDEN
+        own = bias.new_zeros(len(bias), config.block_size)
+        self._bias = torch.cat([bias, own], 1).repeat_interleave(config.tokens, 1)[:, None, None]
+        self._cache_k, self._cache_v = cache_k, cache_v
+        self.new_k: list[Tensor] = []
+        self.new_k_raw: list[Tensor] = []
+        self.new_v: list[Tensor] = []
+
+    def block(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated keys, raw keys and values of the last pass, each [L, B, H, F N, D]."""
+        return torch.stack(self.new_k), torch.stack(self.new_k_raw), torch.stack(self.new_v)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        frames = q.shape[1]
+        q_BHMD, k_BHMD, v_BHMD = (
+            x.flatten(1, 2).transpose(1, 2) for x in (rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin), v)
+        )
+        if layer == 0:
+            self.new_k, self.new_k_raw, self.new_v = [], [], []
+        self.new_k.append(k_BHMD)
+        self.new_k_raw.append(k.flatten(1, 2).transpose(1, 2))
+        self.new_v.append(v_BHMD)
+        past_k, past_v = self._cache_k[layer], self._cache_v[layer]
+        if self._sink_tokens:
+            sink_k = rotate(past_k[:, :, : self._sink_tokens], *self._sink)
+            past_k = torch.cat([sink_k, past_k[:, :, self._sink_tokens :]], 2)
+        out = F.scaled_dot_product_attention(
+            q_BHMD, torch.cat([past_k, k_BHMD], 2), torch.cat([past_v, v_BHMD], 2), attn_mask=self._bias.to(q_BHMD.dtype)
+        )
+        return out.transpose(1, 2).unflatten(1, (frames, -1))
+
+
+class ClipAttention:
+    """Attention within a whole clip at once, by the same window, sinks and positions as streaming.
+
+    The clip comes as C copies [B, C F_all, N, H, D]: copy 0 is the clean history, the others are noisy. A block of any copy sees
+    the clean blocks before it (its window and the sinks) and itself; nobody sees a noisy block but itself. With C = 1 this
+    is the block-causal windowed pass over a clean clip.
+    """
+
+    def __init__(self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1, first_frame: int = 0) -> None:
+        if frames % config.block_size:
+            raise ValueError(f"a clip of {frames} frames is not a whole number of blocks of {config.block_size}")
+        self._copies = copies
+        self._block_size = config.block_size
+        self._blocks = blocks = frames // config.block_size
+        self._window = window = config.window // config.block_size
+        self._sinks = sinks = min(config.sink // config.block_size, blocks)
+        tokens = config.block_size * config.tokens
+        rotations = np.stack([block_rotation(first_frame + g * config.block_size, config) for g in range(blocks)])
+        own = torch.from_numpy(rotations[:, config.sink :])
+        cos, sin = full_rotation(own, space)
+        self._cos, self._sin = cos.flatten(1, 2), sin.flatten(1, 2)
+        if sinks:
+            cos, sin = full_rotation(torch.from_numpy(rotations[:, : sinks * config.block_size]), space)
+            self._sink = cos.flatten(1, 2), sin.flatten(1, 2)
+        query = torch.arange(blocks)[:, None]
+        past = query + torch.arange(1 - window, 0)
+        seen = torch.cat([torch.arange(sinks) < query, past >= sinks], 1).repeat_interleave(tokens, 1)
+        copy = torch.arange(copies).repeat_interleave(tokens)
+        mask = torch.cat(
+            [
+                seen[:, None].expand(-1, copies * tokens, -1),
+                (copy[:, None] == copy)[None].expand(blocks, -1, -1),
+            ],
+            2,
+        )
+        self._bias = torch.zeros(mask.shape).masked_fill_(~mask, _HIDDEN)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = q.shape[0]
+        q, k, v = (x.unflatten(1, (self._copies, self._blocks, -1)).flatten(3, 4) for x in (q, k, v))  # [B, C, G, M, H, D]
+        rotated_q, rotated_k = rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin)
+        keys, values = [self._past(rotated_k[:, 0])], [self._past(v[:, 0])]
+        if self._sinks:
+            raw = k[:, 0, : self._sinks].flatten(1, 2)[:, None].expand(-1, self._blocks, -1, -1, -1)
+            keys.insert(0, rotate(raw, *self._sink))
+            values.insert(0, v[:, 0, : self._sinks].flatten(1, 2)[:, None].expand(-1, self._blocks, -1, -1, -1))
+        keys.append(rotated_k.transpose(1, 2).flatten(2, 3))
+        values.append(v.transpose(1, 2).flatten(2, 3))
+        query = rotated_q.transpose(1, 2).flatten(2, 3)  # [B, G, C M, H, D]
+        q_XHMD, k_XHTD, v_XHTD = (x.flatten(0, 1).transpose(1, 2) for x in (query, torch.cat(keys, 2), torch.cat(values, 2)))
+        bias = self._bias.to(q.dtype).repeat(rows, 1, 1)[:, None]
+        out = F.scaled_dot_product_attention(q_XHMD, k_XHTD, v_XHTD, attn_mask=bias)
+        out = out.transpose(1, 2).unflatten(0, (rows, self._blocks)).unflatten(2, (self._copies, -1)).transpose(1, 2)
+        return out.unflatten(3, (self._block_size, -1)).flatten(1, 3)
+
+    def _past(self, x_BGMHD: Tensor) -> Tensor:
+        """The window - 1 blocks before each block, [B, G, (W - 1) M, H, D]; zeros before the clip's start."""
+        reach = self._window - 1
+        padded = F.pad(x_BGMHD, (0, 0, 0, 0, 0, 0, reach, 0))[:, :-1]
+        return padded.unfold(1, reach, 1).movedim(-1, 2).flatten(2, 3)

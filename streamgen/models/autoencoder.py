@@ -1,0 +1,106 @@
+"""Image autoencoder with 8x8 pixels a latent pixel; its latents are normalised per channel.
+
+Both halves do most of their work at low resolution and cross to pixels by space-to-depth, which is what a CPU's frame
+budget wants. There is no normalisation over space: a crop and a whole frame are encoded alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamgen.config import AutoencoderConfig
+
+_PATCH = 4
+"""Side of the pixel patch that space-to-depth folds into channels."""
+
+
+class _Residual(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, 8h, 8w] in [-1, 1] to raw latents [B, C, h, w]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        fine, coarse = config.encoder_dims
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(_PATCH),
+            nn.Conv2d(3 * _PATCH**2, fine, 3, padding=1),
+            _Residual(fine),
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+            _Residual(coarse),
+            _Residual(coarse),
+            nn.SiLU(),
+            nn.Conv2d(coarse, config.latent_channels, 1),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out: Tensor = self.layers(x_BCHW)
+        return out
+
+
+class Decoder(nn.Module):
+    """Raw latents [B, C, h, w] to images [B, 3, 8h, 8w], roughly in [-1, 1]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        (coarse, fine), (coarse_blocks, fine_blocks) = config.decoder_dims, config.decoder_blocks
+        self.layers = nn.Sequential(
+            nn.Conv2d(config.latent_channels, coarse, 3, padding=1),
+            *(_Residual(coarse) for _ in range(coarse_blocks)),
+            nn.Conv2d(coarse, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            *(_Residual(fine) for _ in range(fine_blocks)),
+            nn.SiLU(),
+            nn.Conv2d(fine, 3 * _PATCH**2, 3, padding=1),
+            nn.PixelShuffle(_PATCH),
+        )
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        out: Tensor = self.layers(z_BCHW)
+        return out
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and the latents' statistics."""
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("latents_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latents_std", torch.ones(config.latent_channels))
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Images [B, 3, 8h, 8w] in [-1, 1] to normalised latents [B, C, h, w]."""
+        z = self.encoder(x_BCHW)
+        return (z - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Normalised latents [B, C, h, w] to images [B, 3, 8h, 8w]; values may overshoot [-1, 1] a little."""
+        image: Tensor = self.decoder(z_BCHW * self.latents_std[:, None, None] + self.latents_mean[:, None, None])
+        return image
+
+
+def to_float(frames_uint8: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] to float [..., 3, H, W] in [-1, 1]."""
+    return frames_uint8.movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [..., 3, H, W] to uint8 [..., H, W, 3], clipped and rounded."""
+    return ((images.movedim(-3, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

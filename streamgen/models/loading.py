@@ -1,0 +1,68 @@
+"""Reading and writing the weights of a student folder (diffusers layout, safetensors)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streamgen.config import AutoencoderConfig, TransformerConfig
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.student import WEIGHTS, StudentError
+
+
+def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model's weights as safetensors in `dtype`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model in its own precision. Raises StudentError naming what is missing, unexpected or of another shape."""
+    try:
+        stored: dict[str, Tensor] = load_file(path)
+        model.load_state_dict({name: value.float() for name, value in stored.items()})
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StudentError(f"{path}: the weights cannot be loaded: {error}") from error
+
+
+def save_autoencoder(model: Autoencoder, folder: Path) -> None:
+    """Write `vae/` into a run or student folder, in fp32."""
+    _save(model, folder / "vae", model.config.model_dump(mode="json"))
+
+
+def save_transformer(model: CausalVideoTransformer, folder: Path) -> None:
+    """Write `transformer/` into a run or student folder, in fp32."""
+    _save(model, folder / "transformer", model.config.model_dump(mode="json"))
+
+
+def _save(model: nn.Module, folder: Path, config: dict[str, object]) -> None:
+    save_weights(model, folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__} | config, indent=2) + "\n")
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The frozen autoencoder of a run or student folder."""
+    model = Autoencoder(AutoencoderConfig.model_validate(_config(folder / "vae")))
+    load_weights(model, folder / "vae" / WEIGHTS)
+    return model.requires_grad_(False).eval()
+
+
+def load_transformer(folder: Path) -> CausalVideoTransformer:
+    """The transformer of a run or student folder, in fp32."""
+    model = CausalVideoTransformer(TransformerConfig.model_validate(_config(folder / "transformer")))
+    load_weights(model, folder / "transformer" / WEIGHTS)
+    return model.requires_grad_(False).eval()
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        config: dict[str, object] = json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise StudentError(f"{folder}: no readable config.json: {error}") from error
+    config.pop("_class_name", None)
+    return config

@@ -1,0 +1,149 @@
+"""The one rollout: how the next block of frames comes about. Training and evaluation call it, engines run its export.
+
+Dimensions: K steps, B rows, F frames of a block, S sink frames, L layers, H heads, D head dim, N tokens a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamgen.cache import block_rotation, replay, slot_of, visible_slots
+from streamgen.config import TransformerConfig
+from streamgen.models.attention import CacheAttention
+from streamgen.models.autoencoder import Autoencoder, to_uint8
+from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.state import StreamState
+
+
+class Commit(nn.Module):
+    """The pass at zero noise that gives a clean block's keys and values."""
+
+    def __init__(self, transformer: CausalVideoTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self, latents: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w]; the other inputs are `Rollout`'s."""
+        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        _velocity(self.transformer, latents, 0.0, attend, actions, previous)
+        return attend.block()
+
+
+class Rollout(nn.Module):
+    """All of a block: denoising steps with fresh noise between them, the decoder, and the commit."""
+
+    def __init__(self, transformer: CausalVideoTransformer, autoencoder: Autoencoder | None, sigmas: Sequence[float]) -> None:
+        """autoencoder: None where only `denoise` is wanted."""
+        super().__init__()
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.sigmas = tuple(sigmas)
+
+    def denoise(
+        self, noise: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+    ) -> Tensor:
+        """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on."""
+        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        x = noise[0]
+        for step, sigma in enumerate(self.sigmas):
+            if step:
+                x = (1 - sigma) * x + sigma * noise[step]
+            x = x - sigma * _velocity(self.transformer, x, sigma, attend, actions, previous)
+        return x
+
+    def forward(
+        self, noise: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], keys, raw keys and values [L, B, H, F N, D].
+
+        noise [K, B, F, C, h, w]; previous [B, C, h, w], the clean latent before the block; actions [B, F, A]; rotation
+        [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D].
+        """
+        assert self.autoencoder is not None
+        latents = self.denoise(noise, previous, actions, rotation, visible, cache_k, cache_v)
+        frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
+        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        _velocity(self.transformer, latents, 0.0, attend, actions, previous)
+        return frames, latents, *attend.block()
+
+
+def _attention(transformer: CausalVideoTransformer, rotation: Tensor, visible: Tensor, k: Tensor, v: Tensor) -> CacheAttention:
+    return CacheAttention(transformer.config, transformer.space, rotation, visible, k, v)
+
+
+def _velocity(
+    transformer: CausalVideoTransformer, x: Tensor, sigma: float, attend: CacheAttention, actions: Tensor, previous: Tensor
+) -> Tensor:
+    config = transformer.config
+    levels = torch.full(x.shape[:2], sigma)
+    before = previous[:, None].expand_as(x) if config.concat_previous else None
+    velocity: Tensor = transformer(x, levels, attend, actions if config.action_dim else None, before)
+    return velocity
+
+
+@dataclass
+class RollingCache:
+    """The cache of B rows that stand at the same frame: fixed slots, a new block is written in place.
+
+    k, v [L, B, H, slots N, D]; frame: index of the next frame; first: the oldest frame seen after the sinks; previous: the
+    last clean latent [B, C, h, w].
+    """
+
+    config: TransformerConfig
+    k: Tensor
+    v: Tensor
+    previous: Tensor
+    frame: int
+    first: int
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, rows: int, frame: int = 0, dtype: torch.dtype = torch.float32) -> Self:
+        shape = config.num_layers, rows, config.num_heads, config.slots * config.tokens, config.head_dim
+        previous = torch.zeros(rows, config.in_channels, config.height, config.width)
+        return cls(config, torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), previous, frame, frame)
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """rotation, visible, cache_k, cache_v of the next block."""
+        rows = self.k.shape[1]
+        rotation = torch.from_numpy(block_rotation(self.frame, self.config))
+        visible = torch.from_numpy(visible_slots(self.frame, self.config, self.first))
+        return rotation.expand(rows, -1, -1, -1), visible.expand(rows, -1), self.k, self.v
+
+    def write(self, latents: Tensor, k: Tensor, raw_k: Tensor, v: Tensor) -> None:
+        """Store the block that `inputs` were asked for: latents [B, F, C, h, w], keys and values as `Rollout` gives them."""
+        n = self.config.tokens
+        for i in range(self.config.block_size):
+            slot = slot_of(self.frame + i, self.config)
+            keys = raw_k if self.frame + i < self.config.sink else k
+            self.k[:, :, :, slot * n : (slot + 1) * n] = keys[:, :, :, i * n : (i + 1) * n]
+            self.v[:, :, :, slot * n : (slot + 1) * n] = v[:, :, :, i * n : (i + 1) * n]
+        self.previous = latents[:, -1]
+        self.frame += self.config.block_size
+
+
+    def clean(self, commit: Commit, latents: Tensor, actions: Tensor) -> None:
+        """Commit a clean block: latents [B, F, C, h, w], actions [B, F, A]."""
+        self.write(latents, *commit(latents, self.previous, actions, *self.inputs()))
+
+
+def recache(commit: Commit, state: StreamState) -> RollingCache:
+    """The cache (one row) of a stream, by committing its history in order: the live cache, if the history is long enough."""
+    cache = RollingCache.empty(commit.transformer.config, 1)
+    for block in replay(state, commit.transformer.config):
+        cache.frame, cache.first = block.frame, block.first
+        cache.previous = torch.from_numpy(block.previous)[None].float()
+        cache.clean(commit, torch.from_numpy(block.latents)[None].float(), torch.from_numpy(block.actions)[None])
+    return cache
+
+
+def stack_noise(blocks: Sequence[np.ndarray]) -> Tensor:
+    """The noise of a block's steps, each [F, C, h, w], as `Rollout` wants it: [K, 1, F, C, h, w]."""
+    return torch.from_numpy(np.stack(blocks))[:, None]

@@ -1,0 +1,193 @@
+"""The causal video transformer: the block of the Wan 2.1 family (parameter names included), one time embedding a frame.
+
+Dimensions: B rows, F frames, C channels, h and w latent pixels, N tokens a frame, d model dim, H heads, D head dim,
+A actions, X context tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamgen.config import TransformerConfig
+from streamgen.models.attention import Attend, space_rotation
+
+TIME_SCALE = 1000.0
+"""The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last dimension with a learned scale."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class _Attention(nn.Module):
+    """Projections of an attention; queries and keys are normalised over the full width before the heads are split."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q of x and k, v of context, heads split: [..., H, D]."""
+        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context)
+        return tuple(t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # type: ignore[return-value]
+
+
+class _FeedForward(nn.Sequential):
+    """Linear, GELU (tanh), linear; optionally a depthwise 3x3 convolution over the frame's tokens before the GELU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim))
+        self._grid = config.height // config.patch, config.width // config.patch
+        self._conv = config.ffn_conv
+        if config.ffn_conv:
+            self.conv = nn.Conv2d(config.ffn_dim, config.ffn_dim, 3, padding=1, groups=config.ffn_dim)
+
+    def forward(self, x_BFNd: Tensor) -> Tensor:
+        x = self[0](x_BFNd)
+        if self._conv:
+            rows, frames, tokens, dim = x.shape
+            # Channels last as it stands: the tokens' memory is the image's.
+            image = x.reshape(rows * frames, *self._grid, dim).permute(0, 3, 1, 2)
+            x = x + self.conv(image).permute(0, 2, 3, 1).reshape(rows, frames, tokens, dim)
+        out: Tensor = self[2](self[1](x))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = _Attention(dim, config.num_heads, eps)
+        if config.text_dim is not None:
+            self.norm3 = nn.LayerNorm(dim, eps)
+            self.cross_attn = _Attention(dim, config.num_heads, eps)
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = _FeedForward(config)
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, e_BF6d: Tensor, layer: int, attend: Attend, context: Tensor | None) -> Tensor:
+        e = [t[:, :, None] for t in (self.modulation + e_BF6d).unbind(2)]
+        y = self.norm1(x) * (1 + e[1]) + e[0]
+        x = x + e[2] * self.self_attn.o(attend(layer, *self.self_attn.project(y, y)).flatten(-2))
+        if context is not None:
+            q, k, v = self.cross_attn.project(self.norm3(x).flatten(1, 2), context)
+            seen = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+            x = x + self.cross_attn.o(seen.flatten(-2)).view_as(x)
+        return x + e[5] * self.ffn(self.norm2(x) * (1 + e[4]) + e[3])
+
+
+class _Head(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, config.patch**2 * config.in_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
+        shift, scale = (t[:, :, None] for t in (self.modulation + temb_BFd[:, :, None]).unbind(2))
+        out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
+        return out
+
+
+def sinusoid(times: Tensor, dim: int) -> Tensor:
+    """Embedding [..., dim] of times [...] in [0, 1000]: cosines, then sines, of t 10000^(-i / half); computed in float64."""
+    half = dim // 2
+    frequencies = torch.from_numpy(10_000.0 ** (-np.arange(half, dtype=np.float64) / half))
+    angles = times.double()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1).float()
+
+
+class CausalVideoTransformer(nn.Module):
+    """Velocity of noisy latent frames given what `attend` lets them see."""
+
+    space: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, (1, config.patch, config.patch)
+        channels = config.in_channels * (2 if config.concat_previous else 1)
+        self.patch_embedding = nn.Conv3d(channels, dim, patch, patch)
+        if config.text_dim is not None:
+            self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        if config.action_dim is not None:
+            # One more input says whether the action is known: condition dropout clears it.
+            self.action_embedding = nn.Sequential(nn.Linear(config.action_dim + 1, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.head = _Head(config)
+        self.register_buffer("space", space_rotation(config), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name in ("time_embedding", "text_embedding", "action_embedding"):
+            for module in getattr(self, name, ()):
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        nn.init.zeros_(self.patch_embedding.bias)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self,
+        x_BFCHW: Tensor,
+        sigma_BF: Tensor,
+        attend: Attend,
+        actions_BFA: Tensor | None = None,
+        previous_BFCHW: Tensor | None = None,
+        context_BXd: Tensor | None = None,
+        known_BF: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity eps - x0, [B, F, C, h, w].
+
+        x: latents at noise levels sigma in [0, 1]. actions: what drove each frame; known: 1, or 0 where the action is
+        withheld (default: all known). previous: the clean latent before each frame's block, where the configuration has
+        `concat_previous`. context: text features, where it has `text_dim`.
+        """
+        config = self.config
+        if previous_BFCHW is not None:
+            x_BFCHW = torch.cat([x_BFCHW, previous_BFCHW], 2)
+        x = self._patchify(x_BFCHW)
+        temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
+        if actions_BFA is not None:
+            known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
+            temb_BFd = temb_BFd + self.action_embedding(torch.cat([actions_BFA * known, known], -1))
+        e_BF6d = self.time_projection(temb_BFd).unflatten(-1, (6, config.dim))
+        context = None if context_BXd is None else self.text_embedding(context_BXd)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, e_BF6d, layer, attend, context)
+        return self._unpatchify(self.head(x, temb_BFd))
+
+    def _patchify(self, x_BFCHW: Tensor) -> Tensor:
+        """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""
+        p = self.config.patch
+        rows, frames, channels, height, width = x_BFCHW.shape
+        x = x_BFCHW.reshape(rows, frames, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 2, 4, 6)
+        x = x.reshape(rows, frames, self.config.tokens, channels * p * p)
+        return F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _unpatchify(self, x_BFNd: Tensor) -> Tensor:
+        """[B, F, N, p p C] (channel innermost) to [B, F, C, h, w]."""
+        p, c = self.config.patch, self.config.in_channels
+        height, width = self.config.height // p, self.config.width // p
+        x = x_BFNd.reshape(*x_BFNd.shape[:2], height, width, p, p, c)
+        return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(*x_BFNd.shape[:2], c, height * p, width * p)

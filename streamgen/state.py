@@ -1,0 +1,127 @@
+"""The state of a stream: all that is needed to go on with it in another process or on another machine.
+
+It is small (the last clean latents, the conditions that drove them, frame index, seed, and which student it belongs to);
+the cache is derived from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamgen.config import StudentConfig
+
+_MAGIC = b"SGSTATE\0"
+_VERSION = 1
+_HEAD = struct.Struct("<8sHI")
+_MAX_META_BYTES = 4096
+
+
+class StateError(ValueError):
+    """The bytes are not a state that this program can use; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A stream between two blocks.
+
+    student, student_hash: the student that generated the latents.
+    seed: of the noise. frame: index of the next frame to generate; the history ends at frame - 1.
+    latents: float16 [H, C, h, w], clean and normalised, oldest first, at most `history_frames` of them.
+    actions: float32 [H, A], actions[i] drove latents[i].
+    sink: float16 [S, C, h, w], the stream's first latents, and sink_actions [S, A]; empty without sinks.
+    """
+
+    student: str
+    student_hash: str
+    seed: int
+    frame: int
+    latents: NDArray[np.float16]
+    actions: NDArray[np.float32]
+    sink: NDArray[np.float16]
+    sink_actions: NDArray[np.float32]
+
+    @classmethod
+    def begin(
+        cls,
+        config: StudentConfig,
+        student_hash: str,
+        seed: int,
+        latents: NDArray[np.float16] | None = None,
+        actions: NDArray[np.float32] | None = None,
+    ) -> StreamState:
+        """A stream that goes on from given frames (latents [H, C, h, w], actions [H, A]), or from nothing."""
+        shape, width = config.latent_shape, len(config.keys)
+        if latents is None or actions is None:
+            latents, actions = np.zeros((0, *shape), np.float16), np.zeros((0, width), np.float32)
+        if latents.shape[1:] != shape or actions.shape != (len(latents), width):
+            raise ValueError(f"history of latents {latents.shape} and actions {actions.shape}; wanted [H, {shape}] and [H, {width}]")
+        empty = cls(config.name, student_hash, seed, 0, latents[:0], actions[:0], latents[:0], actions[:0])
+        return empty.extended(config, latents, actions)
+
+    def extended(self, config: StudentConfig, latents: NDArray[np.generic], actions: NDArray[np.generic]) -> StreamState:
+        """The state after `latents` [F, C, h, w] were generated under `actions` [F, A]."""
+        keep, sinks = config.transformer.history_frames, config.transformer.sink
+        new_latents, new_actions = latents.astype(np.float16), actions.astype(np.float32)
+        missing = max(0, sinks - len(self.sink))
+        return StreamState(
+            self.student,
+            self.student_hash,
+            self.seed,
+            self.frame + len(new_latents),
+            np.concatenate([self.latents, new_latents])[-keep:],
+            np.concatenate([self.actions, new_actions])[-keep:],
+            np.concatenate([self.sink, new_latents[:missing]]),
+            np.concatenate([self.sink_actions, new_actions[:missing]]),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Versioned, checksummed bytes; `from_bytes` reads them back."""
+        arrays = (self.latents, self.actions, self.sink, self.sink_actions)
+        meta = json.dumps(
+            {
+                "student": self.student,
+                "student_hash": self.student_hash,
+                "seed": self.seed,
+                "frame": self.frame,
+                "shapes": [list(a.shape) for a in arrays],
+            }
+        ).encode()
+        body = _HEAD.pack(_MAGIC, _VERSION, len(meta)) + meta + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+        return body + hashlib.sha256(body).digest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, config: StudentConfig, student_hash: str) -> StreamState:
+        """Read a state of this student.
+
+        Raises StateError when the bytes are damaged, of another version, or belong to another student.
+        """
+        if len(data) < _HEAD.size + 32 or not data.startswith(_MAGIC):
+            raise StateError("not a stream state: the bytes do not start like one")
+        body, digest = data[:-32], data[-32:]
+        if hashlib.sha256(body).digest() != digest:
+            raise StateError("the stream state is damaged: its checksum does not match; start a new stream")
+        _, version, meta_len = _HEAD.unpack_from(body)
+        if version != _VERSION:
+            raise StateError(f"stream state of version {version}; this program reads version {_VERSION}")
+        if meta_len > _MAX_META_BYTES:
+            raise StateError(f"the stream state's header claims {meta_len} bytes, more than {_MAX_META_BYTES}")
+        meta = json.loads(body[_HEAD.size : _HEAD.size + meta_len])
+        if (meta["student"], meta["student_hash"]) != (config.name, student_hash):
+            raise StateError(
+                f"the stream belongs to student {meta['student']} ({meta['student_hash'][:12]}), "
+                f"not to {config.name} ({student_hash[:12]}): open it with that student"
+            )
+        offset = _HEAD.size + meta_len
+        arrays = []
+        for shape, dtype in zip(meta["shapes"], (np.float16, np.float32, np.float16, np.float32), strict=True):
+            count = int(np.prod(shape))
+            arrays.append(np.frombuffer(body, dtype, count, offset).reshape(shape))
+            offset += count * np.dtype(dtype).itemsize
+        latents, actions, sink, sink_actions = arrays
+        return cls(meta["student"], meta["student_hash"], meta["seed"], meta["frame"], latents, actions, sink, sink_actions)

@@ -1,0 +1,116 @@
+"""Student folders: a student's files in diffusers layout, read without torch.
+
+    model_index.json                              StudentConfig and the component classes
+    transformer/{config.json, diffusion_pytorch_model.safetensors}
+    vae/{config.json, diffusion_pytorch_model.safetensors}
+    step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
+    starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
+    README.md                                     the card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+
+from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
+from streamgen.state import StreamState
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+COMMIT_GRAPH = "commit.onnx"
+STARTS = "starts.safetensors"
+SHIPPED = Path(__file__).parent / "students"
+_CLASSES = {
+    "_class_name": "StreamgenPipeline",
+    "transformer": ["streamgen.models.transformer", "CausalVideoTransformer"],
+    "vae": ["streamgen.models.autoencoder", "Autoencoder"],
+}
+
+
+class StudentError(ValueError):
+    """A student folder is missing or cannot be used; the message names the file."""
+
+
+def step_graph(steps: int) -> str:
+    """File name of the graph that generates a block in `steps` denoising steps."""
+    return f"step_{steps}.onnx"
+
+
+def shipped_students() -> list[str]:
+    """Names of the students that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
+
+
+def write_config(folder: Path, config: StudentConfig) -> None:
+    """Write the three configuration files of a student folder."""
+    index = config.model_dump(mode="json", exclude={"transformer", "vae"})
+    for name, text in (
+        ("model_index.json", _CLASSES | {"student": index}),
+        ("transformer/config.json", {"_class_name": _CLASSES["transformer"][1]} | config.transformer.model_dump(mode="json")),
+        ("vae/config.json", {"_class_name": _CLASSES["vae"][1]} | config.vae.model_dump(mode="json")),
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(text, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student folder. `hash` names its content: configuration, weights, graphs and starts."""
+
+    path: Path
+    config: StudentConfig
+    hash: str
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Student:
+        """Open a shipped student by name, or a folder by path. Raises StudentError."""
+        path = Path(name_or_path)
+        if not path.is_dir() and path.name == str(name_or_path):
+            path = SHIPPED / path.name
+        if not (path / "model_index.json").is_file():
+            raise StudentError(f"no student at {name_or_path}: give a folder with a model_index.json, or one of {', '.join(shipped_students()) or 'none shipped'}")
+        config = _read_config(path)
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.suffix in {".json", ".safetensors", ".onnx"}):
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return cls(path, config, digest.hexdigest())
+
+    def file(self, name: str) -> Path:
+        """Path of one of the folder's files. Raises StudentError when it is not there."""
+        path = self.path / name
+        if not path.is_file():
+            raise StudentError(f"student {self.config.name}: {name} is missing in {self.path}; write it with `streamgen export`")
+        return path
+
+    @cached_property
+    def _starts(self) -> dict[str, NDArray[np.generic]]:
+        return load_file(self.file(STARTS))
+
+    def start(self, seed: int) -> StreamState:
+        """The state of a new stream: the seed picks one of the folder's starts and feeds the noise."""
+        latents, actions = self._starts["latents"], self._starts["actions"]
+        pick = seed % len(latents)
+        return StreamState.begin(self.config, self.hash, seed, latents[pick].astype(np.float16), actions[pick].astype(np.float32))
+
+
+def _read_config(path: Path) -> StudentConfig:
+    try:
+        index = json.loads((path / "model_index.json").read_text())["student"]
+        parts = {
+            name: model.model_validate({k: v for k, v in json.loads((path / name / "config.json").read_text()).items() if k != "_class_name"})
+            for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
+        }
+        return StudentConfig(**index, **parts)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        raise StudentError(f"student folder {path}: its configuration cannot be read: {error}") from error

@@ -1,0 +1,281 @@
+"""The first-person world: reproducible, aligned with its keys, and never leaving an engine behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamgen.actions import WORLD_KEYS
+from training.world.arena import build_arena, is_free
+from training.world.policy import StickyPolicy
+from training.world.recorder import Clip, WorldRecorder
+from training.world.source import HELD_OUT_SEED, ClipSource, clip_for, held_out
+
+ROOT = Path(__file__).resolve().parents[2]
+W, S, LEFT, RIGHT, SPACE = range(5)
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[WorldRecorder]:
+    with WorldRecorder(seed=1) as opened:
+        yield opened
+
+
+def hold(frames: int, first: int, last: int, *keys: int) -> np.ndarray:
+    """Actions [frames, 5] with `keys` held in frames first..last."""
+    actions = np.zeros((frames, len(WORLD_KEYS)), np.uint8)
+    actions[first : last + 1, list(keys)] = 1
+    return actions
+
+
+def same(a: Clip, b: Clip) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "actions", "poses"))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_arena_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
+    build_arena(tmp_path / "here.wad")
+    code = "import sys, pathlib; from training.world.arena import build_arena; build_arena(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there.wad")], check=True, cwd=ROOT)
+    here = (tmp_path / "here.wad").read_bytes()
+    assert here[:4] == b"PWAD"
+    assert len(here) > 50_000
+    assert here == (tmp_path / "there.wad").read_bytes()
+
+
+def test_an_episode_is_a_function_of_its_seed_and_number(recorder: WorldRecorder) -> None:
+    first, second = recorder.record(40, episode=0), recorder.record(40, episode=1)
+    assert first.frames.shape == (40, 96, 128, 3)
+    assert first.frames.dtype == np.uint8
+    assert not first.actions[0].any()
+    assert same(recorder.record(40, episode=0), first), "an earlier episode leaves a trace in a later one"
+    assert not np.array_equal(first.frames, second.frames)
+    with WorldRecorder(seed=1) as again, WorldRecorder(seed=2) as other:
+        assert same(again.record(40), first)
+        assert not np.array_equal(other.record(40).frames, first.frames)
+
+
+def test_recorded_actions_replay_to_the_same_frames(recorder: WorldRecorder) -> None:
+    clip = recorder.record(60, episode=5)
+    x, y, yaw = (float(v) for v in clip.poses[0])
+    again = recorder.play(clip.actions, (x, y, yaw))
+    np.testing.assert_allclose(again.poses[:, :2], clip.poses[:, :2], atol=3)
+    assert np.abs(again.frames.astype(int) - clip.frames).mean() < 4
+
+
+@pytest.mark.parametrize(("key", "sign"), [(LEFT, 1), (RIGHT, -1)])
+def test_turning_shows_on_the_frame_whose_action_says_so(recorder: WorldRecorder, key: int, sign: int) -> None:
+    clip = recorder.play(hold(12, 4, 6, key))
+    turned = np.diff(clip.poses[:, 2])
+    assert np.abs(turned[:3]).max() == 0
+    np.testing.assert_allclose(turned[3:6], sign * 5.0, atol=0.1)
+    assert np.abs(turned[6:]).max() == 0
+    assert np.array_equal(clip.frames[3], clip.frames[0])
+    assert not np.array_equal(clip.frames[4], clip.frames[3])
+
+
+def test_a_one_frame_tap_of_every_key_shows_at_once(recorder: WorldRecorder) -> None:
+    for key in range(5):
+        clip = recorder.play(hold(6, 3, 3, key))
+        assert np.array_equal(clip.frames[2], clip.frames[0])
+        assert np.abs(clip.frames[3].astype(int) - clip.frames[2]).mean() > 0.3, WORLD_KEYS[key]
+
+
+def test_a_clip_starts_where_it_is_told(recorder: WorldRecorder) -> None:
+    for pose in ((100.0, -100.0, 0.0), (-560.0, 30.0, 200.5), (300.0, 30.0, 359.0)):
+        np.testing.assert_allclose(recorder.play(hold(1, 0, -1), pose).poses[0], pose, atol=0.05)
+
+
+def test_forward_and_back_follow_the_view(recorder: WorldRecorder) -> None:
+    north = recorder.play(hold(20, 2, 19, W), (0, 0, 90)).poses[-1] - (0, 0, 90)
+    assert north[1] > 100
+    assert abs(north[0]) < 5
+    west = recorder.play(hold(20, 2, 19, S), (0, 0, 0)).poses[-1]
+    assert west[0] < -80
+    assert abs(west[1]) < 5
+
+
+def test_opposite_keys_cancel(recorder: WorldRecorder) -> None:
+    clip = recorder.play(hold(10, 1, 9, W, S, LEFT, RIGHT))
+    assert np.abs(clip.poses - clip.poses[0]).max() < 1e-3
+
+
+def test_fire_lights_the_lantern_and_nothing_else(recorder: WorldRecorder) -> None:
+    clip = recorder.play(hold(10, 3, 3, SPACE))
+    change = np.abs(clip.frames[3].astype(int) - clip.frames[2])
+    assert change[60:, 40:90].mean() > 10
+    assert change[:48].max() == 0
+    assert np.array_equal(clip.frames[9], clip.frames[2]), "the lantern must come back to rest"
+
+
+def test_a_standing_player_sees_a_still_picture_for_a_minute(recorder: WorldRecorder) -> None:
+    clip = recorder.play(hold(1100, 0, -1))
+    assert (clip.frames == clip.frames[0]).all()
+
+
+def test_views_tell_heading_and_place(recorder: WorldRecorder) -> None:
+    views = [recorder.play(hold(1, 0, -1), (0, 0, turn)).frames[0].astype(int) for turn in range(0, 360, 45)]
+    views += [
+        recorder.play(hold(1, 0, -1), (x, y, 90)).frames[0].astype(int) for x, y in ((-400, 0), (0, 180), (400, 0))
+    ]
+    for i, a in enumerate(views):
+        for b in views[:i]:
+            assert np.abs(a - b).mean() > 10
+        assert 60 < a.mean() < 200, "too dark or too bright"
+        assert (a.max(axis=2) - a.min(axis=2)).mean() < 110, "garish"
+
+
+def test_every_free_place_can_be_walked_to() -> None:
+    """Flood fill over a 16-unit grid from the middle."""
+    free = {(i, j) for i in range(-40, 33) for j in range(-32, 33) if is_free(16 * i, 16 * j, margin=20)}
+    seen, front = {(0, 0)}, [(0, 0)]
+    while front:
+        i, j = front.pop()
+        near = {(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)} & free - seen
+        seen |= near
+        front += near
+    assert seen == free
+    assert len(free) > 2500
+
+
+def test_is_free_matches_the_engine(recorder: WorldRecorder) -> None:
+    """Whoever starts at a random free pose can move at once: nobody is placed inside a wall."""
+    for episode in range(100, 140):
+        x, y, _ = (float(v) for v in recorder.record(1, episode=episode).poses[0])
+        ends = [recorder.play(hold(5, 1, 4, W), (x, y, turn)).poses[-1, :2] for turn in (0, 90, 180, 270)]
+        assert max(np.hypot(*(end - (x, y))) for end in ends) > 10, (x, y)
+
+
+def test_policy_uses_every_key_taps_each_and_covers_the_floor(recorder: WorldRecorder) -> None:
+    clips = [recorder.record(100, episode=n) for n in range(60)]
+    actions = np.concatenate([c.actions for c in clips])
+    share = actions.mean(0)
+    assert (share > [0.3, 0.05, 0.15, 0.15, 0.05]).all(), share
+    assert (share < [0.6, 0.2, 0.4, 0.4, 0.25]).all(), share
+    assert 0.05 < (actions.sum(1) == 0).mean() < 0.3
+    for key in range(5):
+        padded = np.concatenate([np.pad(c.actions[:, key], 1) for c in clips])
+        taps = (padded[1:-1] == 1) & (padded[:-2] == 0) & (padded[2:] == 0)
+        assert taps.sum() >= 5, f"{WORLD_KEYS[key]} is hardly ever tapped"
+    poses = np.concatenate([c.poses for c in clips])
+    cells, _, _ = np.histogram2d(poses[:, 0], poses[:, 1], bins=6, range=[[-512, 512]] * 2)
+    assert (cells > 0).sum() >= 33, cells
+    headings, _ = np.histogram(poses[:, 2], bins=8, range=(0, 360))
+    assert headings.min() > 0.04 * len(poses)
+
+
+def test_policy_turns_full_circles_and_leaves_walls() -> None:
+    rng = np.random.default_rng(0)
+    free, blocked = StickyPolicy(rng), StickyPolicy(rng)
+    longest = run = 0
+    for _ in range(5000):
+        keys = free.next(moved=10.0)
+        run = run + 1 if keys[LEFT] and not keys[RIGHT] else 0
+        longest = max(longest, run)
+    assert longest >= 72, "a full circle takes 72 frames"
+    push = longest_push = 0
+    for _ in range(5000):
+        keys = blocked.next(moved=0.0)
+        push = push + 1 if keys[W] and not keys[S] else 0
+        longest_push = max(longest_push, push)
+    assert 4 <= longest_push <= 16
+
+
+def test_play_says_what_is_wrong(recorder: WorldRecorder) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        recorder.play(np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="actions\\[0\\] must be zero"):
+        recorder.play(hold(3, 0, 0, W))
+    with pytest.raises(ValueError, match="no player can stand"):
+        recorder.play(hold(3, 1, 1, W), (-250.0, 200.0, 0.0))
+
+
+def test_source_yields_what_clip_for_records_and_held_out_is_apart() -> None:
+    with ClipSource(seed=7, length=8, workers=2) as source:
+        clips = [next(source) for _ in range(3)]
+    source.close()
+    assert next(source, None) is None
+    assert same(clips[2], clip_for(7, 2, 8))
+    assert not np.array_equal(clips[0].frames, clips[1].frames)
+    apart = held_out(2, 8)
+    assert not same(apart[0], apart[1])
+    with pytest.raises(ValueError, match="training seed"):
+        ClipSource(seed=HELD_OUT_SEED, length=8)
+    with pytest.raises(ValueError, match="training seed"):
+        clip_for(HELD_OUT_SEED, 0, 8)
+    with WorldRecorder(HELD_OUT_SEED) as recorder:
+        assert same(recorder.record(8, episode=1), apart[1])
+
+
+def processes_naming(text: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if text in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("victim", ["recorder", "source"])
+def test_nothing_outlives_an_owner_that_is_killed(victim: str, tmp_path: Path) -> None:
+    code = {
+        "recorder": "r = WorldRecorder(3); r.record(4)",
+        "source": "r = ClipSource(3, 4); next(r)",
+    }[victim]
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import time\nfrom training.world.recorder import WorldRecorder\nfrom training.world.source import ClipSource\n"
+        f"if __name__ == '__main__':\n    {code}\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    before = set(Path("/dev/shm").glob("ViZDoom*"))
+    # Everything that the owner leaves on disk, and so every command line of its children, names this folder.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "ready\n"
+            engines = [p for p in processes_naming(str(tmp_path)) if p != owner.pid]
+            assert len(engines) >= 2, "guard and engine should be running"
+            assert list(tmp_path.glob("streamgen-world-*"))
+        finally:
+            owner.send_signal(signal.SIGKILL)
+    assert wait_for(lambda: not processes_naming(str(tmp_path)), 8), processes_naming(str(tmp_path))
+    assert wait_for(lambda: not list(tmp_path.glob("streamgen-world-*")), 3), "the temporary WAD is still there"
+    assert wait_for(lambda: set(Path("/dev/shm").glob("ViZDoom*")) <= before, 3), "shared memory is still there"
+
+
+def test_a_killed_guard_takes_the_engine_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    recorder = WorldRecorder(seed=4)
+    guard = next(p for p in processes_naming(str(tmp_path)) if "guard.py" in Path(f"/proc/{p}/cmdline").read_text())
+    os.kill(guard, signal.SIGKILL)
+    assert wait_for(lambda: not processes_naming(str(tmp_path)), 3)
+    recorder.close()
+
+
+def test_close_is_idempotent_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    recorder = WorldRecorder(seed=4)
+    assert len(processes_naming(str(tmp_path))) == 2
+    recorder.close()
+    recorder.close()
+    assert wait_for(lambda: not processes_naming(str(tmp_path)), 3)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Makes students: data engines, training stages, evaluation."""

@@ -1,0 +1,143 @@
+"""Latent clips for the student's stages: encoded batches, the history that a step trains on, and forward passes over clips.
+
+Dimensions: B clips, F frames, C channels, h and w latent pixels, A actions, K noisy copies of a clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamgen.config import TransformerConfig
+from streamgen.models.attention import ClipAttention
+from streamgen.models.autoencoder import Autoencoder, to_float
+from streamgen.models.loading import load_autoencoder
+from streamgen.models.rollout import Commit, RollingCache, Rollout
+from streamgen.models.transformer import CausalVideoTransformer
+from training.losses import add_noise
+from training.recipe import StudentRecipe
+from training.world.recorder import Clip
+from training.world.source import ClipSource
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """latents [B, F, C, h, w], normalised; actions [B, F, A], what drove each frame."""
+
+    latents: Tensor
+    actions: Tensor
+
+
+@torch.no_grad()
+def encode(autoencoder: Autoencoder, clips: list[Clip]) -> LatentClips:
+    """Encode clips of equal length."""
+    frames = to_float(torch.from_numpy(np.stack([clip.frames for clip in clips])))
+    latents = torch.cat([autoencoder.encode(part) for part in frames.flatten(0, 1).split(64)])
+    actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
+    return LatentClips(latents.unflatten(0, frames.shape[:2]), actions)
+
+
+class ClipLoader:
+    """Fresh encoded clips, batch by batch, from the recorder."""
+
+    def __init__(self, recipe: StudentRecipe, first_step: int) -> None:
+        self.autoencoder = load_autoencoder(Path(recipe.autoencoder))
+        self._clips = recipe.clips
+        self._source = ClipSource(recipe.seed, recipe.clip_length, recipe.data_workers, start=first_step * recipe.clips)
+
+    def next(self) -> LatentClips:
+        return encode(self.autoencoder, [next(self._source) for _ in range(self._clips)])
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def before(history: Tensor, block_size: int) -> Tensor:
+    """The last latent before each frame's block, [B, F, C, h, w]; zeros before the first block."""
+    frames = history.shape[1]
+    first_of_block = torch.arange(frames) // block_size * block_size
+    padded = torch.cat([torch.zeros_like(history[:, :1]), history], 1)
+    return padded[:, first_of_block]
+
+
+class ClipPass:
+    """Forward passes over whole clips with a fixed history, all frames at once (teacher forcing)."""
+
+    def __init__(self, config: TransformerConfig, history: Tensor, level: Tensor, actions: Tensor, copies: int = 1) -> None:
+        """history [B, F, C, h, w] at noise `level` [B, F]; actions [B, F, A]; `copies` noisy copies are denoised at a time."""
+        self.config, self.copies = config, copies
+        self._history, self._level, self._actions = history, level, actions
+        self._previous = before(history, config.block_size) if config.concat_previous else None
+
+    def velocity(
+        self,
+        model: CausalVideoTransformer,
+        x: Tensor,
+        sigma: Tensor,
+        known: Tensor | None = None,
+        driven: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity of noisy copies x [B, K, F, C, h, w] at levels sigma [B, K, F].
+
+        known as sigma: 0 withholds an action. driven [B, F, A]: actions of the noisy frames instead of the history's.
+        """
+        frames, copies = self._history.shape[1], self.copies
+        attend = ClipAttention(self.config, model.space, frames, copies + 1)
+
+        def repeated(t: Tensor) -> Tensor:
+            return t.repeat(1, copies + 1, *(1 for _ in t.shape[2:]))
+
+        levels = torch.cat([self._level, sigma.flatten(1, 2)], 1)
+        if known is not None:
+            known = torch.cat([torch.ones_like(self._level), known.flatten(1, 2)], 1)
+        out = model(
+            torch.cat([self._history, x.flatten(1, 2)], 1),
+            levels,
+            attend,
+            torch.cat([self._actions, *([self._actions if driven is None else driven] * copies)], 1),
+            None if self._previous is None else repeated(self._previous),
+            known_BF=known,
+        )
+        velocity: Tensor = out[:, frames:].unflatten(1, (copies, frames))
+        return velocity.float()
+
+
+def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Context noise: half of the clips stay clean, the others are noised to one level in (0, limit); returns history and level."""
+    rows = clean.shape[0]
+    level = torch.rand(rows, generator=generator) * limit * (torch.rand(rows, generator=generator) < 0.5)
+    level = level[:, None].expand(-1, clean.shape[1])
+    return add_noise(clean, torch.randn(clean.shape, generator=generator), level), level
+
+
+@torch.no_grad()
+def recycled_history(
+    model: CausalVideoTransformer, clips: LatentClips, recipe: StudentRecipe, sigmas: tuple[float, ...], generator: torch.Generator
+) -> Tensor:
+    """The clips with `recipe.recycle` frames replaced by the model's own rollout under the true actions.
+
+    The rollout starts from freshly recached windows. Its error is clipped, since the target stays the true frame. Error
+    recycling after LongLive 2 and Matrix-Game 3, with each error kept at the frame where it arose.
+    """
+    config, x0 = model.config, clips.latents
+    size = config.block_size
+    context = config.window
+    last_start = x0.shape[1] - recipe.recycle - size
+    start = int(torch.randint(context, last_start + 1, (1,), generator=generator)) // size * size
+    commit, rollout = Commit(model), Rollout(model, None, sigmas)
+    cache = RollingCache.empty(config, x0.shape[0], start - context)
+    for at in range(start - context, start, size):
+        cache.clean(commit, x0[:, at : at + size], clips.actions[:, at : at + size])
+    out = x0.clone()
+    for at in range(start, start + recipe.recycle, size):
+        noise = torch.randn((len(sigmas), x0.shape[0], size, *x0.shape[2:]), generator=generator)
+        actions = clips.actions[:, at : at + size]
+        made = rollout.denoise(noise, cache.previous, actions, *cache.inputs()).float()
+        error = (made - x0[:, at : at + size]).clamp(-recipe.recycle_clip, recipe.recycle_clip)
+        out[:, at : at + size] += error
+        cache.clean(commit, out[:, at : at + size], actions)
+    return out

@@ -1,0 +1,156 @@
+"""The training loop, one for all stages.
+
+A stage owns the model, the data and the loss; the loop owns optimiser, EMA, precision, checkpoints, logs and progress.
+Data, times and noise are functions of (seed, step), so a resumed run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from training.ema import EMA
+from training.recipe import BaseRecipe
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+class Stage(Protocol):
+    """What a stage gives the loop."""
+
+    recipe: BaseRecipe
+    model: nn.Module
+
+    def batch(self, step: int) -> Any:
+        """Data of a step, a function of the recipe's seed and the step."""
+        ...
+
+    def loss(self, batch: Any, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss and figures to log. All randomness comes from `generator`."""
+        ...
+
+    def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
+        """Figures on held-out data; a contact sheet goes to `sheet`."""
+        ...
+
+    def finish(self, ema: nn.Module, folder: Path) -> None:
+        """Write the trained weights into the run folder."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def rate_at(step: int, recipe: BaseRecipe) -> float:
+    """Learning rate: warmup, stable, linear decay to zero (WSD)."""
+    decay_steps = max(1, round(recipe.decay * recipe.steps))
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    return recipe.learning_rate * warm * min(1.0, (recipe.steps - step) / decay_steps)
+
+
+def fastest_precision() -> torch.dtype:
+    """bf16 where the CPU multiplies bf16 matrices clearly faster than fp32 ones (AMX, Zen 5), else fp32."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.randn(2048, 512, dtype=dtype), torch.randn(512, 512, dtype=dtype)
+        best = float("inf")
+        for _ in range(8):
+            start = time.perf_counter()
+            for _ in range(4):
+                a @ b
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else torch.float32
+
+
+def train(stage: Stage, folder: Path) -> None:
+    """Run a stage to the end of its recipe in `folder`, going on from the checkpoint there if there is one."""
+    recipe = stage.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}[recipe.precision] or fastest_precision()
+    optimizer = torch.optim.AdamW(
+        stage.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    ema = EMA(stage.model, recipe.ema)
+    first, spent_s = _resume(folder / CHECKPOINT, stage.model, ema, optimizer)
+    _log(folder, {"event": "start", "step": first, "precision": str(dtype), "recipe": recipe.model_dump(mode="json")})
+    began = saved = time.monotonic()
+    with _progress() as progress:
+        task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")
+        for step in range(first, recipe.steps):
+            start = time.perf_counter()
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, recipe)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                loss, figures = stage.loss(stage.batch(step), ema.model, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                ema.update(stage.model)
+            figures |= {"loss": loss.item(), "grad": norm.item(), "step_s": time.perf_counter() - start}
+            _log(folder, {"event": "step", "step": step, **figures})
+            progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
+            done = step + 1
+            if done % recipe.evaluate_every == 0 or done == recipe.steps:
+                result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
+                _log(folder, {"event": "evaluate", "step": done, **result})
+                progress.console.print(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in result.items()))
+            if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
+                _save(folder / CHECKPOINT, done, spent_s + time.monotonic() - began, stage.model, ema, optimizer)
+                saved = time.monotonic()
+    stage.finish(ema.model, folder)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        refresh_per_second=1,
+    )
+
+
+def _log(folder: Path, entry: dict[str, Any]) -> None:
+    with (folder / LOG).open("a") as log:
+        log.write(json.dumps(entry | {"time": round(time.time(), 1)}) + "\n")
+
+
+def _save(path: Path, step: int, spent_s: float, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+    """Atomic: a kill at any moment leaves the old checkpoint or the new one."""
+    state = {
+        "step": step,
+        "spent_s": spent_s,
+        "model": model.state_dict(),
+        "ema": ema.model.state_dict(),
+        "ema_updates": ema.updates,
+        "optimizer": optimizer.state_dict(),
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _resume(path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    ema.model.load_state_dict(state["ema"])
+    ema.updates = state["ema_updates"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), float(state["spent_s"])

@@ -1,0 +1,92 @@
+"""Figures of a student on held-out clips, shared by the stages' evaluations and `streamgen evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
+from streamgen.models.rollout import Commit, RollingCache, Rollout
+from streamgen.models.transformer import CausalVideoTransformer
+from training.clips import ClipPass, LatentClips
+from training.losses import psnr
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: CausalVideoTransformer, clips: LatentClips, sigmas: Sequence[float], actions: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Every frame generated from its true past, [B, F, C, h, w]; `actions` in place of the clips' own drive the new frame only."""
+    x0 = clips.latents
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for row in range(len(x0)):
+        clip = ClipPass(model.config, x0[row : row + 1], torch.zeros(1, x0.shape[1]), clips.actions[row : row + 1])
+        driven = None if actions is None else actions[row : row + 1]
+        shape = (1, 1, *x0.shape[1:])
+        x = torch.randn(shape, generator=generator)
+        for step, sigma in enumerate(sigmas):
+            if step:
+                x = (1 - sigma) * x + sigma * torch.randn(shape, generator=generator)
+            x = x - sigma * clip.velocity(model, x, torch.full(shape[:3], sigma), driven=driven)
+        out.append(x[:, 0])
+    return torch.cat(out)
+
+
+@dataclass
+class Played:
+    """A rollout: frames uint8 [F, H, W, 3] and latents [F, C, h, w]."""
+
+    frames: NDArray[np.uint8]
+    latents: Tensor
+
+
+@torch.no_grad()
+def play(
+    model: CausalVideoTransformer,
+    autoencoder: Autoencoder,
+    history: LatentClips,
+    actions: Tensor,
+    sigmas: Sequence[float],
+    seed: int = 0,
+) -> Played:
+    """Free-running rollout of `actions` [F, A] after a history (one clip): the model sees its own frames."""
+    config = model.config
+    size = config.block_size
+    commit, rollout = Commit(model), Rollout(model, autoencoder, sigmas)
+    cache = RollingCache.empty(config, 1)
+    for at in range(0, history.latents.shape[1], size):
+        cache.clean(commit, history.latents[:1, at : at + size], history.actions[:1, at : at + size])
+    generator = torch.Generator().manual_seed(seed)
+    frames, latents = [], []
+    for at in range(0, len(actions) // size * size, size):
+        noise = torch.randn((len(rollout.sigmas), 1, size, *history.latents.shape[2:]), generator=generator)
+        rgb, made, *block = rollout(noise, cache.previous, actions[None, at : at + size], *cache.inputs())
+        cache.write(made, *block)
+        frames.append(rgb[0].numpy())
+        latents.append(made[0])
+    return Played(np.concatenate(frames), torch.cat(latents))
+
+
+def detail(frames: NDArray[np.uint8]) -> float:
+    """High-frequency energy: mean squared difference between neighbouring pixels of frames [F, H, W, 3], in grey levels squared."""
+    x = frames.astype(np.float32).mean(-1)
+    return float(np.square(np.diff(x, axis=1)).mean() + np.square(np.diff(x, axis=2)).mean())
+
+
+def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:
+    """uint8 frames [..., H, W, 3] of latents [..., C, h, w]."""
+    with torch.no_grad():
+        flat = latents.flatten(0, -4)
+        images = torch.cat([to_uint8(autoencoder.decode(part)) for part in flat.split(64)])
+    return images.unflatten(0, latents.shape[:-3]).numpy()
+
+
+def frames_psnr(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:
+    """Pooled PSNR in dB of uint8 frames."""
+    return psnr(to_float(torch.from_numpy(made)), to_float(torch.from_numpy(real)))

@@ -1,0 +1,109 @@
+"""Recipes: a run's settings as YAML, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from streamgen.config import AutoencoderConfig, TransformerConfig
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be used; the message names the field."""
+
+
+class BaseRecipe(BaseModel):
+    """What every stage has. `steps` are optimiser steps; the learning rate warms up, stays, and decays over the last share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$", description="the run's folder is runs/NAME")
+    seed: int = 0
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(100, ge=0)
+    decay: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate falls to zero")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0, description="gradient norm")
+    ema: float = Field(0.995, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate_every: int = Field(500, ge=1)
+    checkpoint_every_s: float = Field(120, gt=0)
+    data_workers: int = Field(1, ge=1)
+
+
+class AutoencoderRecipe(BaseRecipe):
+    """Images through the autoencoder: L1, gradient L1, a small pull of the latents to unit scale, noise on the latents."""
+
+    stage: Literal["autoencoder"]
+    model: AutoencoderConfig = AutoencoderConfig()
+    clips: int = Field(4, ge=1, description="clips a batch is drawn from")
+    frames: int = Field(4, ge=1, description="frames from each clip")
+    clip_length: int = Field(48, ge=1)
+    gradient_weight: float = 1.0
+    latent_weight: float = 1e-3
+    latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
+
+
+class StudentRecipe(BaseRecipe):
+    autoencoder: Path = Field(description="run folder of the autoencoder")
+    clips: int = Field(ge=1)
+    clip_length: int = Field(ge=2)
+    copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
+    context_noise: float = Field(0.3, ge=0, le=1, description="the clean half is noised up to this level, and told so")
+    recycle: int = Field(8, ge=0, description="frames of history replaced by the model's own rollout; 0: none")
+    recycle_share: float = Field(0.5, ge=0, le=1, description="share of the steps that recycle")
+    recycle_clip: float = Field(2.0, gt=0, description="largest error that a rollout may put into the history, in latent units")
+    first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
+
+
+class TeacherForcingRecipe(StudentRecipe):
+    """Autoregressive flow matching with a clean prefix: the teacher, and the student's starting point."""
+
+    stage: Literal["teacher_forcing"]
+    model: TransformerConfig
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    shift: float = Field(1.0, gt=0)
+    start: Path | None = Field(None, description="run or student folder whose weights to start from")
+
+
+class CausalConsistencyRecipe(StudentRecipe):
+    """Few-step student from a teacher-forced model by consistency along the teacher's trajectories."""
+
+    stage: Literal["causal_consistency"]
+    teacher: Path = Field(description="run folder of the teacher")
+    intervals: int = Field(32, ge=2, description="N: the time grid has N intervals, the last one ends at zero noise")
+    guidance: float = Field(1.0, ge=1)
+    step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
+    plan_weight: float = Field(0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans")
+
+
+Recipe = Annotated[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, Field(discriminator="stage")]
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe:
+    """Read a recipe; `key=value` overrides (dotted keys reach inside, values are YAML) come on top. Raises RecipeError."""
+    try:
+        data: dict[str, Any] = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} is not a mapping")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"override {override!r} is not KEY=VALUE")
+        *parents, leaf = key.split(".")
+        target = data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = yaml.safe_load(value)
+    adapter: TypeAdapter[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe] = TypeAdapter(Recipe)
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error

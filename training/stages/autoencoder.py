@@ -1,0 +1,66 @@
+"""Stage 1: the autoencoder, from single frames of fresh clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
+from streamgen.models.loading import save_autoencoder
+from training.losses import psnr, reconstruction
+from training.recipe import AutoencoderRecipe
+from training.sheets import contact_sheet
+from training.world.source import ClipSource, held_out
+
+_STATISTICS_FRAMES = 1024
+
+
+class AutoencoderStage:
+    """Trains `Autoencoder`; at the end its latents are normalised from statistics of fresh frames."""
+
+    def __init__(self, recipe: AutoencoderRecipe, first_step: int = 0) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.model: nn.Module = Autoencoder(recipe.model).to(memory_format=torch.channels_last)
+        self._source = ClipSource(recipe.seed, recipe.clip_length, recipe.data_workers, start=first_step * recipe.clips)
+        self._held_out = to_float(torch.from_numpy(np.concatenate([c.frames[::10] for c in held_out(8, 160)])))
+
+    def batch(self, step: int) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1]."""
+        rng = np.random.default_rng((self.recipe.seed, step))
+        frames = []
+        for _ in range(self.recipe.clips):
+            clip = next(self._source)
+            frames.append(clip.frames[rng.choice(len(clip.frames), self.recipe.frames, replace=False)])
+        return to_float(torch.from_numpy(np.concatenate(frames))).contiguous(memory_format=torch.channels_last)
+
+    def loss(self, batch: Tensor, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(self.model, Autoencoder)
+        z_BCHW = self.model.encoder(batch)
+        noise = torch.randn(z_BCHW.shape, generator=generator) * self.recipe.latent_noise
+        out_BCHW = self.model.decoder(z_BCHW + noise * z_BCHW.detach().std())
+        loss = reconstruction(out_BCHW.float(), batch, self.recipe.gradient_weight)
+        return loss + self.recipe.latent_weight * z_BCHW.float().square().mean(), {"psnr": psnr(out_BCHW.detach(), batch)}
+
+    @torch.no_grad()
+    def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
+        assert isinstance(ema, Autoencoder)
+        out = torch.cat([ema.decoder(ema.encoder(part)) for part in self._held_out.split(32)])
+        rows = [to_uint8(x[::21][:6]).numpy() for x in (self._held_out, out)]
+        contact_sheet(rows, sheet, scale=2)
+        return {"psnr": psnr(out, self._held_out)}
+
+    @torch.no_grad()
+    def finish(self, ema: nn.Module, folder: Path) -> None:
+        assert isinstance(ema, Autoencoder)
+        batches = -(-_STATISTICS_FRAMES // (self.recipe.clips * self.recipe.frames))
+        z = torch.cat([ema.encoder(self.batch(self.recipe.steps + i)) for i in range(batches)])
+        ema.latents_mean.copy_(z.mean((0, 2, 3)))
+        ema.latents_std.copy_(z.std((0, 2, 3)))
+        save_autoencoder(ema, folder)
+
+    def close(self) -> None:
+        self._source.close()

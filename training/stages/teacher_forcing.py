@@ -1,0 +1,94 @@
+"""Stage 2: autoregressive flow matching with teacher forcing: the teacher, and where the student starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.transformer import CausalVideoTransformer
+from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.losses import add_noise, flow_matching, shifted
+from training.metrics import decode, detail, frames_psnr, play, teacher_forced
+from training.recipe import TeacherForcingRecipe
+from training.sheets import contact_sheet
+from training.world.source import held_out
+
+ROLLOUT_SIGMAS = (1.0, 0.75, 0.5, 0.25)
+"""Steps of the teacher in its own rollouts: recycling and the contact sheet."""
+_CONTEXT = 16
+
+
+class TeacherForcingStage:
+    """Trains `CausalVideoTransformer` to predict the velocity of every frame from its (imperfect) past."""
+
+    def __init__(self, recipe: TeacherForcingRecipe, first_step: int = 0) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.model: nn.Module = CausalVideoTransformer(recipe.model)
+        if recipe.start is not None:
+            self.model = load_transformer(recipe.start).requires_grad_(True).train()
+        self._loader = ClipLoader(recipe, first_step)
+        self._held_out_clips = held_out(6, 96)
+        self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
+
+    def batch(self, step: int) -> LatentClips:
+        return self._loader.next()
+
+    def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
+        recipe, x0 = self.recipe, batch.latents
+        rows, frames = x0.shape[:2]
+        history = x0
+        if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
+            history = recycled_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
+        history, level = noisy_history(history, recipe.context_noise, generator)
+        target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
+        sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
+        eps = torch.randn(target.shape, generator=generator)
+        known = (torch.rand(sigma.shape, generator=generator) >= recipe.condition_dropout).float()
+        clip = ClipPass(recipe.model, history, level, batch.actions, recipe.copies)
+        velocity = clip.velocity(self.model, add_noise(target, eps, sigma), sigma, known)
+        weight = torch.ones_like(sigma)
+        weight[:, :, : recipe.first_target] = 0
+        return flow_matching(velocity, target, eps, weight), {}
+
+    @torch.no_grad()
+    def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
+        assert isinstance(ema, CausalVideoTransformer)
+        return evaluate_student(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
+
+    def finish(self, ema: nn.Module, folder: Path) -> None:
+        assert isinstance(ema, CausalVideoTransformer)
+        save_transformer(ema, folder)
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+def evaluate_student(
+    model: CausalVideoTransformer, autoencoder, clips: LatentClips, real, sigmas: tuple[float, ...], sheet: Path
+) -> dict[str, float]:
+    """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet."""
+    short = LatentClips(clips.latents[:, : 2 * _CONTEXT], clips.actions[:, : 2 * _CONTEXT])
+    frames = np.stack([clip.frames for clip in real])
+    truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
+    figures = {"copy": frames_psnr(last, truth)}
+    for name, plan in (("tf1", (1.0,)), ("tf", sigmas)):
+        made = decode(autoencoder, teacher_forced(model, short, plan)[:, _CONTEXT:])
+        figures[name] = frames_psnr(made, truth)
+    figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))
+    wrong = short.actions.roll(1, 0).roll(7, 1)
+    figures["shuffled"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth)
+    rows = []
+    for row in range(3):
+        history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])
+        played = play(model, autoencoder, history, clips.actions[row, _CONTEXT:], sigmas)
+        picks = [0, 3, 7, 15, 31, 47, 63, 79]
+        rows += [frames[row, _CONTEXT:][picks], played.frames[picks]]
+        figures["rollout_detail"] = detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :])
+    contact_sheet(rows, sheet, scale=1)
+    return figures

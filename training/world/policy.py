@@ -1,0 +1,83 @@
+"""A random player: holds keys for a while, taps them, turns full circles, walks far, and gets away from walls."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORWARD, BACK, LEFT, RIGHT, FIRE = range(5)
+STUCK_UNITS = 6.0  # map units per frame; a walk reaches 14, and sliding along a wall shows little but the wall
+STUCK_FRAMES = 7
+
+
+class StickyPolicy:
+    """Draws key vectors [5] (0/1, in the order of WORLD_KEYS) frame by frame.
+
+    A mixture of behaviours, each kept for a random number of frames: idling, one key, combinations, quick taps,
+    mashing, long turns, long walks. Opposite keys together (which cancel out) occur only while mashing.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._plan: list[NDArray[np.uint8]] = []
+        self._stuck = 0
+        self._keys = np.zeros(5, np.uint8)
+
+    def next(self, moved: float) -> NDArray[np.uint8]:
+        """The keys for the next frame, given how far the last frame moved the player (map units)."""
+        walking = bool(self._keys[FORWARD] != self._keys[BACK])
+        self._stuck = self._stuck + 1 if walking and moved < STUCK_UNITS else 0
+        if self._stuck >= STUCK_FRAMES:
+            self._stuck = 0
+            self._plan = self._escape()
+        if not self._plan:
+            self._plan = self._behaviour()
+        self._keys = self._plan.pop(0)
+        return self._keys.copy()
+
+    def _hold(self, *keys: int, frames: int) -> list[NDArray[np.uint8]]:
+        vector = np.zeros(5, np.uint8)
+        vector[list(keys)] = 1
+        return [vector] * frames
+
+    def _frames(self, mean: float) -> int:
+        return 1 + int(self._rng.geometric(1 / mean))
+
+    def _side(self) -> int:
+        return LEFT if self._rng.random() < 0.5 else RIGHT
+
+    def _escape(self) -> list[NDArray[np.uint8]]:
+        """Back off from whatever is in the way (or walk off from what is behind), turn, and go."""
+        away = BACK if self._keys[FORWARD] else FORWARD
+        side, rng = self._side(), self._rng
+        plan = self._hold(away, side, frames=int(rng.integers(4, 10))) if rng.random() < 0.6 else []
+        plan += self._hold(side, frames=int(rng.integers(12, 36)))
+        return plan + self._hold(FORWARD, frames=self._frames(12))
+
+    def _behaviour(self) -> list[NDArray[np.uint8]]:
+        rng, draw = self._rng, self._rng.random()
+        if draw < 0.10:
+            return self._hold(frames=self._frames(8))
+        if draw < 0.22:  # a tap of one key, one or two frames, out of stillness or out of a walk
+            base = () if rng.random() < 0.6 else (FORWARD,)
+            key = int(rng.integers(5))
+            before, after = self._hold(*base, frames=int(rng.integers(1, 6))), self._hold(*base, frames=self._frames(5))
+            return before + self._hold(*{*base, key}, frames=int(rng.integers(1, 3))) + after
+        if draw < 0.30:  # mashing
+            plan = []
+            for _ in range(int(rng.integers(2, 6))):
+                mashed = np.flatnonzero(rng.random(5) < 0.35)
+                plan += self._hold(*mashed.tolist(), frames=int(rng.integers(1, 5)))
+            return plan
+        if draw < 0.36:  # a long turn, up to a full circle and a bit
+            return self._hold(self._side(), frames=int(rng.integers(24, 80)))
+        if draw < 0.48:  # a straight walk
+            return self._hold(FORWARD, frames=int(rng.integers(15, 45)))
+        if draw < 0.60:  # stand and turn
+            return self._hold(self._side(), frames=self._frames(8))
+        if draw < 0.70:
+            return self._hold(FIRE, *([self._side()] if rng.random() < 0.3 else []), frames=int(rng.integers(1, 14)))
+        keys = {BACK} if rng.random() < 0.25 else {FORWARD}  # walking in a curve, sometimes firing
+        if rng.random() < 0.75:
+            keys.add(self._side())
+        if rng.random() < 0.15:
+            keys.add(FIRE)
+        return self._hold(*keys, frames=self._frames(9))

@@ -1,0 +1,197 @@
+"""Records clips of the arena: frames, the keys that drove them, and where the player stood."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+import vizdoom
+from numpy.typing import NDArray
+
+from streamgen.actions import WORLD_KEYS
+from training.world.arena import ALCOVE_DEPTH, HALF, build_arena, is_free
+from training.world.guard import write_wrapper
+from training.world.policy import StickyPolicy
+
+TICS_PER_S = 35
+FRAME_SKIP = 2
+FPS = TICS_PER_S / FRAME_SKIP
+TURN_DEG_PER_TIC = 2.5
+SETTLE_TICS = 24  # the lantern is raised, the fall from a warp over
+RENDER_WIDTH, RENDER_HEIGHT = 256, 192
+ENGINE_SEED = 1  # nothing in the arena draws random numbers; fixed all the same
+
+Pose = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """F successive frames of one episode.
+
+    `actions[t]` are the keys held while the world went from frame t-1 to frame t: the keys that drove frame t.
+    `actions[0]` is zero.
+    """
+
+    frames: NDArray[np.uint8]
+    """[F, H, W, 3] RGB."""
+    actions: NDArray[np.uint8]
+    """[F, 5] 0 or 1, in the order of WORLD_KEYS."""
+    poses: NDArray[np.float32]
+    """[F, 3] x and y in map units, yaw in degrees in [0, 360), counter-clockwise from east."""
+
+
+class WorldRecorder:
+    """One running engine. A context manager; `close` may be called any number of times.
+
+    The engine ends with this process, however that ends (see guard.py).
+    """
+
+    def __init__(self, seed: int, width: int = 128, height: int = 96) -> None:
+        """`seed` (0 or more) decides the episodes of `record`; frames are `width` x `height` pixels."""
+        self.seed, self.width, self.height = seed, width, height
+        self._episode = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="streamgen-world-")
+        self._game = vizdoom.DoomGame()
+        try:
+            self._start(Path(self._folder.name))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, folder: Path) -> None:
+        wad = folder / "arena.wad"
+        build_arena(wad)
+        game = self._game
+        game.set_vizdoom_path(str(write_wrapper(folder, Path(vizdoom.__file__).with_name("vizdoom"))))
+        game.set_doom_config_path(str(folder / "engine.ini"))
+        game.set_doom_scenario_path(str(wad))
+        game.set_doom_map("map01")
+        button, variable = vizdoom.Button, vizdoom.GameVariable
+        game.set_available_buttons(
+            [button.MOVE_FORWARD, button.MOVE_BACKWARD, button.TURN_LEFT_RIGHT_DELTA, button.ATTACK]
+        )
+        game.set_available_game_variables([variable.POSITION_X, variable.POSITION_Y, variable.ANGLE])
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_256X192)
+        game.set_window_visible(False)
+        game.set_sound_enabled(False)
+        for hide in (
+            game.set_render_hud,
+            game.set_render_crosshair,
+            game.set_render_messages,
+            game.set_render_decals,
+            game.set_render_particles,
+            game.set_render_screen_flashes,
+        ):
+            hide(False)
+        game.set_render_weapon(True)
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.set_episode_timeout(0)
+        game.set_seed(ENGINE_SEED)
+        # No bobbing: its phase hangs on the clock, which no frame shows.
+        game.add_game_args("+sv_cheats 1 +sv_infiniteammo 1 +movebob 0")
+        game.init()
+
+    def record(self, num_frames: int, episode: int | None = None) -> Clip:
+        """`num_frames` frames of a fresh episode, played by the random policy from a random pose.
+
+        A pure function of (seed, episode, num_frames). Without `episode`: the number after the last one, from 0.
+        """
+        number = self._episode if episode is None else episode
+        self._episode = number + 1
+        rng = np.random.default_rng([self.seed, number])
+        clip = self._empty(num_frames)
+        self._begin(_random_pose(rng))
+        policy = StickyPolicy(rng)
+        self._observe(clip, 0)
+        moved = math.inf
+        for t in range(1, num_frames):
+            clip.actions[t] = policy.next(moved)
+            self._step(clip, t)
+            moved = math.dist(clip.poses[t, :2], clip.poses[t - 1, :2])
+        return clip
+
+    def play(self, actions: NDArray[np.uint8], start: Pose | None = None) -> Clip:
+        """The frames that `actions` [F, 5] bring about from `start` (x, y, yaw; by default the middle, looking north).
+
+        Raises ValueError when the shape is wrong, when `actions[0]` is not zero (no key drove the first frame), or when
+        no player can stand at `start`.
+        """
+        if actions.ndim != 2 or actions.shape[1] != len(WORLD_KEYS) or len(actions) == 0:
+            raise ValueError(f"actions must be [F, {len(WORLD_KEYS)}] with F of 1 or more, got {actions.shape}")
+        if actions[0].any():
+            raise ValueError(f"actions[0] must be zero, since no key drove the first frame; got {actions[0].tolist()}")
+        pose = (0.0, 0.0, 90.0) if start is None else start
+        if not is_free(pose[0], pose[1], margin=17):
+            raise ValueError(f"no player can stand at x={pose[0]}, y={pose[1]}: inside or too near a wall or pillar")
+        clip = self._empty(len(actions))
+        clip.actions[:] = actions != 0
+        self._begin(pose)
+        self._observe(clip, 0)
+        for t in range(1, len(actions)):
+            self._step(clip, t)
+        return clip
+
+    def _empty(self, num_frames: int) -> Clip:
+        if num_frames < 1:
+            raise ValueError(f"a clip has 1 frame or more, got num_frames={num_frames}")
+        return Clip(
+            np.zeros((num_frames, self.height, self.width, 3), np.uint8),
+            np.zeros((num_frames, len(WORLD_KEYS)), np.uint8),
+            np.zeros((num_frames, 3), np.float32),
+        )
+
+    def _begin(self, pose: Pose) -> None:
+        x, y, yaw = pose
+        game = self._game
+        game.new_episode()
+        game.send_game_command("god")
+        game.make_action([0, 0, 0, 0], FRAME_SKIP)  # commands of the first tics are lost
+        game.send_game_command(f"warp {x:.2f} {y:.2f}")
+        game.make_action([0, 0, 0, 0], SETTLE_TICS)
+        angle = vizdoom.GameVariable.ANGLE
+        turn = (yaw - game.get_game_variable(angle) + 180) % 360 - 180
+        game.make_action([0, 0, -turn, 0], 1)
+        game.make_action([0, 0, 0, 0], 1)
+        off = (yaw - game.get_game_variable(angle) + 180) % 360 - 180
+        if abs(off) > 0.1:
+            raise RuntimeError(f"the engine did not turn the player to {yaw:.1f} degrees but {off:.1f} short of it")
+
+    def _step(self, clip: Clip, t: int) -> None:
+        forward, back, left, right, fire = (int(key) for key in clip.actions[t])
+        # Buttons add up in the engine: forward with back, or left with right, is standing still.
+        self._game.make_action([forward, back, TURN_DEG_PER_TIC * (right - left), fire], FRAME_SKIP)
+        self._observe(clip, t)
+
+    def _observe(self, clip: Clip, t: int) -> None:
+        state = self._game.get_state()
+        pose = state.game_variables
+        if pose is None:
+            raise RuntimeError("the engine gave a state without game variables")
+        clip.frames[t] = cv2.resize(state.screen_buffer, (self.width, self.height), interpolation=cv2.INTER_AREA)
+        x, y, yaw = (float(value) for value in pose)
+        clip.poses[t] = x, y, yaw % 360
+
+    def close(self) -> None:
+        """End the engine and remove its files."""
+        self._game.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _random_pose(rng: np.random.Generator) -> Pose:
+    while True:
+        x, y = rng.uniform(-HALF - ALCOVE_DEPTH, HALF), rng.uniform(-HALF, HALF)
+        if is_free(x, y):
+            return float(x), float(y), float(rng.uniform(0, 360))
