@@ -38,3 +38,39 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
         run(stage, folder)
     finally:
         stage.close()
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--autoencoder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("runs/world-autoencoder"))
+@click.option("--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RECIPES / "world" / "card.md")
+@click.option("--name", default="world", help="The student's name.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
+def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> None:
+    """Make a student folder from a run: weights, graphs for the engines, starts and card."""
+    from training.package import package_world
+
+    package_world(run, autoencoder, out, card.read_text(), name)
+    click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+@click.command()
+@click.option("--student", default="world", help="Shipped student or folder.")
+@click.option("--engine", default="auto", help="Engine of the rollouts.")
+@click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
+@click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures.")
+@click.option("--sheets", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder for pictures; default: beside the JSON file.")
+def evaluate(student: str, engine: str, rollouts: int, seconds: float, json_file: Path, sheets: Path | None) -> None:
+    """Judge a student on held-out play: PSNR, SSIM, control, detail and drift, with pictures to look at."""
+    import json
+
+    from streamgen.student import Student, StudentError
+    from training.evaluate import evaluate as judge
+
+    try:
+        figures = judge(Student.from_pretrained(student), sheets or json_file.parent, engine, rollouts, seconds)
+    except StudentError as error:
+        raise click.ClickException(str(error)) from error
+    json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    click.echo(json.dumps(figures, indent=2))

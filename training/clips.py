@@ -21,7 +21,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from training.losses import add_noise
 from training.recipe import StudentRecipe
 from training.world.recorder import Clip
-from training.world.source import ClipSource
+from training.data import clip_source
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClipLoader:
     def __init__(self, recipe: StudentRecipe, first_step: int) -> None:
         self.autoencoder = load_autoencoder(Path(recipe.autoencoder))
         self._clips = recipe.clips
-        self._source = ClipSource(recipe.seed, recipe.clip_length, recipe.data_workers, start=first_step * recipe.clips)
+        self._source = clip_source(recipe, first_step)
 
     def next(self) -> LatentClips:
         return encode(self.autoencoder, [next(self._source) for _ in range(self._clips)])

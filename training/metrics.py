@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips
 from training.losses import psnr
+from training.sheets import contact_sheet
+from training.world.recorder import Clip
+
+_CONTEXT = 16
+"""True frames before the first one that is judged."""
 
 
 @torch.no_grad()
@@ -90,3 +96,34 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:
 def frames_psnr(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:
     """Pooled PSNR in dB of uint8 frames."""
     return psnr(to_float(torch.from_numpy(made)), to_float(torch.from_numpy(real)))
+
+
+@torch.no_grad()
+def evaluate_transformer(
+    model: CausalVideoTransformer,
+    autoencoder: Autoencoder,
+    clips: LatentClips,
+    real: list[Clip],
+    sigmas: Sequence[float],
+    sheet: Path,
+) -> dict[str, float]:
+    """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet."""
+    short = LatentClips(clips.latents[:, : 2 * _CONTEXT], clips.actions[:, : 2 * _CONTEXT])
+    frames = np.stack([clip.frames for clip in real])
+    truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
+    figures = {"copy": frames_psnr(last, truth)}
+    for name, plan in (("tf1", (1.0,)), ("tf", sigmas)):
+        made = decode(autoencoder, teacher_forced(model, short, plan)[:, _CONTEXT:])
+        figures[name] = frames_psnr(made, truth)
+    figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))
+    wrong = short.actions.roll(1, 0).roll(7, 1)
+    figures["shuffled"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth)
+    rows = []
+    for row in range(3):
+        history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])
+        played = play(model, autoencoder, history, clips.actions[row, _CONTEXT:], sigmas)
+        picks = [0, 3, 7, 15, 31, 47, 63, 79]
+        rows += [frames[row, _CONTEXT:][picks], played.frames[picks]]
+        figures["rollout_detail"] = detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :])
+    contact_sheet(rows, sheet, scale=1)
+    return figures

@@ -30,9 +30,9 @@ class Attend(Protocol):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs of x [..., D] by angles given as cos, sin broadcastable to [..., D/2], in their precision."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    """Rotate the pairs of x [..., D] by the angles of `full_rotation`, in their precision."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * cos + swapped * sin).to(x.dtype)
 
 
 def space_rotation(config: TransformerConfig) -> Tensor:
@@ -49,11 +49,15 @@ def space_rotation(config: TransformerConfig) -> Tensor:
 
 
 def full_rotation(time: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
-    """cos, sin [..., F, N, 1, D/2] from time [..., F, 2, Pt] and space [2, N, Ph + Pw]."""
+    """cos and signed sin [..., F, N, 1, D] from time [..., F, 2, Pt] and space [2, N, Ph + Pw], repeated for both of a pair.
+
+    The sine is negative for the first of a pair: (a, b) becomes (a cos - b sin, b cos + a sin).
+    """
     frames = time.shape[:-2]
     tokens = space.shape[1]
     parts = [time[..., None, :].expand(*frames, 2, tokens, time.shape[-1]), space.expand(*frames, *space.shape)]
     cos, sin = torch.cat(parts, -1).unbind(-3)
+    cos, sin = torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
     return cos[..., None, :], sin[..., None, :]
 
 

@@ -13,7 +13,8 @@ from streamgen.models.loading import save_autoencoder
 from training.losses import psnr, reconstruction
 from training.recipe import AutoencoderRecipe
 from training.sheets import contact_sheet
-from training.world.source import ClipSource, held_out
+from training.data import clip_source
+from training.world.source import held_out
 
 _STATISTICS_FRAMES = 1024
 
@@ -25,7 +26,7 @@ class AutoencoderStage:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Autoencoder(recipe.model).to(memory_format=torch.channels_last)
-        self._source = ClipSource(recipe.seed, recipe.clip_length, recipe.data_workers, start=first_step * recipe.clips)
+        self._source = clip_source(recipe, first_step)
         self._held_out = to_float(torch.from_numpy(np.concatenate([c.frames[::10] for c in held_out(8, 160)])))
 
     def batch(self, step: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,14 +11,12 @@ from streamgen.models.loading import load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
 from training.losses import add_noise, flow_matching, shifted
-from training.metrics import decode, detail, frames_psnr, play, teacher_forced
+from training.metrics import evaluate_transformer
 from training.recipe import TeacherForcingRecipe
-from training.sheets import contact_sheet
 from training.world.source import held_out
 
 ROLLOUT_SIGMAS = (1.0, 0.75, 0.5, 0.25)
 """Steps of the teacher in its own rollouts: recycling and the contact sheet."""
-_CONTEXT = 16
 
 
 class TeacherForcingStage:
@@ -59,7 +56,7 @@ class TeacherForcingStage:
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_student(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
+        return evaluate_transformer(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
@@ -67,28 +64,3 @@ class TeacherForcingStage:
 
     def close(self) -> None:
         self._loader.close()
-
-
-def evaluate_student(
-    model: CausalVideoTransformer, autoencoder, clips: LatentClips, real, sigmas: tuple[float, ...], sheet: Path
-) -> dict[str, float]:
-    """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet."""
-    short = LatentClips(clips.latents[:, : 2 * _CONTEXT], clips.actions[:, : 2 * _CONTEXT])
-    frames = np.stack([clip.frames for clip in real])
-    truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
-    figures = {"copy": frames_psnr(last, truth)}
-    for name, plan in (("tf1", (1.0,)), ("tf", sigmas)):
-        made = decode(autoencoder, teacher_forced(model, short, plan)[:, _CONTEXT:])
-        figures[name] = frames_psnr(made, truth)
-    figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))
-    wrong = short.actions.roll(1, 0).roll(7, 1)
-    figures["shuffled"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth)
-    rows = []
-    for row in range(3):
-        history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])
-        played = play(model, autoencoder, history, clips.actions[row, _CONTEXT:], sigmas)
-        picks = [0, 3, 7, 15, 31, 47, 63, 79]
-        rows += [frames[row, _CONTEXT:][picks], played.frames[picks]]
-        figures["rollout_detail"] = detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :])
-    contact_sheet(rows, sheet, scale=1)
-    return figures

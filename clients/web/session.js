@@ -1,0 +1,180 @@
+/** The session over HTTP, and its memory across a reload of the page. */
+
+/** @import { ErrorBody, Session, Wish } from "./types.d.ts" */
+
+const STORAGE_KEY = "streamgen.session";
+const REQUEST_TIMEOUT_MS = 10_000;
+
+/** The server answered, and the answer is no. */
+export class Refused extends Error {
+  /**
+   * @param {number} status
+   * @param {ErrorBody} body
+   * @param {number | null} retryAfterS
+   */
+  constructor(status, body, retryAfterS) {
+    super(body.message);
+    this.status = status;
+    this.code = body.code;
+    this.retryable = body.retryable;
+    this.retryAfterS = retryAfterS;
+  }
+
+  /** No room now, but later. */
+  get full() {
+    return this.status === 503 || this.status === 429;
+  }
+
+  /** The session is unknown, has ended, or is not ours. */
+  get gone() {
+    return this.status === 401 || this.status === 404 || this.status === 410;
+  }
+}
+
+/** The server did not answer. */
+export class Unreachable extends Error {}
+
+/**
+ * @param {string} path below the page's own address, so that the page also works behind a proxy's prefix
+ * @param {RequestInit} options
+ * @param {Session} [session] whose token is sent
+ * @returns {Promise<Response>} only for 2xx; anything else throws
+ */
+export async function request(path, options, session) {
+  const headers = new Headers(options.headers);
+  if (session) headers.set("Authorization", `Bearer ${session.token}`);
+  let response;
+  try {
+    const signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
+    response = await fetch(new URL(path, document.baseURI), { cache: "no-store", signal, ...options, headers });
+  } catch (cause) {
+    throw new Unreachable("the server does not answer", { cause });
+  }
+  if (response.ok) return response;
+  throw await refusal(response);
+}
+
+/** @param {Response} response */
+async function refusal(response) {
+  const body = await response.json().catch(() => null);
+  const error = body?.error ?? {};
+  const after = Number.parseFloat(response.headers.get("Retry-After") ?? "");
+  return new Refused(
+    response.status,
+    {
+      code: error.code ?? `http_${response.status}`,
+      message: error.message ?? `the server answered ${response.status}`,
+      retryable: error.retryable ?? response.status >= 500,
+    },
+    Number.isFinite(after) ? after : null,
+  );
+}
+
+/** @returns {Promise<string | null>} name of the processor that generates the frames; null when the server does not say */
+export async function fetchDevice() {
+  try {
+    const response = await request("readyz", { method: "GET" });
+    return (await response.json()).device ?? null;
+  } catch {
+    return null; // not ready yet
+  }
+}
+
+/** @param {string} id */
+const pathOf = (id) => `v1/sessions/${encodeURIComponent(id)}`;
+
+/**
+ * @param {Wish} wish
+ * @returns {Promise<Session>}
+ */
+export async function createSession(wish) {
+  const response = await request("v1/sessions", postJson(wish));
+  const { id, token, seed, student } = await response.json();
+  return remember({ id, token, seed, student, wish });
+}
+
+/**
+ * Asks whether the session still lives.
+ * @param {Session} session
+ */
+export async function checkSession(session) {
+  await request(pathOf(session.id), { method: "GET" }, session);
+}
+
+/**
+ * Starts the stream anew from `seed`.
+ * @param {Session} session
+ * @param {number} seed
+ */
+export async function resetSession(session, seed) {
+  await request(`${pathOf(session.id)}/reset`, postJson({ seed }), session);
+  return remember({ ...session, seed });
+}
+
+/**
+ * @param {Session} session
+ * @param {string} offer SDP
+ * @returns {Promise<{ answer: string, peer: string | null }>} peer: address of the server's end, for `deletePeer`
+ */
+export async function postOffer(session, offer) {
+  const headers = { "Content-Type": "application/sdp" };
+  const response = await request(`${pathOf(session.id)}/webrtc`, { method: "POST", headers, body: offer }, session);
+  return { answer: await response.text(), peer: response.headers.get("Location") };
+}
+
+/**
+ * Ends the server's end of a WebRTC link; sent even while the page is being closed.
+ * @param {Session} session
+ * @param {string} peer
+ */
+export function deletePeer(session, peer) {
+  request(peer, { method: "DELETE", keepalive: true }, session).catch(() => {
+    // It is being left either way: the server also notices by the silence.
+  });
+}
+
+/** @param {Session} session */
+export function streamAddress(session) {
+  const address = new URL(`${pathOf(session.id)}/stream`, document.baseURI);
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  return address;
+}
+
+/**
+ * @param {Wish} wish
+ * @returns {Session | null} the session that this tab had before it was reloaded, if the same was asked for
+ */
+export function recall(wish) {
+  try {
+    const session = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "null");
+    return JSON.stringify(session?.wish) === JSON.stringify(wish) ? session : null;
+  } catch {
+    return null; // storage switched off, or not ours
+  }
+}
+
+export function forget() {
+  try {
+    sessionStorage.removeItem(STORAGE_KEY);
+  } catch {
+    // storage switched off: nothing was kept
+  }
+}
+
+/**
+ * @template {Session} S
+ * @param {S} session
+ */
+function remember(session) {
+  try {
+    sessionStorage.setItem(STORAGE_KEY, JSON.stringify(session));
+  } catch {
+    // storage switched off: a reload will start a new stream
+  }
+  return session;
+}
+
+/** @param {object} body */
+function postJson(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}

@@ -1,0 +1,137 @@
+/** The link over WebRTC: VP8 video one way, control messages on an ordered data channel. */
+
+/** @import { Link, LinkEvents, Sample, Session } from "./types.d.ts" */
+
+import { deletePeer, postOffer } from "./session.js";
+
+const GATHERING_TIMEOUT_MS = 2_000;
+const OPEN_TIMEOUT_MS = 8_000;
+/** ICE says `disconnected` at a short loss of packets too; only a longer one ends the link. */
+const DISCONNECTED_GRACE_MS = 2_500;
+
+/**
+ * @param {Session} session
+ * @param {HTMLVideoElement} video shows the picture
+ * @param {LinkEvents} events
+ * @returns {Promise<Link>} once the data channel is open
+ */
+export async function openWebRTC(session, video, events) {
+  if (!("RTCPeerConnection" in window && "requestVideoFrameCallback" in video)) {
+    throw new Error("this browser lacks WebRTC or requestVideoFrameCallback");
+  }
+  const peer = new RTCPeerConnection({ iceServers: [] });
+  const channel = peer.createDataChannel("control", { ordered: true });
+  const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
+  if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+
+  /** @type {string | null} */
+  let location = null;
+  let closed = false;
+  let callback = 0;
+
+  const close = () => {
+    if (closed) return;
+    closed = true;
+    video.cancelVideoFrameCallback(callback);
+    channel.close();
+    peer.close();
+    if (location) deletePeer(session, location);
+  };
+
+  const lost = watch(peer, channel, () => closed);
+  channel.onmessage = ({ data }) => events.message(JSON.parse(data));
+
+  /** @type {VideoFrameRequestCallback} */
+  const presented = (_now, frame) => {
+    // expectedDisplayTime is the photon; presentationTime, when the compositor got the frame, is the fallback.
+    const at = frame.expectedDisplayTime || frame.presentationTime;
+    if (frame.rtpTimestamp !== undefined) events.shown({ mark: frame.rtpTimestamp, at, ptsMs: null });
+    callback = video.requestVideoFrameCallback(presented);
+  };
+  peer.ontrack = ({ track }) => {
+    video.srcObject = new MediaStream([track]);
+    callback = video.requestVideoFrameCallback(presented);
+    video.play().catch(() => {
+      // A new track interrupts the play() before it; autoplay starts the element either way.
+    });
+  };
+
+  try {
+    await peer.setLocalDescription();
+    await gathered(peer);
+    const { answer, peer: address } = await postOffer(session, peer.localDescription?.sdp ?? "");
+    location = address;
+    await peer.setRemoteDescription({ type: "answer", sdp: answer });
+    await opened(channel, lost);
+  } catch (error) {
+    close();
+    throw error;
+  }
+
+  return {
+    transport: "webrtc",
+    lost,
+    send: (text) => {
+      if (channel.readyState === "open") channel.send(text);
+    },
+    sample: () => sample(receiver),
+    close,
+  };
+}
+
+/** @param {RTCPeerConnection} peer */
+function gathered(peer) {
+  return new Promise((resolve) => {
+    const check = () => peer.iceGatheringState === "complete" && resolve(undefined);
+    peer.addEventListener("icegatheringstatechange", check);
+    setTimeout(resolve, GATHERING_TIMEOUT_MS);
+    check();
+  });
+}
+
+/**
+ * @param {RTCDataChannel} channel
+ * @param {Promise<Error>} lost
+ */
+function opened(channel, lost) {
+  return new Promise((resolve, reject) => {
+    channel.onopen = resolve;
+    lost.then(reject);
+    setTimeout(() => reject(new Error("WebRTC did not connect in time")), OPEN_TIMEOUT_MS);
+  });
+}
+
+/**
+ * @param {RTCPeerConnection} peer
+ * @param {RTCDataChannel} channel
+ * @param {() => boolean} closed
+ * @returns {Promise<Error>}
+ */
+function watch(peer, channel, closed) {
+  return new Promise((resolve) => {
+    /** @param {string} why */
+    const lose = (why) => !closed() && resolve(new Error(why));
+    channel.onclose = () => lose("the server closed the control channel");
+    peer.onconnectionstatechange = () => {
+      if (peer.connectionState === "failed") lose("the WebRTC connection failed");
+      if (peer.connectionState !== "disconnected") return;
+      setTimeout(() => peer.connectionState === "disconnected" && lose("the WebRTC connection broke"), DISCONNECTED_GRACE_MS);
+    };
+  });
+}
+
+/**
+ * @param {RTCRtpReceiver} receiver
+ * @returns {Promise<Sample>}
+ */
+async function sample(receiver) {
+  const report = await receiver.getStats();
+  // lib.dom has no type for the entries of a report.
+  const inbound = /** @type {any} */ ([...report.values()].find((entry) => entry.type === "inbound-rtp")) ?? {};
+  return {
+    framesDecoded: inbound.framesDecoded ?? 0,
+    bytes: (inbound.bytesReceived ?? 0) + (inbound.headerBytesReceived ?? 0),
+    freezes: inbound.freezeCount ?? 0,
+    freezeSeconds: inbound.totalFreezesDuration ?? 0,
+  };
+}

@@ -1,0 +1,163 @@
+"""The CPU engine: a student's exported graphs in OpenVINO, no torch anywhere.
+
+OpenVINO has no scatter into a cache, so a graph returns the new block's keys and values and the host writes them into the
+slots of the buffer that the next request reads: a few tens of kB a layer, in place.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from engines.protocol import Capacity, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
+from engines.store import ArtefactStore
+from engines.streams import Position, check_request, noise_of
+from streamgen.cache import block_rotation, replay, slot_of, visible_slots
+from streamgen.state import StreamState
+from streamgen.student import COMMIT_GRAPH, Student, step_graph
+
+log = logging.getLogger(__name__)
+
+
+def preferred_precision(core: ov.Core | None = None) -> str:
+    """bf16 where the CPU computes in it, else fp32."""
+    capabilities: list[str] = (core or ov.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in capabilities else "fp32"
+
+
+@dataclass
+class _Stream:
+    position: Position
+    cache_k: NDArray[np.float32]
+    cache_v: NDArray[np.float32]
+
+
+class OpenVINOEngine:
+    """One stream at a time: on a CPU a half-empty batch costs as much as a full one."""
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        student: Student,
+        streams: int = 16,
+        precision: str | None = None,
+        threads: int | None = None,
+        store: ArtefactStore | None = None,
+    ) -> None:
+        """precision: 'bf16' or 'fp32'; None takes what the CPU is fast in. threads: None takes all cores."""
+        self.student = student
+        self.capacity = Capacity(streams, (1,))
+        self._core = ov.Core()
+        self.precision = precision or preferred_precision(self._core)
+        if self.precision not in ("bf16", "fp32"):
+            raise EngineError(f"precision {self.precision!r}: the openvino engine takes bf16 or fp32")
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        } | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
+        self._store = store or ArtefactStore()
+        self._commit = self._request(COMMIT_GRAPH)
+        self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
+        self._streams: dict[str, _Stream] = {}
+
+    def open(self, stream_id: str, state: StreamState) -> None:
+        if stream_id not in self._streams and len(self._streams) >= self.capacity.streams:
+            raise EngineFull(f"all {self.capacity.streams} streams of the engine are in use")
+        config = self.student.config.transformer
+        shape = (config.num_layers, 1, config.num_heads, config.slots * config.tokens, config.head_dim)
+        nothing = np.zeros(self.student.config.latent_shape, np.float32)
+        stream = _Stream(Position(state.seed, 0, 0, nothing), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        for block in replay(state, config):
+            position = stream.position
+            position.frame, position.first = block.frame, block.first
+            position.previous = block.previous.astype(np.float32)
+            latents = block.latents.astype(np.float32)
+            self._infer(self._commit, stream, block.actions, "latents", latents[None])
+            self._write(self._commit, stream, latents)
+        stream.position.frame = state.frame
+        self._streams[stream_id] = stream
+
+    def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
+        return [self._one(request) for request in requests]
+
+    def close(self, stream_id: str) -> None:
+        self._streams.pop(stream_id, None)
+
+    def _one(self, request: StepRequest) -> StepResult:
+        config = self.student.config
+        check_request(request, config)
+        stream = self._streams.get(request.stream_id)
+        if stream is None:
+            raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
+        infer = self._steps[request.steps]
+        frame = stream.position.frame
+        noise = noise_of(stream.position, request.steps, config)
+        self._infer(infer, stream, request.actions, "noise", noise[:, None])
+        frames = np.array(infer.get_tensor("frames").data[0])
+        # The state keeps fp16 latents, and a replay commits those: so does the live cache.
+        latents = infer.get_tensor("latents").data[0].astype(np.float16)
+        self._write(infer, stream, latents.astype(np.float32))
+        return StepResult(request.stream_id, frame, frames, latents)
+
+    def _infer(
+        self, infer: ov.InferRequest, stream: _Stream, actions: NDArray[np.float32], name: str, value: NDArray[np.float32]
+    ) -> None:
+        config, position = self.student.config.transformer, stream.position
+        inputs = {
+            name: value,
+            "previous": position.previous[None],
+            "actions": np.ascontiguousarray(actions, np.float32)[None],
+            "rotation": block_rotation(position.frame, config)[None],
+            "visible": visible_slots(position.frame, config, position.first)[None],
+            "cache_k": stream.cache_k,
+            "cache_v": stream.cache_v,
+        }
+        for key, array in inputs.items():
+            infer.set_tensor(key, ov.Tensor(array, shared_memory=True))
+        infer.infer()
+
+    def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:
+        """Put the block that `infer` has just computed into its slots, and go on to the next block."""
+        config, position = self.student.config.transformer, stream.position
+        k, raw_k, v = (infer.get_tensor(name).data for name in ("new_k", "new_raw_k", "new_v"))
+        n = config.tokens
+        for i in range(config.block_size):
+            slot = slot_of(position.frame + i, config)
+            keys = raw_k if position.frame + i < config.sink else k
+            stream.cache_k[:, :, :, slot * n : (slot + 1) * n] = keys[:, :, :, i * n : (i + 1) * n]
+            stream.cache_v[:, :, :, slot * n : (slot + 1) * n] = v[:, :, :, i * n : (i + 1) * n]
+        position.previous = latents[-1]
+        position.frame += config.block_size
+
+    def _request(self, graph: str) -> ov.InferRequest:
+        return self._compiled(self.student.file(graph)).create_infer_request()
+
+    def _compiled(self, path: Path) -> ov.CompiledModel:
+        key = (
+            self.student.hash,
+            path.name,
+            f"openvino {ov.__version__}",
+            self.precision,
+            f"{platform.machine()} {self._core.get_property('CPU', 'FULL_DEVICE_NAME')}",
+        )
+        blob = self._store.get(*key)
+        if blob is not None:
+            try:
+                return self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
+            except RuntimeError as error:
+                log.warning("compiled %s cannot be read back (%s); compiling it again", path.name, error)
+        start = time.perf_counter()
+        compiled = self._core.compile_model(str(path), "CPU", self._settings)
+        log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
+        self._store.put(compiled.export_model().getvalue(), *key)
+        return compiled

@@ -1,0 +1,56 @@
+"""Where compiled artefacts are kept: keyed by student, engine, version, precision and device, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from engines.protocol import EngineError
+
+_MAX_KEY = 200
+
+
+def default_root() -> Path:
+    """$STREAMGEN_CACHE, or streamgen/ in $XDG_CACHE_HOME (~/.cache)."""
+    if chosen := os.environ.get("STREAMGEN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamgen"
+
+
+class ArtefactStore:
+    """Files named by the hash of their key; each starts with the hash of its content."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_root()
+
+    def path(self, *key: str) -> Path:
+        """Where the artefact of a key lies, whether it exists or not."""
+        if any(len(part) > _MAX_KEY or "\0" in part for part in key):
+            raise EngineError(f"artefact key {key!r}: parts must be at most {_MAX_KEY} characters without NUL")
+        return self.root / f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()}.bin"
+
+    def get(self, *key: str) -> bytes | None:
+        """The artefact, or None when there is none; a damaged one is deleted and counts as none."""
+        path = self.path(*key)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data[32:]).digest() == data[:32]:
+            return data[32:]
+        path.unlink(missing_ok=True)
+        return None
+
+    def put(self, data: bytes, *key: str) -> bool:
+        """Keep an artefact; atomic, so another process sees all of it or nothing. False when the disk refuses (it is a cache)."""
+        path = self.path(*key)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root, delete=False) as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.replace(file.name, path)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,63 @@
+"""The reference engine: PyTorch in fp32, one stream at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engines.protocol import Capacity, EngineFull, StepRequest, StepResult, UnknownStream
+from engines.streams import Position, check_request, noise_of
+from streamgen.models.loading import load_autoencoder, load_transformer
+from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
+from streamgen.state import StreamState
+from streamgen.student import Student
+
+
+class TorchEngine:
+    """Runs the rollout as it is written. Every other engine must agree with it."""
+
+    name = "torch"
+    precision = "fp32"
+
+    def __init__(self, student: Student, streams: int = 16, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.student = student
+        self.capacity = Capacity(streams, (1,))
+        transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
+        self._commit = Commit(transformer)
+        self._rollouts = {
+            count: Rollout(transformer, autoencoder, sigmas) for count, sigmas in student.config.step_plans.items()
+        }
+        self._streams: dict[str, tuple[RollingCache, int]] = {}
+
+    @torch.inference_mode()
+    def open(self, stream_id: str, state: StreamState) -> None:
+        if stream_id not in self._streams and len(self._streams) >= self.capacity.streams:
+            raise EngineFull(f"all {self.capacity.streams} streams of the engine are in use")
+        self._streams[stream_id] = recache(self._commit, state), state.seed
+
+    @torch.inference_mode()
+    def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
+        return [self._one(request) for request in requests]
+
+    def close(self, stream_id: str) -> None:
+        self._streams.pop(stream_id, None)
+
+    def _one(self, request: StepRequest) -> StepResult:
+        config = self.student.config
+        check_request(request, config)
+        if request.stream_id not in self._streams:
+            raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
+        cache, seed = self._streams[request.stream_id]
+        frame = cache.frame
+        noise = noise_of(Position(seed, frame, cache.first, np.zeros(0, np.float32)), request.steps, config)
+        frames, latents, *block = self._rollouts[request.steps](
+            torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(request.actions)[None], *cache.inputs()
+        )
+        # The state keeps fp16 latents, and a replay commits those: so does the live cache.
+        latents = latents.half()
+        cache.write(latents.float(), *block)
+        return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].numpy())

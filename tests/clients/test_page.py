@@ -1,0 +1,317 @@
+"""The web page in a real Chromium against a real server: it plays, steers, comes back, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
+
+from server.protocol import Input, Ping, Release, parse_client
+
+PLAYS_WITHIN_S = 15.0
+TRIES = 4
+"""A busy machine may make one stretch of play stutter; not each one after the other."""
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+
+
+@dataclass
+class Walk:
+    """One page, and what went wrong or left it."""
+
+    page: Page
+    context: BrowserContext
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+
+    def stats(self) -> dict[str, Any]:
+        return self.page.evaluate("streamgen.stats()")
+
+    def until(self, what: Callable[[dict[str, Any]], bool], within_s: float = PLAYS_WITHIN_S) -> dict[str, Any]:
+        """Waits for figures that satisfy `what`, and returns them."""
+        deadline = time.monotonic() + within_s
+        while not what(stats := self.stats()):
+            assert time.monotonic() < deadline, stats
+            self.page.wait_for_timeout(50)
+        return stats
+
+    def plays(self) -> dict[str, Any]:
+        return self.until(lambda stats: stats["state"] == "playing" and stats["frame"] is not None)
+
+    def messages(self) -> list[Any]:
+        """Control messages that went over the WebSocket, as the server reads them."""
+        return [parse_client(text) for text in self.sent]
+
+
+Open = Callable[..., Walk]
+
+
+@pytest.fixture
+def walk(browser: Browser, world_server: Any) -> Iterator[Open]:
+    """Opens the page with a query; at the end its session is given back and nothing may have gone wrong unseen."""
+    walks: list[Walk] = []
+
+    def open_page(query: str = "", *, device: dict[str, Any] = DESKTOP, script: str = "") -> Walk:
+        context = browser.new_context(**device)
+        if script:
+            context.add_init_script(script)
+        walk = Walk(context.new_page(), context)
+        walks.append(walk)
+        walk.page.on("pageerror", lambda error: walk.complaints.append(str(error)))
+        walk.page.on("console", lambda said: walk.complaints.append(said.text) if said.type == "error" else None)
+        walk.page.on("request", lambda request: walk.requests.append(request.url))
+
+        def opened(socket: WebSocket) -> None:
+            walk.requests.append(socket.url.replace("ws:", "http:"))
+            socket.on("framesent", lambda text: walk.sent.append(str(text)))
+
+        walk.page.on("websocket", opened)
+        walk.page.goto(f"{world_server.url}/{query}")
+        return walk
+
+    yield open_page
+    for walk in walks:
+        stored = walk.page.evaluate("sessionStorage.getItem('streamgen.session')")
+        walk.context.close()
+        if stored:
+            session = json.loads(stored)
+            world_server.call("DELETE", f"/v1/sessions/{session['id']}", token=session["token"])
+
+
+def enter(walk: Walk) -> dict[str, Any]:
+    walk.page.get_by_role("button", name="Walk in").click()
+    return walk.plays()
+
+
+@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
+def test_plays_and_shows_what_is_pressed(walk: Open, world_server: Any, transport: str) -> None:
+    w = walk(f"?transport={transport}&seed=5")
+    start = enter(w)
+    assert start["transport"] == transport and start["seed"] == 5
+    assert start["firstFrameMs"] < 5000
+
+    w.until(lambda stats: stats["fps"] > 0)
+    fps = json.loads(w.page.evaluate("sessionStorage.getItem('streamgen.session')"))["student"]["fps"]
+    for _ in range(TRIES):
+        before = w.stats()
+        w.page.wait_for_timeout(4000)
+        after = w.stats()
+        if after["framesDecoded"] - before["framesDecoded"] > 4 * fps * 0.8 and after["freezes"] == before["freezes"]:
+            break
+    else:
+        pytest.fail(f"it never played smoothly for 4 s: {after}")
+    assert after["frameAgeMs"] is not None and -50 < after["frameAgeMs"] < 1000, after
+
+    for key in ("w", "ArrowLeft", "d", "Space"):
+        w.page.keyboard.down(key)
+        w.page.wait_for_timeout(120)
+        w.page.keyboard.up(key)
+        w.page.wait_for_timeout(80)
+    latencies = w.until(lambda stats: len(stats["inputToPhotonMs"]) == 8, 3)["inputToPhotonMs"]
+    assert all(0 < each < 2000 for each in latencies), latencies
+    assert statistics.median(latencies) < 500, latencies
+
+    assert w.complaints == []
+    assert {url for url in w.requests if not url.startswith(world_server.url)} == set()
+
+
+def test_what_it_says_is_what_the_server_reads(walk: Open) -> None:
+    """Two keys that mean one code are one press; leaving the window releases all; unknown keys are not told."""
+    w = walk("?transport=websocket")
+    enter(w)
+    w.sent.clear()
+    w.page.keyboard.down("w")
+    w.page.keyboard.down("ArrowUp")
+    w.page.keyboard.down("a")
+    w.page.keyboard.press("q")
+    w.page.keyboard.up("w")
+    expect(w.page.locator(".hints .held")).to_have_count(2)
+    w.page.evaluate("window.dispatchEvent(new Event('blur'))")
+    expect(w.page.locator(".hints .held")).to_have_count(0)
+    w.page.wait_for_timeout(1500)
+
+    said = w.messages()
+    edges = [(message.code, message.down, sorted(message.held)) for message in said if isinstance(message, Input)]
+    assert edges == [("KeyW", True, ["KeyW"]), ("ArrowLeft", True, ["ArrowLeft", "KeyW"])]
+    after = said[max(i for i, message in enumerate(said) if isinstance(message, Input)) + 1 :]
+    released = next(i for i, message in enumerate(after) if isinstance(message, Release))
+    later = [message for message in after[released:] if isinstance(message, Ping)]
+    assert later and all(message.held == [] for message in later)
+    numbered = [message.seq for message in said if isinstance(message, Input | Release)]
+    assert numbered == sorted(set(numbered))
+
+
+@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
+def test_reload_returns_to_the_stream(walk: Open, transport: str) -> None:
+    w = walk(f"?transport={transport}")
+    session = enter(w)["session"]
+    before = w.until(lambda stats: stats["frame"] > 20)["frame"]
+    w.page.reload()
+    after = w.plays()
+    assert after["session"] == session
+    assert after["transport"] == transport
+    assert after["frame"] >= before
+    w.until(lambda stats: stats["frame"] > after["frame"])
+    assert w.complaints == []
+
+
+def test_a_key_walks_in_and_the_world_pauses(walk: Open) -> None:
+    w = walk()
+    w.page.keyboard.press("w")
+    w.plays()
+    w.page.keyboard.press("p")
+    w.until(lambda stats: stats["state"] == "paused")
+    expect(w.page.get_by_role("heading", name="Paused")).to_be_visible()
+    w.page.wait_for_timeout(1200)
+    still = w.stats()
+    w.page.wait_for_timeout(1200)
+    assert w.stats()["framesDecoded"] == still["framesDecoded"]
+    w.page.keyboard.press("w")
+    w.until(lambda stats: stats["state"] == "playing" and stats["framesDecoded"] > still["framesDecoded"] + 20)
+    assert w.stats()["freezes"] == still["freezes"], "a pause is no freeze"
+
+
+def test_a_world_that_nobody_sees_waits(walk: Open) -> None:
+    w = walk("?transport=websocket")
+    enter(w)
+    hide = "Object.defineProperty(document, 'hidden', { value: %s, configurable: true });"
+    change = "document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))"
+    w.page.evaluate(hide % "true" + change)
+    w.until(lambda stats: stats["state"] == "paused")
+    w.page.evaluate(hide % "false" + change)
+    w.until(lambda stats: stats["state"] == "playing")
+
+
+def test_new_world(walk: Open) -> None:
+    w = walk("?transport=websocket&seed=3")
+    session = enter(w)["session"]
+    w.until(lambda stats: stats["frame"] > 60)
+    w.page.get_by_role("button", name="New world").click()
+    new = w.until(lambda stats: stats["seed"] != 3 and stats["frame"] < 60)
+    assert new["session"] == session
+    w.until(lambda stats: stats["frame"] > new["frame"] and stats["frameAgeMs"] is not None)
+    expect(w.page.locator("#seed")).to_have_text(str(new["seed"]))
+
+
+def test_a_lost_websocket_is_opened_again(walk: Open) -> None:
+    spy = """
+        const Real = WebSocket;
+        window.sockets = [];
+        window.WebSocket = class extends Real {
+            constructor(...given) { super(...given); sockets.push(this); }
+        };
+    """
+    w = walk("?transport=websocket", script=spy)
+    before = enter(w)
+    w.page.evaluate("sockets[0].close()")
+    w.until(lambda stats: stats["state"] != "playing", 3)
+    after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
+    assert after["session"] == before["session"]
+    assert w.page.evaluate("sockets.length") == 2
+
+
+def test_a_lost_peer_is_connected_again(walk: Open, world_server: Any) -> None:
+    w = walk()
+    with w.page.expect_response(re.compile("/webrtc$")) as offered:
+        before = enter(w)
+    assert before["transport"] == "webrtc"
+    token = json.loads(w.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
+    assert world_server.call("DELETE", offered.value.headers["location"], token=token)[0] == 204
+    w.until(lambda stats: stats["state"] != "playing", 8)
+    after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
+    assert (after["session"], after["transport"]) == (before["session"], "webrtc")
+
+
+def test_it_says_what_generates_the_frames(walk: Open) -> None:
+    w = walk()
+    w.page.route("**/readyz", lambda route: route.fulfill(json={"status": "ready", "device": "Quill(R) 7 CPU"}))
+    w.page.reload()
+    expect(w.page.get_by_text("generated by a neural network on Quill 7 CPU.")).to_be_visible()
+
+
+@pytest.mark.parametrize("lacking", ["browser", "server"])
+def test_without_webrtc_it_takes_the_websocket(walk: Open, lacking: str) -> None:
+    w = walk(script="delete window.RTCPeerConnection" if lacking == "browser" else "")
+    error = {"code": "invalid_sdp", "message": "the offer cannot be answered", "retryable": False}
+    w.page.route("**/webrtc", lambda route: route.fulfill(status=422, json={"error": error}))
+    assert enter(w)["transport"] == "websocket"
+    expect(w.page.locator("#notice")).to_contain_text("WebSocket")
+
+
+def test_a_full_server_is_waited_for(walk: Open, world_server: Any) -> None:
+    others = []
+    while (opened := world_server.call("POST", "/v1/sessions", {}))[0] == 201:
+        others.append(opened[1])
+        assert len(others) < 64
+    try:
+        assert opened[0] == 503, opened
+        w = walk()
+        w.page.get_by_role("button", name="Walk in").click()
+        expect(w.page.get_by_role("heading", name="Every place is taken")).to_be_visible()
+        expect(w.page.locator("#detail")).to_have_text(re.compile(r"Trying again in \d+ s"))
+    finally:
+        for session in others:
+            world_server.call("DELETE", f"/v1/sessions/{session['id']}", token=session["token"])
+    w.page.get_by_role("button", name="Try now").click()
+    w.plays()
+
+
+def test_a_server_that_does_not_answer_is_waited_for(walk: Open) -> None:
+    w = walk()
+    w.page.route("**/v1/**", lambda route: route.abort())
+    w.page.get_by_role("button", name="Walk in").click()
+    expect(w.page.get_by_role("heading", name="The server does not answer")).to_be_visible()
+    w.page.unroute("**/v1/**")
+    w.plays()
+
+
+def test_a_session_that_is_gone_is_replaced(walk: Open, world_server: Any) -> None:
+    w = walk()
+    old = enter(w)["session"]
+    token = json.loads(w.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
+    assert world_server.call("DELETE", f"/v1/sessions/{old}", token=token)[0] in (200, 204)
+    w.until(lambda stats: stats["state"] == "playing" and stats["session"] not in (old, None))
+    expect(w.page.locator("#notice")).to_contain_text("has ended")
+
+
+def test_on_a_phone_two_thumbs_steer(walk: Open) -> None:
+    w = walk(device=PHONE)
+    enter(w)
+    stage, cross, fire = (w.page.locator(name).bounding_box() for name in ("#stage", ".cross", ".alone"))
+    assert stage and cross and fire
+    assert stage["width"] > 350 and stage["y"] + stage["height"] < cross["y"]
+    assert cross["x"] + cross["width"] < fire["x"] and fire["x"] + fire["width"] <= 390
+    assert cross["y"] + cross["height"] < 844
+    assert w.page.evaluate("document.documentElement.scrollWidth <= innerWidth && scrollY === 0")
+
+    touch = w.context.new_cdp_session(w.page)
+
+    def fingers(kind: str, *points: tuple[float, float]) -> None:
+        touches = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+    def held() -> set[str]:
+        return set(w.page.evaluate("[...document.querySelectorAll('.pad .held')].map((each) => each.dataset.code)"))
+
+    up_left = (cross["x"] + cross["width"] * 0.2, cross["y"] + cross["height"] * 0.2)
+    up = (cross["x"] + cross["width"] * 0.5, cross["y"] + cross["height"] * 0.12)
+    on_fire = (fire["x"] + fire["width"] / 2, fire["y"] + fire["height"] / 2)
+    fingers("touchStart", up_left)
+    assert held() == {"KeyW", "ArrowLeft"}
+    fingers("touchStart", up_left, on_fire)
+    assert held() == {"KeyW", "ArrowLeft", "Space"}
+    fingers("touchMove", up, on_fire)
+    assert held() == {"KeyW", "Space"}
+    fingers("touchEnd")
+    assert held() == set()
+    # Down: forward, left, fire; up: left, forward, fire.
+    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 6, 3)
+    assert w.complaints == []

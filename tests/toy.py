@@ -1,0 +1,61 @@
+"""A toy student with random weights: every part of a real one, small enough for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from streamgen.actions import WORLD_KEYS
+from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.export import write_student
+from streamgen.models.transformer import CausalVideoTransformer
+
+
+def toy_transformer_config(**changes: object) -> TransformerConfig:
+    settings = {
+        "in_channels": 4,
+        "height": 4,
+        "width": 6,
+        "dim": 48,
+        "ffn_dim": 96,
+        "num_heads": 2,
+        "num_layers": 3,
+        "window": 6,
+        "action_dim": len(WORLD_KEYS),
+        "concat_previous": True,
+        "ffn_conv": True,
+    }
+    return TransformerConfig.model_validate(settings | changes)
+
+
+def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTransformer:
+    """Random weights everywhere: nothing is zero, so nothing drops out of a comparison."""
+    torch.manual_seed(seed)
+    model = CausalVideoTransformer(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter += torch.randn_like(parameter) * 0.05
+    return model
+
+
+def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Write a student folder with two starts of 20 frames."""
+    transformer = toy_transformer(toy_transformer_config(**changes), seed)
+    config = transformer.config
+    vae = AutoencoderConfig(latent_channels=config.in_channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
+    student = StudentConfig(
+        name="toy",
+        fps=17.5,
+        width=config.width * 8,
+        height=config.height * 8,
+        keys=WORLD_KEYS,
+        step_plans={1: (1.0,), 2: (1.0, 0.5)},
+        steps=2,
+        transformer=config,
+        vae=vae,
+    )
+    latents = torch.randn(2, 20, config.in_channels, config.height, config.width)
+    actions = (torch.rand(2, 20, len(WORLD_KEYS)) < 0.3).float()
+    write_student(folder, student, transformer, Autoencoder(vae), latents, actions, "# A toy\n")
+    return folder

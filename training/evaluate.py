@@ -1,0 +1,186 @@
+"""Judges a student folder on held-out play of the real world: figures, a contact sheet and plots.
+
+PSNR rewards blur, so it stands beside high-frequency energy and the pictures. All PSNRs are pooled: the mean squared error
+is averaged over all frames before the logarithm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from engines.protocol import Engine, StepRequest
+from engines.select import load_engine
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.loading import load_autoencoder, load_transformer
+from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.state import StreamState
+from streamgen.student import Student
+from training.clips import LatentClips, encode
+from training.metrics import decode, detail, frames_psnr, teacher_forced
+from training.sheets import contact_sheet
+from training.world.recorder import Clip
+from training.world.source import held_out
+
+matplotlib.use("Agg")
+
+_CONTEXT = 16
+_JUDGED = 32
+_CLIPS = 12
+_SEGMENT_S = 2.0
+_MARKS_S = (5, 30, 60)
+
+
+def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
+    """Mean structural similarity (Wang et al. 2004) of grey frames [F, H, W, 3]: Gaussian window of 11 pixels, sigma 1.5."""
+    g = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    kernel = (g[:, None] * g[None] / g.sum() ** 2)[None, None]
+    a, b = (torch.from_numpy(v.astype(np.float32).mean(-1))[:, None] for v in (x, y))
+
+    def blur(t: Tensor) -> Tensor:
+        return F.conv2d(t, kernel)
+
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    score = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return float(score.mean())
+
+
+def other_actions(actions: Tensor) -> Tensor:
+    """Actions [B, F, A] of the same clips in which every frame's differs from the true one."""
+    out = actions.clone()
+    flat = actions.flatten(0, 1)
+    rng = np.random.default_rng(0)
+    for index, action in enumerate(flat):
+        different = (flat != action).any(1).nonzero()[:, 0]
+        out.flatten(0, 1)[index] = flat[different[rng.integers(len(different))]]
+    return out
+
+
+def evaluate(student: Student, folder: Path, engine_name: str = "auto", rollouts: int = 3, rollout_s: float = 60.0) -> dict[str, Any]:
+    """All figures of a student; `folder` gets contact sheets and plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
+    real = held_out(_CLIPS, _CONTEXT + _JUDGED)
+    figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
+    figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
+    engine = load_engine(student.path, engine_name)
+    frames = _CONTEXT + round(rollout_s * student.config.fps)
+    long = held_out(_CLIPS + rollouts, frames)[_CLIPS:]
+    figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
+    return figures
+
+
+def _teacher_forced(
+    student: Student, model: CausalVideoTransformer, autoencoder: Autoencoder, real: list[Clip], folder: Path
+) -> dict[str, Any]:
+    clips = encode(autoencoder, real)
+    truth = np.stack([clip.frames for clip in real])
+    judged = truth[:, _CONTEXT:].reshape(-1, *truth.shape[2:])
+    last = truth[:, _CONTEXT - 1 : -1].reshape(judged.shape)
+
+    def judge(latents: Tensor) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        made = decode(autoencoder, latents[:, _CONTEXT:]).reshape(judged.shape)
+        return made, {"psnr": frames_psnr(made, judged), "ssim": ssim(made, judged), "detail": detail(made) / detail(judged)}
+
+    figures: dict[str, Any] = {
+        "frames": len(judged),
+        "copy_last": {"psnr": frames_psnr(last, judged), "ssim": ssim(last, judged)},
+    }
+    rebuilt, figures["autoencoder"] = judge(clips.latents)
+    rows = [judged[:: _JUDGED * 2][:6], rebuilt[:: _JUDGED * 2][:6]]
+    for count, sigmas in sorted(student.config.step_plans.items()):
+        made, figures[f"steps_{count}"] = judge(teacher_forced(model, clips, sigmas))
+        rows.append(made[:: _JUDGED * 2][:6])
+    sigmas = student.config.step_plans[student.config.steps]
+    wrong, figures["other_actions"] = judge(teacher_forced(model, clips, sigmas, other_actions(clips.actions)))
+    own = figures[f"steps_{student.config.steps}"]["psnr"]
+    figures["gain_over_copy_last_db"] = own - figures["copy_last"]["psnr"]
+    figures["gain_of_true_actions_db"] = own - figures["other_actions"]["psnr"]
+    contact_sheet([*rows, wrong[:: _JUDGED * 2][:6]], folder / "teacher_forced.png", scale=2)
+    return figures
+
+
+def roll(engine: Engine, student: Student, state: StreamState, actions: NDArray[np.float32], steps: int | None = None) -> NDArray[np.uint8]:
+    """Frames [F, H, W, 3] that the engine generates from a state under actions [F, A]."""
+    size = student.config.transformer.block_size
+    engine.open("evaluate", state)
+    frames = [
+        engine.step([StepRequest("evaluate", actions[at : at + size], steps or student.config.steps)])[0].frames
+        for at in range(0, len(actions) // size * size, size)
+    ]
+    engine.close("evaluate")
+    return np.concatenate(frames)
+
+
+def _rollouts(student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], folder: Path) -> dict[str, Any]:
+    """Free-running play under the keys of real episodes, against those episodes."""
+    fps = student.config.fps
+    size = round(_SEGMENT_S * fps)
+    curves: list[dict[str, list[float]]] = []
+    rows = []
+    for seed, clip in enumerate(real):
+        head = Clip(clip.frames[:_CONTEXT], clip.actions[:_CONTEXT], clip.poses[:_CONTEXT])
+        start: LatentClips = encode(autoencoder, [head])
+        state = StreamState.begin(
+            student.config, student.hash, seed, start.latents[0].half().numpy(), start.actions[0].numpy()
+        )
+        made = roll(engine, student, state, clip.actions[_CONTEXT:].astype(np.float32))
+        truth = clip.frames[_CONTEXT:]
+        typical = detail(truth)
+        colour = truth.reshape(-1, 3).mean(0)
+        segments = [slice(at, at + size) for at in range(0, len(made) - size + 1, size)]
+        curves.append(
+            {
+                "detail": [detail(made[s]) / typical for s in segments],
+                "real_detail": [detail(truth[s]) / typical for s in segments],
+                "colour": [float(np.abs(made[s].reshape(-1, 3).mean(0) - colour).max()) for s in segments],
+                "real_colour": [float(np.abs(truth[s].reshape(-1, 3).mean(0) - colour).max()) for s in segments],
+                "motion": [float(np.abs(np.diff(made[s].astype(np.int16), axis=0)).mean()) for s in segments],
+                "real_motion": [float(np.abs(np.diff(truth[s].astype(np.int16), axis=0)).mean()) for s in segments],
+            }
+        )
+        picks = [min(len(made) - 1, round(t * fps)) for t in (0, 1, 2, 5, 10, 20, 30, 45, 60)]
+        rows += [truth[picks], made[picks]]
+    contact_sheet(rows, folder / "rollout.png")
+    _plot(curves, folder / "rollout_curves.png")
+    figures: dict[str, Any] = {"episodes": len(curves), "seconds": len(real[0].frames) / fps, "segment_s": _SEGMENT_S}
+    for mark in _MARKS_S:
+        upto = min(len(curves[0]["detail"]), max(1, round(mark / _SEGMENT_S)))
+        ratios = [value for curve in curves for value in curve["detail"][:upto]]
+        figures[f"{mark}_s"] = {
+            "detail_mean": float(np.mean(ratios)),
+            "detail_worst": max(ratios, key=lambda r: abs(np.log(max(r, 1e-6)))),
+            "real_detail_range": [min(min(c["real_detail"][:upto]) for c in curves), max(max(c["real_detail"][:upto]) for c in curves)],
+            "colour_drift_worst": max(value for curve in curves for value in curve["colour"][:upto]),
+            "real_colour_drift_worst": max(value for curve in curves for value in curve["real_colour"][:upto]),
+            "motion_ratio": float(
+                sum(sum(c["motion"][:upto]) for c in curves) / sum(sum(c["real_motion"][:upto]) for c in curves)
+            ),
+        }
+    return figures
+
+
+def _plot(curves: list[dict[str, list[float]]], path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), constrained_layout=True)
+    for axis, key, title in zip(
+        axes, ("detail", "colour", "motion"), ("high-frequency energy / real", "colour drift, grey levels", "motion, grey levels a frame"), strict=True
+    ):
+        seconds = np.arange(1, len(curves[0][key]) + 1) * _SEGMENT_S
+        for index, curve in enumerate(curves):
+            axis.plot(seconds, curve[key], f"C{index}-", label=f"episode {index}")
+            axis.plot(seconds, curve[f"real_{key}"], f"C{index}:", alpha=0.6)
+        axis.set(title=title, xlabel="seconds (dotted: the real game)")
+    axes[0].legend()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

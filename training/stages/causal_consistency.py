@@ -1,0 +1,86 @@
+"""Stage 3: causal consistency distillation: one set of weights for two steps and for one.
+
+Student, EMA and frozen teacher start from the teacher-forced model. A clip's frames share one noise level; the teacher makes
+one Euler step along its trajectory to the next lower level, and the student's x0 from the higher level must equal the EMA's
+from the lower one (Causal Forcing++). In the last interval the target is the teacher's end point itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.transformer import CausalVideoTransformer
+from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.losses import add_noise, consistency_target, denoised
+from training.metrics import evaluate_transformer
+from training.recipe import CausalConsistencyRecipe
+from training.world.source import held_out
+
+
+class CausalConsistencyStage:
+    """Distils a teacher run into a few-step student."""
+
+    def __init__(self, recipe: CausalConsistencyRecipe, first_step: int = 0) -> None:
+        self.recipe = recipe
+        self._teacher = load_transformer(recipe.teacher)
+        self.model: nn.Module = load_transformer(recipe.teacher).requires_grad_(True).train()
+        self._loader = ClipLoader(recipe, first_step)
+        self._held_out_clips = held_out(6, 96)
+        self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
+        self._plan = recipe.step_plans[max(recipe.step_plans)]
+
+    def batch(self, step: int) -> LatentClips:
+        return self._loader.next()
+
+    def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
+        recipe, x0 = self.recipe, batch.latents
+        history = x0
+        if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
+            history = recycled_history(ema, batch, recipe, self._plan, generator)
+        history, level = noisy_history(history, recipe.context_noise, generator)
+        target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
+        sigma, below = self._levels(len(x0), generator)
+        sigma, below = (t[..., None].expand(target.shape[:3]) for t in (sigma, below))
+        eps = torch.randn(target.shape, generator=generator)
+        noisy = add_noise(target, eps, sigma)
+        clip = ClipPass(self._teacher.config, history, level, batch.actions, recipe.copies)
+        with torch.no_grad():
+            velocity = clip.velocity(self._teacher, noisy, sigma)
+            if recipe.guidance > 1:
+                blind = clip.velocity(self._teacher, noisy, sigma, known=torch.zeros_like(sigma))
+                velocity = blind + recipe.guidance * (velocity - blind)
+            nearer = consistency_target(noisy, velocity, sigma, below)
+            goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
+        made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
+        counted = slice(recipe.first_target, None)
+        return F.mse_loss(made[:, :, counted], goal[:, :, counted]), {}
+
+    def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise level [B, K] of each noisy clip and the next lower one; float32 throughout.
+
+        A share of the clips takes the levels that the step plans use, the others are uniform on the grid.
+        """
+        recipe = self.recipe
+        shape = rows, recipe.copies
+        grid = torch.randint(1, recipe.intervals + 1, shape, generator=generator)
+        used = torch.tensor([round(s * recipe.intervals) for plan in recipe.step_plans.values() for s in plan])
+        planned = used[torch.randint(0, len(used), shape, generator=generator)]
+        index = torch.where(torch.rand(shape, generator=generator) < recipe.plan_weight, planned, grid)
+        return index.float() / recipe.intervals, (index - 1).float() / recipe.intervals
+
+    def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
+        assert isinstance(ema, CausalVideoTransformer)
+        return evaluate_transformer(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, self._plan, sheet)
+
+    def finish(self, ema: nn.Module, folder: Path) -> None:
+        assert isinstance(ema, CausalVideoTransformer)
+        save_transformer(ema, folder)
+
+    def close(self) -> None:
+        self._loader.close()
