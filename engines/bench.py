@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-from openvino import opset13
 
+from engines.openvino import gemm_gflops
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
 from streamgen.flops import frame_flops
@@ -25,25 +25,6 @@ class _Times:
     elapsed_s: float
 
 
-def gemm_gflops(precision: str, seconds: float = 1.0) -> float:
-    """The machine's rate for square matrix products in `precision` through OpenVINO, in GFLOP/s."""
-    a, b = (opset13.parameter([_GEMM, _GEMM], np.float32) for _ in range(2))
-    hint = {"bf16": "bf16", "fp32": "f32"}[precision]
-    model = ov.Core().compile_model(
-        ov.Model([opset13.matmul(a, b, False, False)], [a, b]), "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    )
-    request = model.create_infer_request()
-    values = np.random.default_rng(0).standard_normal((2, _GEMM, _GEMM), np.float32)
-    for index in range(2):
-        request.set_input_tensor(index, ov.Tensor(values[index], shared_memory=True))
-    request.infer()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        request.infer()
-        count += 1
-    return 2 * _GEMM**3 * count / (time.perf_counter() - start) / 1e9
-
-
 def bench(student: Student, engine_name: str, streams: int, seconds: float, steps: int | None = None) -> dict[str, Any]:
     """Step `streams` streams in turn for `seconds`; the figures are those of `streamgen bench --json`."""
     steps = steps or student.config.steps
@@ -57,7 +38,7 @@ def bench(student: Student, engine_name: str, streams: int, seconds: float, step
     start = time.perf_counter()
     _run(engine, student, streams, 0.0, steps)
     first_frame_s = time.perf_counter() - start
-    gemm = gemm_gflops(engine.precision)
+    gemm = gemm_gflops(ov.Core(), engine.precision, _GEMM, 1.0)
     times = _run(engine, student, streams, seconds, steps)
     size = student.config.transformer.block_size
     fps_total = len(times.steps_s) * size / times.elapsed_s

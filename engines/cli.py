@@ -12,12 +12,24 @@ from engines.select import ENGINES
 @click.command()
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto")
-@click.option("--actions", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="Action script: lines of SECONDS [KEY ...].")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=None, help="Length; the script is repeated or cut. Default: as long as the script.")
+@click.option(
+    "--actions",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Action script: lines of SECONDS [KEY ...].",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=None,
+    help="Length; the script is repeated or cut. Default: as long as the script.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0)
 @click.option("--steps", type=int, default=None, help="Denoising steps; default: the student's own.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="MP4 file to write.")
-def generate(student: str, engine: str, actions: Path, seconds: float | None, seed: int, steps: int | None, out: Path) -> None:
+def generate(
+    student: str, engine: str, actions: Path, seconds: float | None, seed: int, steps: int | None, out: Path
+) -> None:
     """Generate a video offline: the frames that the server would send for the same seed and keys."""
     import numpy as np
 
@@ -32,7 +44,9 @@ def generate(student: str, engine: str, actions: Path, seconds: float | None, se
         config = opened.config
         script = read_script(actions, config.keys, config.fps)
         if steps is not None and steps not in config.step_plans:
-            raise click.ClickException(f"{steps} steps; student {config.name} has plans for {sorted(config.step_plans)}")
+            raise click.ClickException(
+                f"{steps} steps; student {config.name} has plans for {sorted(config.step_plans)}"
+            )
         count = len(script) if seconds is None else round(seconds * config.fps)
         script = np.resize(script, (count, script.shape[1]))
         frames = offline.generate(load_engine(opened.path, engine), opened, script, seed, steps)

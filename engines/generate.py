@@ -29,7 +29,9 @@ def generate(
 
 
 def write_video(frames: Iterator[NDArray[np.uint8]], path: Path, fps: float, scale: int = 3) -> int:
-    """Write H.264 at `scale` times the size (chroma is halved in H.264, which small frames do not bear); returns the count."""
+    """Write H.264 at `scale` times the size (chroma is halved in H.264, which small frames do not bear); returns the
+    count.
+    """
     rate = Fraction(fps).limit_denominator(1000)
     count = 0
     with av.open(str(path), "w") as container:

@@ -1,7 +1,7 @@
 """The CPU engine: a student's exported graphs in OpenVINO, no torch anywhere.
 
-OpenVINO has no scatter into a cache, so a graph returns the new block's keys and values and the host writes them into the
-slots of the buffer that the next request reads: a few tens of kB a layer, in place.
+OpenVINO has no scatter into a cache, so a graph returns the new block's keys and values and the host writes them into
+the slots of the buffer that the next request reads: a few tens of kB a layer, in place.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13
 
 from engines.protocol import Capacity, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
 from engines.store import ArtefactStore
@@ -27,11 +28,48 @@ from streamgen.student import COMMIT_GRAPH, Student, step_graph
 
 log = logging.getLogger(__name__)
 
+_PROBE_SIZE, _PROBE_S = 512, 0.1
+_WORTH_IT = 1.5
+"""bf16 costs precision and conversions: it must be this much faster on matrix products."""
 
-def preferred_precision(core: ov.Core | None = None) -> str:
-    """bf16 where the CPU computes in it, else fp32."""
-    capabilities: list[str] = (core or ov.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if "BF16" in capabilities else "fp32"
+
+def gemm_gflops(core: ov.Core, precision: str, size: int, seconds: float) -> float:
+    """The machine's rate for square matrix products in `precision`, in GFLOP/s."""
+    a, b = (opset13.parameter([size, size], np.float32) for _ in range(2))
+    model = ov.Model([opset13.matmul(a, b, False, False)], [a, b])
+    request = core.compile_model(model, "CPU", _settings(precision)).create_infer_request()
+    values = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
+    for index in range(2):
+        request.set_input_tensor(index, ov.Tensor(values[index], shared_memory=True))
+    request.infer()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        request.infer()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
+    """bf16 where this CPU multiplies matrices clearly faster in it than in fp32, else fp32.
+
+    That a CPU has bf16 instructions does not say so: without AMX some run them no faster. Measured once a machine and
+    kept.
+    """
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "fp32"
+    key = ("precision", f"openvino {ov.__version__}", core.get_property("CPU", "FULL_DEVICE_NAME"))
+    kept = store.get(*key)
+    if kept is not None:
+        return kept.decode()
+    rates = {precision: gemm_gflops(core, precision, _PROBE_SIZE, _PROBE_S) for precision in ("fp32", "bf16")}
+    choice = "bf16" if rates["bf16"] > _WORTH_IT * rates["fp32"] else "fp32"
+    log.info("precision %s: %.0f GFLOP/s in bf16, %.0f in fp32", choice, rates["bf16"], rates["fp32"])
+    store.put(choice.encode(), *key)
+    return choice
+
+
+def _settings(precision: str) -> dict[str, str]:
+    return {"INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision], "PERFORMANCE_HINT": "LATENCY"}
 
 
 @dataclass
@@ -58,14 +96,13 @@ class OpenVINOEngine:
         self.student = student
         self.capacity = Capacity(streams, (1,))
         self._core = ov.Core()
-        self.precision = precision or preferred_precision(self._core)
+        self._store = store or ArtefactStore()
+        self.precision = precision or preferred_precision(self._core, self._store)
         if self.precision not in ("bf16", "fp32"):
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes bf16 or fp32")
-        self._settings = {
-            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[self.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-        } | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
-        self._store = store or ArtefactStore()
+        self._settings = _settings(self.precision)
+        if threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._commit = self._request(COMMIT_GRAPH)
         self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
         self._streams: dict[str, _Stream] = {}
@@ -110,7 +147,12 @@ class OpenVINOEngine:
         return StepResult(request.stream_id, frame, frames, latents)
 
     def _infer(
-        self, infer: ov.InferRequest, stream: _Stream, actions: NDArray[np.float32], name: str, value: NDArray[np.float32]
+        self,
+        infer: ov.InferRequest,
+        stream: _Stream,
+        actions: NDArray[np.float32],
+        name: str,
+        value: NDArray[np.float32],
     ) -> None:
         config, position = self.student.config.transformer, stream.position
         inputs = {

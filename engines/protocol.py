@@ -64,11 +64,13 @@ class Engine(Protocol):
     def capacity(self) -> Capacity: ...
 
     def open(self, stream_id: str, state: StreamState) -> None:
-        """Make room and rebuild the cache from the state's history. Raises EngineFull; reopening replaces the stream."""
+        """Make room and rebuild the cache from the state; reopening replaces the stream. Raises EngineFull."""
         ...
 
     def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
-        """Generate the next block of each stream. Raises UnknownStream, or ValueError for a wrong action shape or step count."""
+        """Generate the next block of each stream. Raises UnknownStream, or ValueError for a wrong action shape or step
+        count.
+        """
         ...
 
     def close(self, stream_id: str) -> None:

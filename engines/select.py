@@ -17,14 +17,17 @@ ENGINES = ("auto", "openvino", "torch")
 def load_engine(path: Path | str, engine: str = "auto", threads: int | None = None, streams: int = 16) -> Engine:
     """A student (folder or shipped name) on an engine; threads: CPU threads, default all cores.
 
-    Raises EngineError when the engine is unknown or its package is missing, StudentError when the student cannot be used.
+    Raises EngineError when the engine is unknown or its package is missing, StudentError when the student cannot be
+    used.
     """
     if engine not in ENGINES:
         raise EngineError(f"engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
     student = Student.from_pretrained(path)
     if engine == "torch":
         if find_spec("torch") is None:
-            raise EngineError("engine torch needs PyTorch: install streamgen with the extra `train`, or use engine openvino")
+            raise EngineError(
+                "engine torch needs PyTorch: install streamgen with the extra `train`, or use engine openvino"
+            )
         from engines.torch import TorchEngine
 
         return TorchEngine(student, streams, threads)

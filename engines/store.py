@@ -44,13 +44,15 @@ class ArtefactStore:
         return None
 
     def put(self, data: bytes, *key: str) -> bool:
-        """Keep an artefact; atomic, so another process sees all of it or nothing. False when the disk refuses (it is a cache)."""
+        """Keep an artefact; atomic, so another process sees all of it or nothing. False when the disk refuses (it is a
+        cache).
+        """
         path = self.path(*key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.root, delete=False) as file:
                 file.write(hashlib.sha256(data).digest() + data)
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except OSError:
             return False
         return True

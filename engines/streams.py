@@ -14,7 +14,9 @@ from streamgen.noise import block_noise
 
 @dataclass
 class Position:
-    """Where a stream stands: seed, index of the next frame, oldest frame in the ring, and the last clean latent [C, h, w]."""
+    """Where a stream stands: seed, index of the next frame, oldest frame in the ring, and the last clean latent [C, h,
+    w].
+    """
 
     seed: int
     frame: int

@@ -12,6 +12,8 @@ WORLD_KEYS = ("KeyW", "KeyS", "ArrowLeft", "ArrowRight", "Space")
 
 
 def action_vector(held: Iterable[str], keys: Sequence[str]) -> NDArray[np.float32]:
-    """The action vector [A] of a frame: 1 for each of `keys` that is in `held`, else 0. Unknown codes count for nothing."""
+    """The action vector [A] of a frame: 1 for each of `keys` that is in `held`, else 0. Unknown codes count for
+    nothing.
+    """
     down = set(held)
     return np.array([code in down for code in keys], np.float32)

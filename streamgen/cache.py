@@ -1,12 +1,13 @@
 """Where a frame lives in the cache and at which rotary position. Free of torch: engines and the model share it.
 
-The cache of one stream has `sink + window - block_size` slots of one latent frame each. Slots below `sink` hold the first
-frames of the stream for ever; the rest is a ring. A new block's own keys are not in the cache while it is generated: the
-step attends to cache and block, and after the commit the block takes the slots of the frames that leave the window.
+The cache of one stream has `sink + window - block_size` slots of one latent frame each. Slots below `sink` hold the
+first frames of the stream for ever; the rest is a ring. A new block's own keys are not in the cache while it is
+generated: the step attends to cache and block, and after the commit the block takes the slots of the frames that
+leave the window.
 
-Window keys are stored rotated at their absolute frame index. Attention sees only differences of positions, and the angle
-is reduced mod 2*pi in float64 before it becomes float32, so positions never run out. Sink keys are stored unrotated; the
-step rotates them to sit just before the window.
+Window keys are stored rotated at their absolute frame index. Attention sees only differences of positions, and the
+angle is reduced mod 2*pi in float64 before it becomes float32, so positions never run out. Sink keys are stored
+unrotated; the step rotates them to sit just before the window.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def time_rotation(positions: NDArray[np.int64], pairs: int) -> NDArray[np.float3
 def block_rotation(frame: int, config: TransformerConfig) -> NDArray[np.float32]:
     """Rotation [sink + block_size, 2, pairs] of the sinks, then of the frames of the block that starts at `frame`.
 
-    Sink s sits at s until the window has left the start of the stream, from then on just before the window's first frame.
+    Sink s sits at s until the window has left the start of the stream, from then on just before the window's first
+    frame.
     """
     last = frame + config.block_size - 1
     shift = max(0, last - (config.sink + config.window - 1))
@@ -78,8 +80,8 @@ class ReplayBlock:
 def replay(state: StreamState, config: TransformerConfig) -> Iterator[ReplayBlock]:
     """The blocks whose commits, in order, rebuild the cache of a stream: its sinks, then its last latents.
 
-    From `history_frames` latents in a windowed pass the result equals the live cache; from fewer, deeper layers miss what
-    their keys remember of frames that left the window.
+    From `history_frames` latents in a windowed pass the result equals the live cache; from fewer, deeper layers miss
+    what their keys remember of frames that left the window.
     """
     size, count = config.block_size, len(state.latents)
     start = state.frame - count

@@ -49,7 +49,9 @@ class TransformerConfig(_Config):
         if self.window <= self.block_size:
             raise ValueError(f"window {self.window} leaves no past beside a block of {self.block_size}")
         if self.head_dim % 2 or self.head_dim < 12:
-            raise ValueError(f"head dimension {self.head_dim} cannot be split into three rotary parts: use an even one >= 12")
+            raise ValueError(
+                f"head dimension {self.head_dim} cannot be split into three rotary parts: use an even one >= 12"
+            )
         return self
 
     @property
@@ -104,7 +106,9 @@ class StudentConfig(_Config):
     width: int = Field(ge=8, description="pixels")
     height: int = Field(ge=8, description="pixels")
     keys: tuple[str, ...] = Field(description="KeyboardEvent.code of every action, in the order of the action vector")
-    step_plans: dict[int, tuple[float, ...]] = Field(description="noise levels (sigma) of the denoising steps, by count")
+    step_plans: dict[int, tuple[float, ...]] = Field(
+        description="noise levels (sigma) of the denoising steps, by count"
+    )
     steps: int = Field(description="steps a block gets unless the load asks for fewer")
     transformer: TransformerConfig
     vae: AutoencoderConfig
@@ -114,7 +118,12 @@ class StudentConfig(_Config):
         if self.steps not in self.step_plans:
             raise ValueError(f"steps {self.steps} has no plan; plans exist for {sorted(self.step_plans)}")
         for count, sigmas in self.step_plans.items():
-            if len(sigmas) != count or sigmas[0] != 1.0 or list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[-1] <= 0:
+            if (
+                len(sigmas) != count
+                or sigmas[0] != 1.0
+                or list(sigmas) != sorted(set(sigmas), reverse=True)
+                or sigmas[-1] <= 0
+            ):
                 raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
         if self.transformer.action_dim != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")

@@ -11,8 +11,9 @@ SEED_LIMIT = 2**64
 def block_noise(seed: int, frame: int, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal noise for the block that starts at `frame`.
 
-    step 0 is the noise that the block starts from, step k > 0 the fresh noise added before denoising step k. The generator
-    is Philox 4x64 keyed by the seed with frame and step as its counter's upper words, so no draw depends on another.
+    step 0 is the noise that the block starts from, step k > 0 the fresh noise added before denoising step k. The
+    generator is Philox 4x64 keyed by the seed with frame and step as its counter's upper words, so no draw depends on
+    another.
     """
     if not 0 <= seed < SEED_LIMIT:
         raise ValueError(f"seed {seed} is outside 0 .. 2**64 - 1")

@@ -1,9 +1,9 @@
 """Action scripts: which keys are held for how long, as a text file.
 
-    # walk, then turn while walking, then stand
-    2.0 KeyW
-    1.0 KeyW ArrowLeft
-    0.5
+# walk, then turn while walking, then stand
+2.0 KeyW
+1.0 KeyW ArrowLeft
+0.5
 """
 
 from __future__ import annotations

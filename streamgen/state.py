@@ -1,7 +1,7 @@
 """The state of a stream: all that is needed to go on with it in another process or on another machine.
 
-It is small (the last clean latents, the conditions that drove them, frame index, seed, and which student it belongs to);
-the cache is derived from it.
+It is small (the last clean latents, the conditions that drove them, frame index, seed, and which student it belongs
+to); the cache is derived from it.
 """
 
 from __future__ import annotations
@@ -60,11 +60,15 @@ class StreamState:
         if latents is None or actions is None:
             latents, actions = np.zeros((0, *shape), np.float16), np.zeros((0, width), np.float32)
         if latents.shape[1:] != shape or actions.shape != (len(latents), width):
-            raise ValueError(f"history of latents {latents.shape} and actions {actions.shape}; wanted [H, {shape}] and [H, {width}]")
+            raise ValueError(
+                f"history of latents {latents.shape} and actions {actions.shape}; wanted [H, {shape}] and [H, {width}]"
+            )
         empty = cls(config.name, student_hash, seed, 0, latents[:0], actions[:0], latents[:0], actions[:0])
         return empty.extended(config, latents, actions)
 
-    def extended(self, config: StudentConfig, latents: NDArray[np.generic], actions: NDArray[np.generic]) -> StreamState:
+    def extended(
+        self, config: StudentConfig, latents: NDArray[np.generic], actions: NDArray[np.generic]
+    ) -> StreamState:
         """The state after `latents` [F, C, h, w] were generated under `actions` [F, A]."""
         keep, sinks = config.transformer.history_frames, config.transformer.sink
         new_latents, new_actions = latents.astype(np.float16), actions.astype(np.float32)
@@ -92,7 +96,9 @@ class StreamState:
                 "shapes": [list(a.shape) for a in arrays],
             }
         ).encode()
-        body = _HEAD.pack(_MAGIC, _VERSION, len(meta)) + meta + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+        body = (
+            _HEAD.pack(_MAGIC, _VERSION, len(meta)) + meta + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+        )
         return body + hashlib.sha256(body).digest()
 
     @classmethod
@@ -121,7 +127,9 @@ class StreamState:
         arrays = []
         for shape, dtype in zip(meta["shapes"], (np.float16, np.float32, np.float16, np.float32), strict=True):
             count = int(np.prod(shape))
-            arrays.append(np.frombuffer(body, dtype, count, offset).reshape(shape))
+            arrays.append(np.frombuffer(body, dtype, count, offset).reshape(shape).copy())
             offset += count * np.dtype(dtype).itemsize
         latents, actions, sink, sink_actions = arrays
-        return cls(meta["student"], meta["student_hash"], meta["seed"], meta["frame"], latents, actions, sink, sink_actions)
+        return cls(
+            meta["student"], meta["student_hash"], meta["seed"], meta["frame"], latents, actions, sink, sink_actions
+        )

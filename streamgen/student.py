@@ -1,11 +1,11 @@
 """Student folders: a student's files in diffusers layout, read without torch.
 
-    model_index.json                              StudentConfig and the component classes
-    transformer/{config.json, diffusion_pytorch_model.safetensors}
-    vae/{config.json, diffusion_pytorch_model.safetensors}
-    step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
-    starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
-    README.md                                     the card
+model_index.json                              StudentConfig and the component classes
+transformer/{config.json, diffusion_pytorch_model.safetensors}
+vae/{config.json, diffusion_pytorch_model.safetensors}
+step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
+starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
+README.md                                     the card
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def write_config(folder: Path, config: StudentConfig) -> None:
     index = config.model_dump(mode="json", exclude={"transformer", "vae"})
     for name, text in (
         ("model_index.json", _CLASSES | {"student": index}),
-        ("transformer/config.json", {"_class_name": _CLASSES["transformer"][1]} | config.transformer.model_dump(mode="json")),
+        (
+            "transformer/config.json",
+            {"_class_name": _CLASSES["transformer"][1]} | config.transformer.model_dump(mode="json"),
+        ),
         ("vae/config.json", {"_class_name": _CLASSES["vae"][1]} | config.vae.model_dump(mode="json")),
     ):
         path = folder / name
@@ -77,7 +80,10 @@ class Student:
         if not path.is_dir() and path.name == str(name_or_path):
             path = SHIPPED / path.name
         if not (path / "model_index.json").is_file():
-            raise StudentError(f"no student at {name_or_path}: give a folder with a model_index.json, or one of {', '.join(shipped_students()) or 'none shipped'}")
+            shipped = ", ".join(shipped_students()) or "none shipped"
+            raise StudentError(
+                f"no student at {name_or_path}: give a folder with a model_index.json, or one of {shipped}"
+            )
         config = _read_config(path)
         digest = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.suffix in {".json", ".safetensors", ".onnx"}):
@@ -90,7 +96,9 @@ class Student:
         """Path of one of the folder's files. Raises StudentError when it is not there."""
         path = self.path / name
         if not path.is_file():
-            raise StudentError(f"student {self.config.name}: {name} is missing in {self.path}; write it with `streamgen export`")
+            raise StudentError(
+                f"student {self.config.name}: {name} is missing in {self.path}; write it with `streamgen export`"
+            )
         return path
 
     @cached_property
@@ -101,16 +109,20 @@ class Student:
         """The state of a new stream: the seed picks one of the folder's starts and feeds the noise."""
         latents, actions = self._starts["latents"], self._starts["actions"]
         pick = seed % len(latents)
-        return StreamState.begin(self.config, self.hash, seed, latents[pick].astype(np.float16), actions[pick].astype(np.float32))
+        return StreamState.begin(
+            self.config, self.hash, seed, latents[pick].astype(np.float16), actions[pick].astype(np.float32)
+        )
 
 
 def _read_config(path: Path) -> StudentConfig:
     try:
         index = json.loads((path / "model_index.json").read_text())["student"]
         parts = {
-            name: model.model_validate({k: v for k, v in json.loads((path / name / "config.json").read_text()).items() if k != "_class_name"})
+            name: model.model_validate(
+                {k: v for k, v in json.loads((path / name / "config.json").read_text()).items() if k != "_class_name"}
+            )
             for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
         }
-        return StudentConfig(**index, **parts)
+        return StudentConfig.model_validate(index | parts)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
         raise StudentError(f"student folder {path}: its configuration cannot be read: {error}") from error

@@ -43,7 +43,9 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
     """Write a student folder with two starts of 20 frames."""
     transformer = toy_transformer(toy_transformer_config(**changes), seed)
     config = transformer.config
-    vae = AutoencoderConfig(latent_channels=config.in_channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
+    vae = AutoencoderConfig(
+        latent_channels=config.in_channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1)
+    )
     student = StudentConfig(
         name="toy",
         fps=17.5,

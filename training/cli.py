@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
 @click.option("--threads", type=int, default=None, help="CPU threads; default: all cores.")
 def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | None) -> None:
-    """Run a training stage from RECIPE, a YAML file or a name such as world/autoencoder. Goes on where it was stopped."""
+    """Run a stage from RECIPE, a YAML file or a name such as world/autoencoder; goes on where it was stopped."""
     import torch
 
     from training.loop import CHECKPOINT, train as run
@@ -42,8 +42,14 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--autoencoder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("runs/world-autoencoder"))
-@click.option("--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RECIPES / "world" / "card.md")
+@click.option(
+    "--autoencoder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("runs/world-autoencoder"),
+)
+@click.option(
+    "--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RECIPES / "world" / "card.md"
+)
 @click.option("--name", default="world", help="The student's name.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> None:
@@ -59,8 +65,15 @@ def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> No
 @click.option("--engine", default="auto", help="Engine of the rollouts.")
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures.")
-@click.option("--sheets", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder for pictures; default: beside the JSON file.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures."
+)
+@click.option(
+    "--sheets",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder for pictures; default: beside the JSON file.",
+)
 def evaluate(student: str, engine: str, rollouts: int, seconds: float, json_file: Path, sheets: Path | None) -> None:
     """Judge a student on held-out play: PSNR, SSIM, control, detail and drift, with pictures to look at."""
     import json

@@ -1,4 +1,5 @@
-"""Latent clips for the student's stages: encoded batches, the history that a step trains on, and forward passes over clips.
+"""Latent clips for the student's stages: encoded batches, the history that a step trains on, and forward passes over
+clips.
 
 Dimensions: B clips, F frames, C channels, h and w latent pixels, A actions, K noisy copies of a clip.
 """
@@ -18,10 +19,10 @@ from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.loading import load_autoencoder
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
+from training.data import clip_source
 from training.losses import add_noise
 from training.recipe import StudentRecipe
 from training.world.recorder import Clip
-from training.data import clip_source
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ def before(history: Tensor, block_size: int) -> Tensor:
 class ClipPass:
     """Forward passes over whole clips with a fixed history, all frames at once (teacher forcing)."""
 
-    def __init__(self, config: TransformerConfig, history: Tensor, level: Tensor, actions: Tensor, copies: int = 1) -> None:
-        """history [B, F, C, h, w] at noise `level` [B, F]; actions [B, F, A]; `copies` noisy copies are denoised at a time."""
+    def __init__(
+        self, config: TransformerConfig, history: Tensor, level: Tensor, actions: Tensor, copies: int = 1
+    ) -> None:
+        """history [B, F, C, h, w] at noise `level` [B, F]; actions [B, F, A]; `copies` noisy copies are denoised at a
+        time.
+        """
         self.config, self.copies = config, copies
         self._history, self._level, self._actions = history, level, actions
         self._previous = before(history, config.block_size) if config.concat_previous else None
@@ -107,7 +112,9 @@ class ClipPass:
 
 
 def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Context noise: half of the clips stay clean, the others are noised to one level in (0, limit); returns history and level."""
+    """Context noise: half of the clips stay clean, the others are noised to one level in (0, limit); returns history
+    and level.
+    """
     rows = clean.shape[0]
     level = torch.rand(rows, generator=generator) * limit * (torch.rand(rows, generator=generator) < 0.5)
     level = level[:, None].expand(-1, clean.shape[1])
@@ -116,7 +123,11 @@ def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tu
 
 @torch.no_grad()
 def recycled_history(
-    model: CausalVideoTransformer, clips: LatentClips, recipe: StudentRecipe, sigmas: tuple[float, ...], generator: torch.Generator
+    model: CausalVideoTransformer,
+    clips: LatentClips,
+    recipe: StudentRecipe,
+    sigmas: tuple[float, ...],
+    generator: torch.Generator,
 ) -> Tensor:
     """The clips with `recipe.recycle` frames replaced by the model's own rollout under the true actions.
 

@@ -9,7 +9,9 @@ from torch import nn
 
 
 class EMA:
-    """`model` follows the trained model: w <- d w + (1 - d) w_trained with d = min(decay, (1 + n) / (10 + n)) at update n."""
+    """`model` follows the trained model: w <- d w + (1 - d) w_trained with d = min(decay, (1 + n) / (10 + n)) at
+    update n.
+    """
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(trained).requires_grad_(False).eval()
@@ -20,7 +22,7 @@ class EMA:
     def update(self, trained: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for mine, theirs in zip(self.model.parameters(), trained.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), trained.buffers(), strict=True):
-            mine.copy_(theirs)
+        for weight, trained_weight in zip(self.model.parameters(), trained.parameters(), strict=True):
+            weight.lerp_(trained_weight, 1 - decay)
+        for buffer, trained_buffer in zip(self.model.buffers(), trained.buffers(), strict=True):
+            buffer.copy_(trained_buffer)

@@ -1,7 +1,7 @@
 """Judges a student folder on held-out play of the real world: figures, a contact sheet and plots.
 
-PSNR rewards blur, so it stands beside high-frequency energy and the pictures. All PSNRs are pooled: the mean squared error
-is averaged over all frames before the logarithm.
+PSNR rewards blur, so it stands beside high-frequency energy and the pictures. All PSNRs are pooled: the mean squared
+error is averaged over all frames before the logarithm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _MARKS_S = (5, 30, 60)
 
 
 def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
-    """Mean structural similarity (Wang et al. 2004) of grey frames [F, H, W, 3]: Gaussian window of 11 pixels, sigma 1.5."""
+    """Mean structural similarity (Wang et al. 2004) of grey frames [F, H, W, 3]: Gaussian window of 11 pixels, sigma
+    1.5.
+    """
     g = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
     kernel = (g[:, None] * g[None] / g.sum() ** 2)[None, None]
     a, b = (torch.from_numpy(v.astype(np.float32).mean(-1))[:, None] for v in (x, y))
@@ -65,7 +67,9 @@ def other_actions(actions: Tensor) -> Tensor:
     return out
 
 
-def evaluate(student: Student, folder: Path, engine_name: str = "auto", rollouts: int = 3, rollout_s: float = 60.0) -> dict[str, Any]:
+def evaluate(
+    student: Student, folder: Path, engine_name: str = "auto", rollouts: int = 3, rollout_s: float = 60.0
+) -> dict[str, Any]:
     """All figures of a student; `folder` gets contact sheets and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
@@ -89,7 +93,11 @@ def _teacher_forced(
 
     def judge(latents: Tensor) -> tuple[NDArray[np.uint8], dict[str, float]]:
         made = decode(autoencoder, latents[:, _CONTEXT:]).reshape(judged.shape)
-        return made, {"psnr": frames_psnr(made, judged), "ssim": ssim(made, judged), "detail": detail(made) / detail(judged)}
+        return made, {
+            "psnr": frames_psnr(made, judged),
+            "ssim": ssim(made, judged),
+            "detail": detail(made) / detail(judged),
+        }
 
     figures: dict[str, Any] = {
         "frames": len(judged),
@@ -109,7 +117,9 @@ def _teacher_forced(
     return figures
 
 
-def roll(engine: Engine, student: Student, state: StreamState, actions: NDArray[np.float32], steps: int | None = None) -> NDArray[np.uint8]:
+def roll(
+    engine: Engine, student: Student, state: StreamState, actions: NDArray[np.float32], steps: int | None = None
+) -> NDArray[np.uint8]:
     """Frames [F, H, W, 3] that the engine generates from a state under actions [F, A]."""
     size = student.config.transformer.block_size
     engine.open("evaluate", state)
@@ -121,7 +131,9 @@ def roll(engine: Engine, student: Student, state: StreamState, actions: NDArray[
     return np.concatenate(frames)
 
 
-def _rollouts(student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], folder: Path) -> dict[str, Any]:
+def _rollouts(
+    student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], folder: Path
+) -> dict[str, Any]:
     """Free-running play under the keys of real episodes, against those episodes."""
     fps = student.config.fps
     size = round(_SEGMENT_S * fps)
@@ -159,7 +171,10 @@ def _rollouts(student: Student, engine: Engine, autoencoder: Autoencoder, real: 
         figures[f"{mark}_s"] = {
             "detail_mean": float(np.mean(ratios)),
             "detail_worst": max(ratios, key=lambda r: abs(np.log(max(r, 1e-6)))),
-            "real_detail_range": [min(min(c["real_detail"][:upto]) for c in curves), max(max(c["real_detail"][:upto]) for c in curves)],
+            "real_detail_range": [
+                min(min(c["real_detail"][:upto]) for c in curves),
+                max(max(c["real_detail"][:upto]) for c in curves),
+            ],
             "colour_drift_worst": max(value for curve in curves for value in curve["colour"][:upto]),
             "real_colour_drift_worst": max(value for curve in curves for value in curve["real_colour"][:upto]),
             "motion_ratio": float(
@@ -174,7 +189,10 @@ def _plot(curves: list[dict[str, list[float]]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), constrained_layout=True)
     for axis, key, title in zip(
-        axes, ("detail", "colour", "motion"), ("high-frequency energy / real", "colour drift, grey levels", "motion, grey levels a frame"), strict=True
+        axes,
+        ("detail", "colour", "motion"),
+        ("high-frequency energy / real", "colour drift, grey levels", "motion, grey levels a frame"),
+        strict=True,
     ):
         seconds = np.arange(1, len(curves[0][key]) + 1) * _SEGMENT_S
         for index, curve in enumerate(curves):

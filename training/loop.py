@@ -29,8 +29,10 @@ LOG = "log.jsonl"
 class Stage(Protocol):
     """What a stage gives the loop."""
 
-    recipe: BaseRecipe
     model: nn.Module
+
+    @property
+    def recipe(self) -> BaseRecipe: ...
 
     def batch(self, step: int) -> Any:
         """Data of a step, a function of the recipe's seed and the step."""
@@ -52,10 +54,10 @@ class Stage(Protocol):
 
 
 def rate_at(step: int, recipe: BaseRecipe) -> float:
-    """Learning rate: warmup, stable, linear decay to zero (WSD)."""
+    """Share of the learning rate: warmup, stable, linear decay to zero (WSD)."""
     decay_steps = max(1, round(recipe.decay * recipe.steps))
     warm = min(1.0, (step + 1) / max(1, recipe.warmup))
-    return recipe.learning_rate * warm * min(1.0, (recipe.steps - step) / decay_steps)
+    return warm * min(1.0, (recipe.steps - step) / decay_steps)
 
 
 def fastest_precision() -> torch.dtype:
@@ -76,7 +78,7 @@ def fastest_precision() -> torch.dtype:
 
 def rank_and_size() -> tuple[int, int]:
     """This process's place under torchrun; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def average_gradients(model: nn.Module, size: int) -> None:
@@ -97,30 +99,39 @@ def train(stage: Stage, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}[recipe.precision] or fastest_precision()
-    optimizer = torch.optim.AdamW(
-        stage.model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
+    optimizers = _optimizers(stage.model, recipe)
     ema = EMA(stage.model, recipe.ema)
-    first, spent_s = _resume(folder / CHECKPOINT, stage.model, ema, optimizer)
+    first, spent_s = _resume(folder / CHECKPOINT, stage.model, ema, optimizers)
     if rank == 0:
-        _log(folder, {"event": "start", "step": first, "precision": str(dtype), "processes": size, "recipe": recipe.model_dump(mode="json")})
+        _log(
+            folder,
+            {
+                "event": "start",
+                "step": first,
+                "precision": str(dtype),
+                "processes": size,
+                "recipe": recipe.model_dump(mode="json"),
+            },
+        )
     began = saved = time.monotonic()
     with _progress(disable=rank > 0) as progress:
         task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")
         for step in range(first, recipe.steps):
             start = time.perf_counter()
             generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * size + rank)
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, recipe)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = optimizer.defaults["lr"] * rate_at(step, recipe)
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
                 loss, figures = stage.loss(stage.batch(step), ema.model, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            stage.model.zero_grad(set_to_none=True)
+            loss.backward()
             if size > 1:
                 average_gradients(stage.model, size)
             norm = nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip)
             if torch.isfinite(norm):
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 ema.update(stage.model)
             if rank > 0:
                 continue
@@ -129,7 +140,7 @@ def train(stage: Stage, folder: Path) -> None:
             progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
             done = step + 1
             if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
-                _save(folder / CHECKPOINT, done, spent_s + time.monotonic() - began, stage.model, ema, optimizer)
+                _save(folder / CHECKPOINT, done, spent_s + time.monotonic() - began, stage.model, ema, optimizers)
                 saved = time.monotonic()
             if done % recipe.evaluate_every == 0 or done == recipe.steps:
                 result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
@@ -137,6 +148,25 @@ def train(stage: Stage, folder: Path) -> None:
                 progress.console.print(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in result.items()))
     if rank == 0:
         stage.finish(ema.model, folder)
+
+
+def _optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
+    """AdamW; with a matrix rate, Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = recipe.matrix_learning_rate is not None and parameter.dim() == 2 and name.startswith("blocks.")
+        (matrices if is_matrix else rest).append(parameter)
+    adamw = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    if recipe.matrix_learning_rate is None:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=recipe.matrix_learning_rate,
+        weight_decay=recipe.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
 
 
 def _progress(disable: bool) -> Progress:
@@ -157,7 +187,9 @@ def _log(folder: Path, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry | {"time": round(time.time(), 1)}) + "\n")
 
 
-def _save(path: Path, step: int, spent_s: float, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, spent_s: float, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
+) -> None:
     """Atomic: a kill at any moment leaves the old checkpoint or the new one."""
     state = {
         "step": step,
@@ -165,19 +197,20 @@ def _save(path: Path, step: int, spent_s: float, model: nn.Module, ema: EMA, opt
         "model": model.state_dict(),
         "ema": ema.model.state_dict(),
         "ema_updates": ema.updates,
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
-def _resume(path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _resume(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
     ema.updates = state["ema_updates"]
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     return int(state["step"]), float(state["spent_s"])

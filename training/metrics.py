@@ -25,9 +25,15 @@ _CONTEXT = 16
 
 @torch.no_grad()
 def teacher_forced(
-    model: CausalVideoTransformer, clips: LatentClips, sigmas: Sequence[float], actions: Tensor | None = None, seed: int = 0
+    model: CausalVideoTransformer,
+    clips: LatentClips,
+    sigmas: Sequence[float],
+    actions: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """Every frame generated from its true past, [B, F, C, h, w]; `actions` in place of the clips' own drive the new frame only."""
+    """Every frame generated from its true past, [B, F, C, h, w]; `actions` in place of the clips' own drive the new
+    frame only.
+    """
     x0 = clips.latents
     generator = torch.Generator().manual_seed(seed)
     out = []
@@ -80,7 +86,9 @@ def play(
 
 
 def detail(frames: NDArray[np.uint8]) -> float:
-    """High-frequency energy: mean squared difference between neighbouring pixels of frames [F, H, W, 3], in grey levels squared."""
+    """High-frequency energy: mean squared difference between neighbouring pixels of frames [F, H, W, 3], in grey
+    levels squared.
+    """
     x = frames.astype(np.float32).mean(-1)
     return float(np.square(np.diff(x, axis=1)).mean() + np.square(np.diff(x, axis=2)).mean())
 
@@ -112,12 +120,14 @@ def evaluate_transformer(
     frames = np.stack([clip.frames for clip in real])
     truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
     figures = {"copy": frames_psnr(last, truth)}
-    for name, plan in (("tf1", (1.0,)), ("tf", sigmas)):
-        made = decode(autoencoder, teacher_forced(model, short, plan)[:, _CONTEXT:])
-        figures[name] = frames_psnr(made, truth)
+    figures["tf1"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,))[:, _CONTEXT:]), truth)
+    made = decode(autoencoder, teacher_forced(model, short, sigmas)[:, _CONTEXT:])
+    figures["tf"] = frames_psnr(made, truth)
     figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))
     wrong = short.actions.roll(1, 0).roll(7, 1)
-    figures["shuffled"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth)
+    figures["shuffled"] = frames_psnr(
+        decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth
+    )
     rows = []
     for row in range(3):
         history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])

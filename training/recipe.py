@@ -16,14 +16,19 @@ class RecipeError(ValueError):
 
 
 class BaseRecipe(BaseModel):
-    """What every stage has. `steps` are optimiser steps; the learning rate warms up, stays, and decays over the last share."""
+    """What every stage has. `steps` are optimiser steps; the learning rate warms up, stays, and decays over the last
+    share.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$", description="the run's folder is runs/NAME")
     seed: int = 0
     steps: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="of AdamW")
+    matrix_learning_rate: float | None = Field(
+        None, gt=0, description="of Muon, for the matrices of the transformer's blocks; None: AdamW trains them too"
+    )
     warmup: int = Field(100, ge=0)
     decay: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate falls to zero")
     weight_decay: float = Field(0.01, ge=0)
@@ -37,10 +42,12 @@ class BaseRecipe(BaseModel):
 
 
 class AutoencoderRecipe(BaseRecipe):
-    """Images through the autoencoder: L1, gradient L1, a small pull of the latents to unit scale, noise on the latents."""
+    """Images through the autoencoder: L1, gradient L1, a small pull of the latents to unit scale, noise on the
+    latents.
+    """
 
     stage: Literal["autoencoder"]
-    model: AutoencoderConfig = AutoencoderConfig()
+    model: AutoencoderConfig = Field(default_factory=lambda: AutoencoderConfig.model_validate({}))
     clips: int = Field(4, ge=1, description="clips a batch is drawn from")
     frames: int = Field(4, ge=1, description="frames from each clip")
     clip_length: int = Field(48, ge=1)
@@ -57,7 +64,9 @@ class StudentRecipe(BaseRecipe):
     context_noise: float = Field(0.3, ge=0, le=1, description="the clean half is noised up to this level, and told so")
     recycle: int = Field(8, ge=0, description="frames of history replaced by the model's own rollout; 0: none")
     recycle_share: float = Field(0.5, ge=0, le=1, description="share of the steps that recycle")
-    recycle_clip: float = Field(2.0, gt=0, description="largest error that a rollout may put into the history, in latent units")
+    recycle_clip: float = Field(
+        2.0, gt=0, description="largest error that a rollout may put into the history, in latent units"
+    )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
 
 
@@ -79,14 +88,20 @@ class CausalConsistencyRecipe(StudentRecipe):
     intervals: int = Field(32, ge=2, description="N: the time grid has N intervals, the last one ends at zero noise")
     guidance: float = Field(1.0, ge=1)
     step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
-    plan_weight: float = Field(0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans")
+    plan_weight: float = Field(
+        0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans"
+    )
 
 
 Recipe = Annotated[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, Field(discriminator="stage")]
 
 
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe:
-    """Read a recipe; `key=value` overrides (dotted keys reach inside, values are YAML) come on top. Raises RecipeError."""
+def load_recipe(
+    path: Path, overrides: tuple[str, ...] = ()
+) -> AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe:
+    """Read a recipe; `key=value` overrides (dotted keys reach inside, values are YAML) come on top. Raises
+    RecipeError.
+    """
     try:
         data: dict[str, Any] = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

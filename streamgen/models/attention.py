@@ -1,7 +1,7 @@
 """What a block's queries attend to: the rolling cache while streaming, gathered windows while training.
 
-Dimensions: B rows, F frames of a block, G blocks of a clip, M tokens of a block (F N), C copies of a clip (the clean one
-first), H heads, D head dim, T cached tokens, P rotary pairs.
+Dimensions: B rows, F frames of a block, G blocks of a clip, M tokens of a block (F N), C copies of a clip (the clean
+one first), H heads, D head dim, T cached tokens, P rotary pairs.
 
 Queries and keys arrive normalised and not yet rotated. Rotary embedding (Su et al. 2021): interleaved pairs, a head's
 pairs split among time, height and width.
@@ -49,9 +49,9 @@ def space_rotation(config: TransformerConfig) -> Tensor:
 
 
 def full_rotation(time: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and signed sin [..., F, N, 1, D] from time [..., F, 2, Pt] and space [2, N, Ph + Pw], repeated for both of a pair.
+    """cos and signed sin [..., F, N, 1, D] from time [..., F, 2, Pt] and space [2, N, Ph + Pw].
 
-    The sine is negative for the first of a pair: (a, b) becomes (a cos - b sin, b cos + a sin).
+    Both of a pair get their angle's values, the first a negative sine: (a, b) becomes (a cos - b sin, b cos + a sin).
     """
     frames = time.shape[:-2]
     tokens = space.shape[1]
@@ -65,11 +65,18 @@ class CacheAttention:
     """Attention of a block to the rolling cache and itself; keeps the block's keys and values for the commit.
 
     rotation [B, S + F, 2, Pt] and visible [B, slots] come from `streamgen.cache`; cache_k and cache_v are
-    [L, B, H, slots N, D]. After a forward pass `block` gives what the cache stores: rotated keys, or raw ones for the sinks.
+    [L, B, H, slots N, D]. After a forward pass `block` gives what the cache stores: rotated keys, or raw ones for the
+    sinks.
     """
 
     def __init__(
-        self, config: TransformerConfig, space: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+        self,
+        config: TransformerConfig,
+        space: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
     ) -> None:
         self._sink_tokens = config.sink * config.tokens
         self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
@@ -91,7 +98,8 @@ class CacheAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         frames = q.shape[1]
         q_BHMD, k_BHMD, v_BHMD = (
-            x.flatten(1, 2).transpose(1, 2) for x in (rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin), v)
+            x.flatten(1, 2).transpose(1, 2)
+            for x in (rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin), v)
         )
         if layer == 0:
             self.new_k, self.new_k_raw, self.new_v = [], [], []
@@ -103,7 +111,10 @@ class CacheAttention:
             sink_k = rotate(past_k[:, :, : self._sink_tokens], *self._sink)
             past_k = torch.cat([sink_k, past_k[:, :, self._sink_tokens :]], 2)
         out = F.scaled_dot_product_attention(
-            q_BHMD, torch.cat([past_k, k_BHMD], 2), torch.cat([past_v, v_BHMD], 2), attn_mask=self._bias.to(q_BHMD.dtype)
+            q_BHMD,
+            torch.cat([past_k, k_BHMD], 2),
+            torch.cat([past_v, v_BHMD], 2),
+            attn_mask=self._bias.to(q_BHMD.dtype),
         )
         return out.transpose(1, 2).unflatten(1, (frames, -1))
 
@@ -111,12 +122,14 @@ class CacheAttention:
 class ClipAttention:
     """Attention within a whole clip at once, by the same window, sinks and positions as streaming.
 
-    The clip comes as C copies [B, C F_all, N, H, D]: copy 0 is the clean history, the others are noisy. A block of any copy sees
-    the clean blocks before it (its window and the sinks) and itself; nobody sees a noisy block but itself. With C = 1 this
-    is the block-causal windowed pass over a clean clip.
+    The clip comes as C copies [B, C F_all, N, H, D]: copy 0 is the clean history, the others are noisy. A block of
+    any copy sees the clean blocks before it (its window and the sinks) and itself; nobody sees a noisy block but
+    itself. With C = 1 this is the block-causal windowed pass over a clean clip.
     """
 
-    def __init__(self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1, first_frame: int = 0) -> None:
+    def __init__(
+        self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1, first_frame: int = 0
+    ) -> None:
         if frames % config.block_size:
             raise ValueError(f"a clip of {frames} frames is not a whole number of blocks of {config.block_size}")
         self._copies = copies
@@ -147,7 +160,9 @@ class ClipAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = q.shape[0]
-        q, k, v = (x.unflatten(1, (self._copies, self._blocks, -1)).flatten(3, 4) for x in (q, k, v))  # [B, C, G, M, H, D]
+        q, k, v = (
+            x.unflatten(1, (self._copies, self._blocks, -1)).flatten(3, 4) for x in (q, k, v)
+        )  # [B, C, G, M, H, D]
         rotated_q, rotated_k = rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin)
         keys, values = [self._past(rotated_k[:, 0])], [self._past(v[:, 0])]
         if self._sinks:
@@ -157,7 +172,9 @@ class ClipAttention:
         keys.append(rotated_k.transpose(1, 2).flatten(2, 3))
         values.append(v.transpose(1, 2).flatten(2, 3))
         query = rotated_q.transpose(1, 2).flatten(2, 3)  # [B, G, C M, H, D]
-        q_XHMD, k_XHTD, v_XHTD = (x.flatten(0, 1).transpose(1, 2) for x in (query, torch.cat(keys, 2), torch.cat(values, 2)))
+        q_XHMD, k_XHTD, v_XHTD = (
+            x.flatten(0, 1).transpose(1, 2) for x in (query, torch.cat(keys, 2), torch.cat(values, 2))
+        )
         bias = self._bias.to(q.dtype).repeat(rows, 1, 1)[:, None]
         out = F.scaled_dot_product_attention(q_XHMD, k_XHTD, v_XHTD, attn_mask=bias)
         out = out.transpose(1, 2).unflatten(0, (rows, self._blocks)).unflatten(2, (self._copies, -1)).transpose(1, 2)

@@ -1,8 +1,8 @@
 """Writes student folders: weights in bf16 and the rollout's graphs, which hold no weights of their own.
 
-A graph's initialisers are ONNX external data that point into the folder's safetensors files (a safetensors file is a header
-and raw little-endian tensors), so any number of graphs shares one copy of the weights. Stored bf16 values are cast to
-fp32 by the graph; a runtime folds that at load.
+A graph's initialisers are ONNX external data that point into the folder's safetensors files (a safetensors file is a
+header and raw little-endian tensors), so any number of graphs shares one copy of the weights. Stored bf16 values are
+cast to fp32 by the graph; a runtime folds that at load.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnxscript.optimizer import optimize_ir
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, step_graph, write_config
 
 _OPSET = 23
+_FOLD_LIMIT = 16_384
+"""Largest constant, in elements, that the exporter may make out of others."""
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
 _COMMIT_INPUTS = ("latents", *_STEP_INPUTS[1:])
 _BLOCK_OUTPUTS = ("new_k", "new_raw_k", "new_v")
@@ -55,7 +58,9 @@ def write_student(
     for count, sigmas in config.step_plans.items():
         noise = torch.zeros(count, 1, config.transformer.block_size, *config.latent_shape)
         rollout = Rollout(transformer, autoencoder, sigmas).eval()
-        _export(rollout, (noise, *inputs), _STEP_INPUTS, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count))
+        _export(
+            rollout, (noise, *inputs), _STEP_INPUTS, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count)
+        )
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
     _export(Commit(transformer).eval(), (latents, *inputs), _COMMIT_INPUTS, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
 
@@ -72,9 +77,18 @@ def _export(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, arguments, dynamo=True, opset_version=_OPSET, input_names=inputs, output_names=outputs, verbose=False
+            module,
+            arguments,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            optimize=False,
+            verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        # Folding constants must not fold a transposed weight into a copy of its own.
+        optimize_ir(program.model, output_size_limit=_FOLD_LIMIT)
     model = program.model_proto
     _share_weights(model, path.parent)
     path.write_bytes(model.SerializeToString())

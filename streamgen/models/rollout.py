@@ -29,9 +29,16 @@ class Commit(nn.Module):
         self.transformer = transformer
 
     def forward(
-        self, latents: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+        self,
+        latents: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w]; the other inputs are `Rollout`'s."""
+        """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w]; other inputs as for `Rollout`."""
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         _velocity(self.transformer, latents, 0.0, attend, actions, previous)
         return attend.block()
@@ -40,7 +47,9 @@ class Commit(nn.Module):
 class Rollout(nn.Module):
     """All of a block: denoising steps with fresh noise between them, the decoder, and the commit."""
 
-    def __init__(self, transformer: CausalVideoTransformer, autoencoder: Autoencoder | None, sigmas: Sequence[float]) -> None:
+    def __init__(
+        self, transformer: CausalVideoTransformer, autoencoder: Autoencoder | None, sigmas: Sequence[float]
+    ) -> None:
         """autoencoder: None where only `denoise` is wanted."""
         super().__init__()
         self.transformer = transformer
@@ -48,7 +57,14 @@ class Rollout(nn.Module):
         self.sigmas = tuple(sigmas)
 
     def denoise(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+        self,
+        noise: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
     ) -> Tensor:
         """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on."""
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
@@ -60,7 +76,14 @@ class Rollout(nn.Module):
         return x
 
     def forward(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, rotation: Tensor, visible: Tensor, cache_k: Tensor, cache_v: Tensor
+        self,
+        noise: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], keys, raw keys and values [L, B, H, F N, D].
 
@@ -75,12 +98,19 @@ class Rollout(nn.Module):
         return frames, latents, *attend.block()
 
 
-def _attention(transformer: CausalVideoTransformer, rotation: Tensor, visible: Tensor, k: Tensor, v: Tensor) -> CacheAttention:
+def _attention(
+    transformer: CausalVideoTransformer, rotation: Tensor, visible: Tensor, k: Tensor, v: Tensor
+) -> CacheAttention:
     return CacheAttention(transformer.config, transformer.space, rotation, visible, k, v)
 
 
 def _velocity(
-    transformer: CausalVideoTransformer, x: Tensor, sigma: float, attend: CacheAttention, actions: Tensor, previous: Tensor
+    transformer: CausalVideoTransformer,
+    x: Tensor,
+    sigma: float,
+    attend: CacheAttention,
+    actions: Tensor,
+    previous: Tensor,
 ) -> Tensor:
     config = transformer.config
     levels = torch.full(x.shape[:2], sigma)
@@ -93,8 +123,8 @@ def _velocity(
 class RollingCache:
     """The cache of B rows that stand at the same frame: fixed slots, a new block is written in place.
 
-    k, v [L, B, H, slots N, D]; frame: index of the next frame; first: the oldest frame seen after the sinks; previous: the
-    last clean latent [B, C, h, w].
+    k, v [L, B, H, slots N, D]; frame: index of the next frame; first: the oldest frame seen after the sinks;
+    previous: the last clean latent [B, C, h, w].
     """
 
     config: TransformerConfig
@@ -118,7 +148,9 @@ class RollingCache:
         return rotation.expand(rows, -1, -1, -1), visible.expand(rows, -1), self.k, self.v
 
     def write(self, latents: Tensor, k: Tensor, raw_k: Tensor, v: Tensor) -> None:
-        """Store the block that `inputs` were asked for: latents [B, F, C, h, w], keys and values as `Rollout` gives them."""
+        """Store the block that `inputs` were asked for: latents [B, F, C, h, w], keys and values as `Rollout` gives
+        them.
+        """
         n = self.config.tokens
         for i in range(self.config.block_size):
             slot = slot_of(self.frame + i, self.config)
@@ -128,14 +160,15 @@ class RollingCache:
         self.previous = latents[:, -1]
         self.frame += self.config.block_size
 
-
     def clean(self, commit: Commit, latents: Tensor, actions: Tensor) -> None:
         """Commit a clean block: latents [B, F, C, h, w], actions [B, F, A]."""
         self.write(latents, *commit(latents, self.previous, actions, *self.inputs()))
 
 
 def recache(commit: Commit, state: StreamState) -> RollingCache:
-    """The cache (one row) of a stream, by committing its history in order: the live cache, if the history is long enough."""
+    """The cache (one row) of a stream, by committing its history in order: the live cache, if the history is long
+    enough.
+    """
     cache = RollingCache.empty(commit.transformer.config, 1)
     for block in replay(state, commit.transformer.config):
         cache.frame, cache.first = block.frame, block.first

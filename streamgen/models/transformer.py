@@ -6,6 +6,8 @@ A actions, X context tokens.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -42,14 +44,17 @@ class _Attention(nn.Module):
     def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q of x and k, v of context, heads split: [..., H, D]."""
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context)
-        return tuple(t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # type: ignore[return-value]
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
+        return q, k, v
 
 
 class _FeedForward(nn.Sequential):
     """Linear, GELU (tanh), linear; optionally a depthwise 3x3 convolution over the frame's tokens before the GELU."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim))
+        super().__init__(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
         self._grid = config.height // config.patch, config.width // config.patch
         self._conv = config.ffn_conv
         if config.ffn_conv:
@@ -84,8 +89,8 @@ class _Block(nn.Module):
         y = self.norm1(x) * (1 + e[1]) + e[0]
         x = x + e[2] * self.self_attn.o(attend(layer, *self.self_attn.project(y, y)).flatten(-2))
         if context is not None:
-            q, k, v = self.cross_attn.project(self.norm3(x).flatten(1, 2), context)
-            seen = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+            q, k, v = (t.transpose(1, 2) for t in self.cross_attn.project(self.norm3(x).flatten(1, 2), context))
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             x = x + self.cross_attn.o(seen.flatten(-2)).view_as(x)
         return x + e[5] * self.ffn(self.norm2(x) * (1 + e[4]) + e[3])
 
@@ -104,7 +109,9 @@ class _Head(nn.Module):
 
 
 def sinusoid(times: Tensor, dim: int) -> Tensor:
-    """Embedding [..., dim] of times [...] in [0, 1000]: cosines, then sines, of t 10000^(-i / half); computed in float64."""
+    """Embedding [..., dim] of times [...] in [0, 1000]: cosines, then sines, of t 10000^(-i / half); computed in
+    float64.
+    """
     half = dim // 2
     frequencies = torch.from_numpy(10_000.0 ** (-np.arange(half, dtype=np.float64) / half))
     angles = times.double()[..., None] * frequencies
@@ -123,7 +130,9 @@ class CausalVideoTransformer(nn.Module):
         channels = config.in_channels * (2 if config.concat_previous else 1)
         self.patch_embedding = nn.Conv3d(channels, dim, patch, patch)
         if config.text_dim is not None:
-            self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+            self.text_embedding = nn.Sequential(
+                nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            )
         if config.action_dim is not None:
             # One more input says whether the action is known: condition dropout clears it.
             self.action_embedding = nn.Sequential(nn.Linear(config.action_dim + 1, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -144,7 +153,7 @@ class CausalVideoTransformer(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
-        nn.init.zeros_(self.patch_embedding.bias)
+        nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
         nn.init.zeros_(self.head.head.weight)
 
     def forward(

@@ -15,7 +15,12 @@ from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 from tests.toy import toy_transformer, toy_transformer_config
 
-POLICIES = [{"sink": 0, "block_size": 1}, {"sink": 2, "block_size": 1}, {"sink": 2, "block_size": 2}, {"sink": 4, "block_size": 2}]
+POLICIES = [
+    {"sink": 0, "block_size": 1},
+    {"sink": 2, "block_size": 1},
+    {"sink": 2, "block_size": 2},
+    {"sink": 4, "block_size": 2},
+]
 FRAMES = 20
 
 

@@ -98,7 +98,12 @@ def test_scripts(tmp_path: Path) -> None:
     # 0.3 s are 5.25 frames: rounding does not add up over the lines.
     assert script.shape == (5, 5)
     assert script[:, 0].tolist() == [1, 1, 1, 1, 0]
-    for text, said in (("x KeyW", "line 1.*'x'"), ("1 KeyQ", "unknown key KeyQ"), ("-1 KeyW", "not a number of seconds"), ("", "no line")):
+    for text, said in (
+        ("x KeyW", "line 1.*'x'"),
+        ("1 KeyQ", "unknown key KeyQ"),
+        ("-1 KeyW", "not a number of seconds"),
+        ("", "no line"),
+    ):
         path.write_text(text)
         with pytest.raises(ScriptError, match=said):
             read_script(path, WORLD_KEYS, 17.5)

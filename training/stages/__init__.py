@@ -6,7 +6,9 @@ from training.loop import Stage
 from training.recipe import AutoencoderRecipe, CausalConsistencyRecipe, TeacherForcingRecipe
 
 
-def build_stage(recipe: AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, first_step: int = 0) -> Stage:
+def build_stage(
+    recipe: AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, first_step: int = 0
+) -> Stage:
     """The stage of a recipe, its data starting at `first_step`."""
     if isinstance(recipe, AutoencoderRecipe):
         from training.stages.autoencoder import AutoencoderStage

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.loading import save_autoencoder
+from training.data import clip_source
 from training.losses import psnr, reconstruction
 from training.recipe import AutoencoderRecipe
 from training.sheets import contact_sheet
-from training.data import clip_source
 from training.world.source import held_out
 
 _STATISTICS_FRAMES = 1024
@@ -25,7 +25,7 @@ class AutoencoderStage:
     def __init__(self, recipe: AutoencoderRecipe, first_step: int = 0) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = Autoencoder(recipe.model).to(memory_format=torch.channels_last)
+        self.model: nn.Module = Autoencoder(recipe.model)
         self._source = clip_source(recipe, first_step)
         self._held_out = to_float(torch.from_numpy(np.concatenate([c.frames[::10] for c in held_out(8, 160)])))
 
@@ -44,7 +44,9 @@ class AutoencoderStage:
         noise = torch.randn(z_BCHW.shape, generator=generator) * self.recipe.latent_noise
         out_BCHW = self.model.decoder(z_BCHW + noise * z_BCHW.detach().std())
         loss = reconstruction(out_BCHW.float(), batch, self.recipe.gradient_weight)
-        return loss + self.recipe.latent_weight * z_BCHW.float().square().mean(), {"psnr": psnr(out_BCHW.detach(), batch)}
+        return loss + self.recipe.latent_weight * z_BCHW.float().square().mean(), {
+            "psnr": psnr(out_BCHW.detach(), batch)
+        }
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:

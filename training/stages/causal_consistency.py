@@ -1,8 +1,9 @@
 """Stage 3: causal consistency distillation: one set of weights for two steps and for one.
 
-Student, EMA and frozen teacher start from the teacher-forced model. A clip's frames share one noise level; the teacher makes
-one Euler step along its trajectory to the next lower level, and the student's x0 from the higher level must equal the EMA's
-from the lower one (Causal Forcing++). In the last interval the target is the teacher's end point itself.
+Student, EMA and frozen teacher start from the teacher-forced model. A clip's frames share one noise level; the
+teacher makes one Euler step along its trajectory to the next lower level, and the student's x0 from the higher level
+must equal the EMA's from the lower one (Causal Forcing++). In the last interval the target is the teacher's end point
+itself.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class CausalConsistencyStage:
 
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, self._plan, sheet)
+        return evaluate_transformer(
+            ema, self._loader.autoencoder, self._held_out, self._held_out_clips, self._plan, sheet
+        )
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)

@@ -56,7 +56,9 @@ class TeacherForcingStage:
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
+        return evaluate_transformer(
+            ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet
+        )
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)

@@ -1,0 +1,152 @@
+"""Engines agree with the reference, keep streams apart, and go on from a state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.openvino import OpenVINOEngine
+from engines.protocol import Engine, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
+from engines.select import load_engine
+from engines.torch import TorchEngine
+from streamgen.state import StreamState
+from streamgen.student import Student, StudentError
+
+
+def _actions(student: Student, count: int, seed: int = 0) -> np.ndarray:
+    size = student.config.transformer.block_size
+    return (np.random.default_rng(seed).random((count, size, len(student.config.keys))) < 0.3).astype(np.float32)
+
+
+def _run(engine: Engine, stream: str, actions: np.ndarray, steps: int = 2) -> list[StepResult]:
+    return [engine.step([StepRequest(stream, block, steps)])[0] for block in actions]
+
+
+@pytest.mark.parametrize("policy", ["plain_student", "sink_student"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06)])
+def test_openvino_matches_torch_on_shared_history(
+    policy: str, precision: str, tolerance: float, request: pytest.FixtureRequest
+) -> None:
+    """200 steps; before each, both engines open the same state, so errors do not add up."""
+    student: Student = request.getfixturevalue(policy)
+    reference, engine = TorchEngine(student), OpenVINOEngine(student, precision=precision)
+    state = student.start(3)
+    live = {"reference": state}
+    reference.open("s", state)
+    engine.open("s", state)
+    worst, scale = 0.0, 0.0
+    for index, block in enumerate(_actions(student, 200)):
+        steps = 1 + index % 2
+        wanted = reference.step([StepRequest("s", block, steps)])[0]
+        if index % 20 == 0:
+            engine.open("s", live["reference"])
+        got = engine.step([StepRequest("s", block, steps)])[0]
+        assert got.frame == wanted.frame
+        live["reference"] = live["reference"].extended(student.config, wanted.latents, block)
+        difference = np.abs(got.latents.astype(np.float32) - wanted.latents.astype(np.float32)).max()
+        worst, scale = max(worst, float(difference)), max(scale, float(np.abs(wanted.latents).max()))
+        if precision == "bf16":
+            engine.open("s", live["reference"])
+    # fp16 latents round at 1 / 1024 of a power of two: a value between two of them may fall either way.
+    assert worst <= (tolerance + 2**-10) * scale
+    assert scale > 1
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, OpenVINOEngine])
+def test_no_stream_touches_another(kind: type[TorchEngine] | type[OpenVINOEngine], plain_student: Student) -> None:
+    together, alone = kind(plain_student), kind(plain_student)
+    plans = {str(seed): _actions(plain_student, 12, seed) for seed in range(3)}
+    for name in plans:
+        together.open(name, plain_student.start(int(name)))
+    mixed: dict[str, list[StepResult]] = {name: [] for name in plans}
+    for index in range(12):
+        for name, actions in plans.items():
+            mixed[name] += together.step([StepRequest(name, actions[index], 1 + (index + int(name)) % 2)])
+    for name, actions in plans.items():
+        alone.open("only", plain_student.start(int(name)))
+        for index, block in enumerate(actions):
+            solo = alone.step([StepRequest("only", block, 1 + (index + int(name)) % 2)])[0]
+            assert np.array_equal(solo.latents, mixed[name][index].latents)
+            assert np.array_equal(solo.frames, mixed[name][index].frames)
+    assert not np.array_equal(mixed["0"][0].latents, mixed["1"][0].latents)
+
+
+@pytest.mark.parametrize("policy", ["plain_student", "sink_student"])
+@pytest.mark.parametrize("kind", [TorchEngine, OpenVINOEngine])
+def test_a_stream_goes_on_from_its_state(
+    kind: type[TorchEngine] | type[OpenVINOEngine], policy: str, request: pytest.FixtureRequest
+) -> None:
+    student: Student = request.getfixturevalue(policy)
+    actions = _actions(student, 40)
+    live = kind(student)
+    state = student.start(1)
+    live.open("s", state)
+    for result, block in zip(_run(live, "s", actions), actions, strict=True):
+        state = state.extended(student.config, result.latents, block)
+    resumed = kind(student)
+    resumed.open("s", StreamState.from_bytes(state.to_bytes(), student.config, student.hash))
+    more = _actions(student, 5, 9)
+    for kept, fresh in zip(_run(live, "s", more), _run(resumed, "s", more), strict=True):
+        assert kept.frame == fresh.frame
+        np.testing.assert_allclose(fresh.latents.astype(np.float32), kept.latents.astype(np.float32), atol=2e-3)
+    forgetful = replace(state, latents=state.latents[-3:], actions=state.actions[-3:])
+    resumed.open("s", forgetful)
+    assert not np.allclose(_run(resumed, "s", more[:1])[0].latents, _run(live, "s", more[:1])[0].latents, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, OpenVINOEngine])
+def test_misuse_is_named(kind: type[TorchEngine] | type[OpenVINOEngine], plain_student: Student) -> None:
+    engine = kind(plain_student, streams=1)
+    block = _actions(plain_student, 1)[0]
+    with pytest.raises(UnknownStream, match="nobody"):
+        engine.step([StepRequest("nobody", block, 2)])
+    engine.open("a", plain_student.start(0))
+    engine.open("a", plain_student.start(1))
+    with pytest.raises(EngineFull, match="1 streams"):
+        engine.open("b", plain_student.start(0))
+    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
+        engine.step([StepRequest("a", np.zeros((2, 5), np.float32), 2)])
+    with pytest.raises(ValueError, match="7 steps"):
+        engine.step([StepRequest("a", block, 7)])
+    engine.close("a")
+    engine.close("a")
+    engine.open("b", plain_student.start(0))
+
+
+def test_seed_decides_the_stream(plain_student: Student) -> None:
+    engine = OpenVINOEngine(plain_student, precision="fp32")
+    actions = _actions(plain_student, 3)
+
+    def latents(seed: int) -> np.ndarray:
+        engine.open("s", plain_student.start(seed))
+        return np.concatenate([result.latents for result in _run(engine, "s", actions)])
+
+    assert np.array_equal(latents(4), latents(4))
+    assert not np.array_equal(latents(4), latents(6))  # the same start, other noise
+
+
+def test_selection(plain_student: Student) -> None:
+    assert load_engine(plain_student.path).name == "openvino"
+    assert load_engine(plain_student.path, "torch").name == "torch"
+    with pytest.raises(EngineError, match="'cuda' is unknown"):
+        load_engine(plain_student.path, "cuda")
+    with pytest.raises(StudentError, match="no student at nowhere"):
+        load_engine("nowhere")
+    with pytest.raises(EngineError, match="fp8"):
+        OpenVINOEngine(plain_student, precision="fp8")
+
+
+def test_a_damaged_student_is_refused(plain_student: Student, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(plain_student.path, broken)
+    (broken / "step_2.onnx").unlink()
+    with pytest.raises(StudentError, match=r"step_2\.onnx is missing"):
+        load_engine(broken)
+    (broken / "transformer" / "config.json").write_text("{")
+    with pytest.raises(StudentError, match="cannot be read"):
+        load_engine(broken)

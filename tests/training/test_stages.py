@@ -1,0 +1,171 @@
+"""Every stage at toy size on the real recorder: it learns, resumes as if never stopped, and ends in a student that
+plays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.recipe import RecipeError, load_recipe
+
+ROOT = Path(__file__).parents[2]
+AUTOENCODER = """
+stage: autoencoder
+name: autoencoder
+steps: 4
+learning_rate: 2.0e-3
+warmup: 1
+evaluate_every: 4
+clips: 1
+frames: 2
+clip_length: 6
+checkpoint_every_s: 0.001
+model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
+"""
+TEACHER = """
+stage: teacher_forcing
+name: teacher
+autoencoder: RUNS/autoencoder
+steps: 4
+learning_rate: 1.0e-3
+matrix_learning_rate: 3.0e-3
+warmup: 1
+evaluate_every: 100
+clips: 1
+clip_length: 12
+copies: 2
+recycle: 3
+recycle_share: 0.5
+checkpoint_every_s: 0.001
+model: {in_channels: 4, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+        action_dim: 5, concat_previous: true, ffn_conv: true}
+"""
+STUDENT = """
+stage: causal_consistency
+name: student
+autoencoder: RUNS/autoencoder
+teacher: RUNS/teacher
+steps: 2
+learning_rate: 1.0e-3
+warmup: 1
+guidance: 1.5
+evaluate_every: 100
+clips: 1
+clip_length: 12
+copies: 2
+recycle: 3
+recycle_share: 1.0
+"""
+
+
+def _streamgen(*arguments: str | Path, **environment: str) -> str:
+    command = [
+        sys.executable,
+        "-c",
+        "from streamgen.cli import main; main(prog_name='streamgen')",
+        *map(str, arguments),
+    ]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def _losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if entry["event"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three stages, by the command that people use."""
+    folder = tmp_path_factory.mktemp("training")
+    for name, text in (("autoencoder", AUTOENCODER), ("teacher", TEACHER), ("student", STUDENT)):
+        recipe = folder / f"{name}.yaml"
+        recipe.write_text(text.replace("RUNS", str(folder)))
+        _streamgen("train", recipe, "--runs", folder, "--threads", "1")
+    return folder
+
+
+def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
+    for name, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("student", "transformer")):
+        assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
+        assert list((runs / name).glob("sheet_*.png"))
+        assert all(loss > 0 for loss in _losses(runs / name))
+    before, after = (
+        torch.load(runs / run / "checkpoint.pt", weights_only=True)["model"] for run in ("teacher", "student")
+    )
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(runs: Path, tmp_path: Path) -> None:
+    recipe = runs / "teacher.yaml"
+    _streamgen("train", recipe, "steps=4", "decay=0", "--runs", tmp_path / "whole", "--threads", "1")
+    for upto in ("2", "4"):
+        _streamgen("train", recipe, f"steps={upto}", "decay=0", "--runs", tmp_path / "parts", "--threads", "1")
+    whole, parts = _losses(tmp_path / "whole" / "teacher"), _losses(tmp_path / "parts" / "teacher")
+    assert len(parts) == 4
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
+    """The run becomes a student folder on which every command works."""
+    student = tmp_path / "student"
+    own = {"STREAMGEN_CACHE": str(tmp_path / "cache")}
+    _streamgen("export", runs / "student", "--autoencoder", runs / "autoencoder", "--out", student, "--name", "toy")
+    script = tmp_path / "walk.txt"
+    script.write_text("0.5 KeyW\n0.5 KeyW ArrowLeft\n")
+    video = tmp_path / "walk.mp4"
+    said = _streamgen("generate", "--student", student, "--actions", script, "--seconds", "2", "--out", video, **own)
+    assert "35 frames" in said
+    import av
+
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, float(stream.average_rate)) == (384, 288, 17.5)
+        assert sum(1 for _ in container.decode(stream)) == 35
+    figures_file = tmp_path / "figures" / "figures.json"
+    figures_file.parent.mkdir()
+    _streamgen("evaluate", "--student", student, "--rollouts", "1", "--seconds", "4", "--json", figures_file, **own)
+    figures = json.loads(figures_file.read_text())
+    forced = figures["teacher_forced"]
+    assert forced["autoencoder"]["psnr"] > 5
+    assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_2"]["psnr"] - forced["copy_last"]["psnr"])
+    assert {path.name for path in figures_file.parent.glob("*.png")} == {
+        "teacher_forced.png",
+        "rollout.png",
+        "rollout_curves.png",
+    }
+    bench_file = tmp_path / "bench.json"
+    _streamgen("bench", "--student", student, "--streams", "2", "--seconds", "1", "--json", bench_file, **own)
+    bench = json.loads(bench_file.read_text())
+    assert bench["fps_total"] == pytest.approx(2 * bench["fps"], rel=0.01)
+    assert 0 < bench["efficiency"] < 2
+    assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
+
+
+def test_recipes_are_checked(tmp_path: Path) -> None:
+    for recipe in sorted((ROOT / "training" / "recipes").rglob("*.yaml")):
+        assert load_recipe(recipe).steps > 0
+    path = tmp_path / "r.yaml"
+    path.write_text(AUTOENCODER)
+    assert load_recipe(path, ("steps=9", "model.latent_channels=8")).steps == 9
+    for text, overrides, said in (
+        (AUTOENCODER, ("steps",), "not KEY=VALUE"),
+        (AUTOENCODER, ("colour=red",), "colour"),
+        (AUTOENCODER, ("steps=0",), "steps"),
+        ("stage: magic\n", (), "magic"),
+        ("[]", (), "not a mapping"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(path, overrides)
