@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, WebSocket, sync_playwright
 
-from server.settings import Settings
-from tests.server.harness import LiveServer
-from tests.server.synthetic import make_student
+from tests.clients.walking import DESKTOP, Open, Walk
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "streamgen" / "students" / "world" / "model_index.json"
-SYNTHETIC_STEP_S = 0.02
 READY_WITHIN_S = 90.0
 BROWSER_FLAGS = [
     "--headless=new",
@@ -44,6 +40,7 @@ BROWSER_FLAGS = [
 @dataclass(frozen=True)
 class Server:
     url: str
+    pid: int
 
     def call(self, method: str, path: str, body: object = None, token: str | None = None) -> tuple[int, dict[str, Any]]:
         """Status and JSON of one HTTP request."""
@@ -68,26 +65,15 @@ class Server:
 
 @pytest.fixture(scope="session")
 def world_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server on a free port of this machine; without a shipped student, with an engine that only paints numbers."""
-    yield from (_shipped if SHIPPED.exists() else _synthetic)(tmp_path_factory.mktemp("server"))
-
-
-def _synthetic(folder: Path) -> Iterator[Server]:
-    live = LiveServer(make_student(folder), folder, Settings(max_sessions=4), step_s=SYNTHETIC_STEP_S).start()
-    yield Server(live.url)
-    live.stop()
-
-
-def _shipped(folder: Path) -> Iterator[Server]:
-    """In a process of its own, as people start it."""
+    """The server on a free port of this machine with the shipped world, in a process of its own, as people start it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}")
-    output = folder / "output.txt"
+    output = tmp_path_factory.mktemp("server") / "output.txt"
     command = [sys.executable, "-c", "from server.cli import serve; serve()", "--port", str(port), "--student", "world"]
     with output.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    server = Server(f"http://127.0.0.1:{port}", process.pid)
     try:
         deadline = time.monotonic() + READY_WITHIN_S
         while not server.ready():
@@ -114,3 +100,35 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def walk(browser: Browser, world_server: Any) -> Iterator[Open]:
+    """Opens the page with a query; at the end its session is given back and nothing may have gone wrong unseen."""
+    walks: list[Walk] = []
+
+    def open_page(query: str = "", *, device: dict[str, Any] = DESKTOP, script: str = "") -> Walk:
+        context = browser.new_context(**device)
+        if script:
+            context.add_init_script(script)
+        walk = Walk(context.new_page(), context)
+        walks.append(walk)
+        walk.page.on("pageerror", lambda error: walk.complaints.append(str(error)))
+        walk.page.on("console", lambda said: walk.complaints.append(said.text) if said.type == "error" else None)
+        walk.page.on("request", lambda request: walk.requests.append(request.url))
+
+        def opened(socket: WebSocket) -> None:
+            walk.requests.append(socket.url.replace("ws:", "http:"))
+            socket.on("framesent", lambda text: walk.sent.append(str(text)))
+
+        walk.page.on("websocket", opened)
+        walk.page.goto(f"{world_server.url}/{query}")
+        return walk
+
+    yield open_page
+    for walk in walks:
+        stored = walk.page.evaluate("sessionStorage.getItem('streamgen.session')")
+        walk.context.close()
+        if stored:
+            session = json.loads(stored)
+            world_server.call("DELETE", f"/v1/sessions/{session['id']}", token=session["token"])

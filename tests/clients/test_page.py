@@ -5,90 +5,16 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
+from playwright.sync_api import expect
 
-from server.protocol import Input, Ping, Release, parse_client
+from server.protocol import Input, Ping, Release
+from tests.clients.walking import PHONE, Open, enter
 
-PLAYS_WITHIN_S = 15.0
 TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-
-
-@dataclass
-class Walk:
-    """One page, and what went wrong or left it."""
-
-    page: Page
-    context: BrowserContext
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    sent: list[str] = field(default_factory=list)
-
-    def stats(self) -> dict[str, Any]:
-        return self.page.evaluate("streamgen.stats()")
-
-    def until(self, what: Callable[[dict[str, Any]], bool], within_s: float = PLAYS_WITHIN_S) -> dict[str, Any]:
-        """Waits for figures that satisfy `what`, and returns them."""
-        deadline = time.monotonic() + within_s
-        while not what(stats := self.stats()):
-            assert time.monotonic() < deadline, stats
-            self.page.wait_for_timeout(50)
-        return stats
-
-    def plays(self) -> dict[str, Any]:
-        return self.until(lambda stats: stats["state"] == "playing" and stats["frame"] is not None)
-
-    def messages(self) -> list[Any]:
-        """Control messages that went over the WebSocket, as the server reads them."""
-        return [parse_client(text) for text in self.sent]
-
-
-Open = Callable[..., Walk]
-
-
-@pytest.fixture
-def walk(browser: Browser, world_server: Any) -> Iterator[Open]:
-    """Opens the page with a query; at the end its session is given back and nothing may have gone wrong unseen."""
-    walks: list[Walk] = []
-
-    def open_page(query: str = "", *, device: dict[str, Any] = DESKTOP, script: str = "") -> Walk:
-        context = browser.new_context(**device)
-        if script:
-            context.add_init_script(script)
-        walk = Walk(context.new_page(), context)
-        walks.append(walk)
-        walk.page.on("pageerror", lambda error: walk.complaints.append(str(error)))
-        walk.page.on("console", lambda said: walk.complaints.append(said.text) if said.type == "error" else None)
-        walk.page.on("request", lambda request: walk.requests.append(request.url))
-
-        def opened(socket: WebSocket) -> None:
-            walk.requests.append(socket.url.replace("ws:", "http:"))
-            socket.on("framesent", lambda text: walk.sent.append(str(text)))
-
-        walk.page.on("websocket", opened)
-        walk.page.goto(f"{world_server.url}/{query}")
-        return walk
-
-    yield open_page
-    for walk in walks:
-        stored = walk.page.evaluate("sessionStorage.getItem('streamgen.session')")
-        walk.context.close()
-        if stored:
-            session = json.loads(stored)
-            world_server.call("DELETE", f"/v1/sessions/{session['id']}", token=session["token"])
-
-
-def enter(walk: Walk) -> dict[str, Any]:
-    walk.page.get_by_role("button", name="Walk in").click()
-    return walk.plays()
 
 
 @pytest.mark.parametrize("transport", ["webrtc", "websocket"])

@@ -1,0 +1,1 @@
+"""Puts streams on the wire: sessions, schedule, media clock, WebRTC and WebSocket."""

@@ -1,0 +1,65 @@
+"""The listening socket and how uvicorn runs on it: a connection that is not read from must not pile up pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import cast
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from server.app import create_app
+from server.settings import Settings
+from server.worker import BuildEngine
+from streamgen.student import Student
+
+_GRACE_S = 3
+_MOST_CONNECTIONS = 512
+_SEND_BUFFER_BYTES = 32 * 1024
+"""Of the kernel, for one connection. Enough for 2 Mbit/s over 100 ms."""
+
+_WRITE_BUFFER_BYTES = 16 * 1024
+"""Of asyncio. asyncio's own 64 KiB are ten pictures, the better part of a second."""
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    """A WebSocket whose `send` waits as soon as the network does."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.WriteTransport, transport).set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        super().connection_made(transport)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def uvicorn_config(settings: Settings, student: Student, build: BuildEngine, web: Path | None = None) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(settings, student, build, web),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws=_Socket,
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE_S,
+    )

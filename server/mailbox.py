@@ -1,0 +1,84 @@
+"""Frames on their way to one viewer: two of them, raw, the older one dropped when a third comes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MAILBOX_FRAMES = 2
+JPEG_QUALITY = 90
+
+
+class MailboxClosed(Exception):
+    """The viewer has gone; no frame will come."""
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """A generated frame. rgb: uint8 [H, W, 3]. pts_us: presentation time since the session's first frame."""
+
+    generation: int
+    index: int
+    pts_us: int
+    rgb: NDArray[np.uint8]
+    _jpeg: asyncio.Future[bytes] | None = field(default=None, init=False)
+
+    async def jpeg(self, pool: Executor) -> bytes:
+        """The frame as JPEG (4:4:4), encoded in `pool` once for all viewers."""
+        if self._jpeg is None:
+            self._jpeg = asyncio.get_running_loop().run_in_executor(pool, _encode, self.rgb)
+        # One viewer's end must not cancel the picture that others wait for.
+        return await asyncio.shield(self._jpeg)
+
+
+class Mailbox:
+    """One producer, one consumer, both on the event loop. `dropped` counts the frames that were not taken in time."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._frames: deque[Frame] = deque()
+        self._ready = asyncio.Event()
+        self._closed = False
+
+    def put(self, frame: Frame) -> int:
+        """Leave a frame; returns how many older ones it pushed out (0 or 1)."""
+        if self._closed:
+            return 0
+        pushed = len(self._frames) == MAILBOX_FRAMES
+        if pushed:
+            self._frames.popleft()
+            self.dropped += 1
+        self._frames.append(frame)
+        self._ready.set()
+        return int(pushed)
+
+    async def get(self) -> Frame:
+        """The oldest frame, when there is one. Raises MailboxClosed."""
+        while not self._frames:
+            if self._closed:
+                raise MailboxClosed
+            self._ready.clear()
+            await self._ready.wait()
+        return self._frames.popleft()
+
+    def clear(self) -> None:
+        """Throw away what was not taken: it belongs to an older generation."""
+        self._frames.clear()
+
+    def close(self) -> None:
+        self._closed = True
+        self._frames.clear()
+        self._ready.set()
+
+
+def _encode(rgb: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return out.getvalue()

@@ -1,0 +1,50 @@
+"""Counters and histograms for Prometheus, in a registry of their own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 0.8, 2.0)
+_INPUT_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+class Metrics:
+    """One server's numbers."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.frames_generated = Counter("streamgen_frames_generated", "Frames that the engine made", registry=r)
+        self.frames_sent = Counter("streamgen_frames_sent", "Frames that left for a viewer", ["transport"], registry=r)
+        self.frames_dropped = Counter(
+            "streamgen_frames_dropped", "Frames that a viewer never got", ["transport", "reason"], registry=r
+        )
+        self.messages_dropped = Counter(
+            "streamgen_messages_dropped", "Control messages that went nowhere", ["reason"], registry=r
+        )
+        self.inputs_lost = Counter("streamgen_inputs_lost", "Input events that left the log unread", registry=r)
+        self.step_seconds = Histogram(
+            "streamgen_step_seconds", "Duration of an engine step", registry=r, buckets=_STEP_BUCKETS
+        )
+        self.deadline_misses = Counter(
+            "streamgen_deadline_misses", "Blocks that were ready after they were due", registry=r
+        )
+        self.input_to_frame = Histogram(
+            "streamgen_input_to_frame_seconds",
+            "From the receipt of an input to the hand-over of the first frame that shows it",
+            registry=r,
+            buckets=_INPUT_BUCKETS,
+        )
+        self.sessions = Gauge("streamgen_sessions", "Sessions, by whether they play", ["state"], registry=r)
+        self.sessions_refused = Counter("streamgen_sessions_refused", "Sessions not let in", ["reason"], registry=r)
+        self.viewers = Gauge("streamgen_viewers", "Viewers connected", ["transport"], registry=r)
+        self.worker_ready = Gauge("streamgen_worker_ready", "1 while the worker answers", registry=r)
+        self.worker_restarts = Counter(
+            "streamgen_worker_restarts", "Worker processes that were lost and replaced", registry=r
+        )
+        self.stream_errors = Counter("streamgen_stream_errors", "Steps that an engine refused", registry=r)
+        self.epochs_opened = Counter("streamgen_epochs_opened", "Media clock epochs", registry=r)
+        self.steps = Gauge("streamgen_denoising_steps", "Denoising steps that a block gets now", registry=r)
+        self.loop_lag = Histogram(
+            "streamgen_event_loop_lag_seconds", "How late the event loop wakes up", registry=r, buckets=_LAG_BUCKETS
+        )

@@ -1,0 +1,128 @@
+"""Who may talk to the server through a browser: Host and Origin allow-lists, body limit, security headers (pure ASGI).
+
+A page of another site must not reach a server on this machine: the Host check stops names that were rebound to its
+address, the Origin check stops cross-site requests and WebSockets. No CORS header is ever sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from aioice.ice import get_host_addresses
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from server.errors import error_body
+from server.viewers import CLOSE_POLICY
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def allowed_hosts(host: str, media_ip: str | None, more: Iterable[str]) -> frozenset[str]:
+    """Host names under which a server bound to `host` answers: its own, those of loopback, and `more`."""
+    names = {*_LOOPBACK_NAMES, host, *more}
+    try:
+        wildcard = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        wildcard = False
+    if wildcard:
+        names |= {*get_host_addresses(use_ipv4=True, use_ipv6=True), socket.gethostname()}
+    if media_ip is not None:
+        names.add(media_ip)
+    return frozenset(name.lower().strip("[]") for name in names)
+
+
+class Gatekeeper:
+    """Refuses requests with a foreign Host (421) or Origin (403) or a long body (413), and adds security headers."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], origins: Iterable[str], max_body_bytes: int) -> None:
+        self._app, self._hosts, self._max_body_bytes = app, hosts, max_body_bytes
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if _hostname(host) not in self._hosts:
+            await _refuse(scope, receive, send, 421, "unknown_host", "the server does not answer under this host name")
+        elif not self._same_site(headers.get("origin"), host):
+            await _refuse(scope, receive, send, 403, "foreign_origin", "requests from other sites are refused")
+        elif scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+        elif not _short_enough(headers.get("content-length"), self._max_body_bytes):
+            await _refuse(scope, receive, send, 413, "body_too_large", f"the limit is {self._max_body_bytes} bytes")
+        else:
+            await self._limited(scope, receive, send)
+
+    def _same_site(self, origin: str | None, host: str) -> bool:
+        if origin is None:
+            return True
+        origin = origin.lower()
+        return origin in self._origins or origin in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read, refused, started = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal read, refused
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body_bytes:
+                # A body without a length that turns out too long: the application sees a client that hung up.
+                refused = True
+                return {"type": "http.disconnect"}
+            return message
+
+        async def secured(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = started or not refused
+                added = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    added.setdefault(name, value)
+            if not refused:
+                await send(message)
+
+        try:
+            await self._app(scope, counted, secured)
+        except Exception:
+            if not refused:
+                raise
+        if refused and not started:
+            await _refuse(scope, receive, send, 413, "body_too_large", f"the limit is {self._max_body_bytes} bytes")
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _short_enough(length: str | None, limit: int) -> bool:
+    return length is None or (length.isdecimal() and int(length) <= limit)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:
+    if scope["type"] == "websocket":
+        await WebSocketClose(CLOSE_POLICY, code)(scope, receive, send)
+    else:
+        await JSONResponse(error_body(code, message), status)(scope, receive, send)

@@ -1,0 +1,73 @@
+"""What a running server consists of, and how it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from server.metrics import Metrics
+from server.pages import pages
+from server.scheduler import Scheduler
+from server.sessions import Sessions
+from server.settings import Settings
+from server.webrtc import Peers
+from server.worker import BuildEngine
+from streamgen.student import Student
+
+log = logging.getLogger("streamgen.server")
+
+_ENCODER_THREADS = 4
+_MOST_SLOTS = 16
+
+
+class Service:
+    """The parts of one server; made on the event loop."""
+
+    def __init__(self, settings: Settings, student: Student, build_engine: BuildEngine, web: Path | None) -> None:
+        self.settings, self.student = settings, student
+        self.metrics = Metrics()
+        self.pool = ThreadPoolExecutor(_ENCODER_THREADS, "encoder")
+        self.scheduler = Scheduler(
+            student,
+            build_engine,
+            self.metrics,
+            slots=min(settings.max_sessions, _MOST_SLOTS),
+            hang_after_s=settings.hang_after_s,
+            ready_within_s=settings.ready_within_s,
+        )
+        self.sessions = Sessions(student, self.scheduler, settings, self.metrics)
+        self.peers = Peers(settings, self.metrics)
+        self.pages = pages(web)
+
+    @staticmethod
+    def now_s() -> float:
+        return time.monotonic()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The server while it serves; at the end no process and no shared memory is left."""
+        # aiortc encodes on the loop's default executor.
+        asyncio.get_running_loop().set_default_executor(self.pool)
+        tasks = [asyncio.create_task(self.scheduler.run()), asyncio.create_task(self.sessions.run())]
+        for task in tasks:
+            task.add_done_callback(_report)
+        try:
+            yield
+        finally:
+            self.sessions.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.peers.close()
+            await self.scheduler.close()
+            log.info("the server has ended")
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of the server has failed", exc_info=error)

@@ -1,0 +1,288 @@
+"""Sessions: a client's right to a stream, and the viewers through which it watches and steers it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from server.clock import Epoch
+from server.errors import Refused
+from server.inputs import Event
+from server.mailbox import Frame
+from server.metrics import Metrics
+from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
+from server.scheduler import Scheduler
+from server.settings import Settings
+from server.streams import Stream
+from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Transport, Viewer
+from streamgen.student import Student
+
+log = logging.getLogger("streamgen.server.sessions")
+
+SWEEP_EVERY_S = 0.25
+STATUS_EVERY_S = 1.0
+_RETRY_FULL_S = 10
+_RETRY_STARTING_S = 2
+
+
+class Session:
+    """One stream with its viewers. It plays while it is not paused and some viewer is present.
+
+    expires_at: wall-clock end of the session. token: the bearer's proof.
+    """
+
+    def __init__(self, owner: Sessions, student: Student, seed: int, now_s: float) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.token = secrets.token_urlsafe(32)
+        self.seed = seed
+        self.paused = False
+        self.viewers: dict[str, Viewer] = {}
+        self.stream = Stream(self.id, student, seed, self)
+        self.expires_s = now_s + owner.settings.session_lifetime_s
+        self.expires_at = datetime.now(UTC) + timedelta(seconds=owner.settings.session_lifetime_s)
+        self.present_s = now_s
+        self._owner = owner
+        self._last_frame: Frame | None = None
+
+    @property
+    def state(self) -> str:
+        if self.paused:
+            return "paused"
+        return "playing" if self.stream.playing else "away"
+
+    def may(self, token: str) -> bool:
+        """Whether this is the session's token; takes the same time whatever the answer."""
+        return hmac.compare_digest(token.encode(), self.token.encode())
+
+    # Viewers.
+
+    def attach(self, transport: Transport) -> Viewer:
+        """A new viewer. Raises Refused when there are too many."""
+        owner, now_s = self._owner, time.monotonic()
+        if len(self.viewers) >= owner.settings.max_viewers:
+            raise Refused(
+                503, "too_many_viewers", "the session has as many viewers as it may", retry_after_s=_RETRY_FULL_S
+            )
+        viewer = Viewer(transport, owner.settings, owner.metrics, now_s)
+        self.viewers[viewer.id] = viewer
+        owner.metrics.viewers.labels(transport.kind).inc()
+        if self._last_frame is not None:
+            viewer.mailbox.put(self._last_frame)
+        return viewer
+
+    def detach(self, viewer: Viewer) -> None:
+        """The viewer's connection has ended."""
+        if self.viewers.pop(viewer.id, None) is None:
+            return
+        now_s = time.monotonic()
+        viewer.mailbox.close()
+        self._owner.metrics.viewers.labels(viewer.transport.kind).dec()
+        self.stream.inputs.forget(viewer.id, now_s)
+        self.refresh(now_s)
+
+    def greet(self, viewer: Viewer) -> None:
+        """The viewer can be spoken to, and is present: say what it watches."""
+        self.heard(viewer, time.monotonic())
+        config = self.stream.student.config
+        viewer.send(
+            Ready(
+                session=self.id,
+                student=config.name,
+                fps=config.fps,
+                width=config.width,
+                height=config.height,
+                keys=list(config.keys),
+                frame=self.stream.state.frame,
+                generation=self.stream.generation,
+            )
+        )
+        if self.stream.clock.epoch is not None:
+            viewer.send(self._epoch_message(self.stream.clock.epoch))
+        if self.paused:
+            viewer.send(Paused())
+
+    def heard(self, viewer: Viewer, now_s: float) -> None:
+        """A message came: the viewer is present."""
+        viewer.last_heard_s = now_s
+        if viewer.away:
+            self.refresh(now_s)
+
+    def leave(self, viewer: Viewer) -> None:
+        """The viewer said goodbye; its connection may still stand for a moment."""
+        viewer.last_heard_s = float("-inf")
+        self.refresh(time.monotonic())
+
+    def refresh(self, now_s: float) -> None:
+        """Play or stop, as the viewers' presence and pause ask for."""
+        for viewer in self.viewers.values():
+            silent = now_s - viewer.last_heard_s > self._owner.settings.away_after_s
+            viewer.away = silent and not viewer.transport.present
+            if viewer.away:
+                self.stream.inputs.silence(viewer.id, now_s)
+        if any(not viewer.away for viewer in self.viewers.values()):
+            self.present_s = now_s
+            wanted = not self.paused
+        else:
+            wanted = False
+        if wanted and not self.stream.playing and not self.stream.ended:
+            self.stream.play()
+            self._owner.scheduler.wake()
+        elif not wanted:
+            self.stream.stop()
+
+    # What clients ask for.
+
+    def pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self.refresh(time.monotonic())
+            self.broadcast(Paused())
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.refresh(time.monotonic())
+            self.broadcast(Resumed())
+
+    def reset(self, seed: int) -> None:
+        """Begin the stream anew; older frames no longer leave the server."""
+        self.seed = seed
+        self._last_frame = None
+        self.stream.reset(seed)
+        for viewer in self.viewers.values():
+            viewer.mailbox.clear()
+        self._owner.scheduler.wake()
+
+    def broadcast(self, message: ServerMessage) -> None:
+        for viewer in list(self.viewers.values()):
+            viewer.send(message)
+
+    def send_status(self, now_s: float) -> None:
+        """The once-a-second report to every viewer."""
+        stream = self.stream
+        for viewer in list(self.viewers.values()):
+            viewer.send(
+                Status(
+                    frame=stream.state.frame,
+                    fps=round(stream.measured_fps(now_s), 2),
+                    step_ms=round(stream.step_s * 1e3, 2),
+                    steps=stream.steps,
+                    dropped=viewer.mailbox.dropped,
+                    epoch=stream.clock.epochs,
+                    generation=stream.generation,
+                )
+            )
+
+    # What the stream reports.
+
+    def block_ready(self, frames: Sequence[Frame], shown: Sequence[Event], period_s: float) -> None:
+        for event in shown:
+            viewer = self.viewers.get(event.viewer)
+            if viewer is not None and event.seq is not None:
+                viewer.expect(event, frames[0].generation, frames[0].index)
+        self._hand_over(frames[0])
+        for i, frame in enumerate(frames[1:], 1):
+            asyncio.get_running_loop().call_later(i * period_s, self._hand_over, frame)
+
+    def epoch_opened(self, epoch: Epoch) -> None:
+        self.broadcast(self._epoch_message(epoch))
+
+    def stream_ended(self, code: str, message: str) -> None:
+        log.error("session %s: %s", self.id, message)
+        asyncio.get_running_loop().call_soon(self._owner.free, self, code, message, CLOSE_TRY_LATER)
+
+    def _hand_over(self, frame: Frame) -> None:
+        if frame.generation != self.stream.generation:
+            return
+        self._last_frame = frame
+        for viewer in self.viewers.values():
+            if not viewer.away:
+                viewer.feed(frame)
+
+    def _epoch_message(self, epoch: Epoch) -> EpochOpened:
+        return EpochOpened(n0=epoch.n0, t0_us=epoch.pts0_us, fps=self.stream.clock.fps)
+
+
+class Sessions:
+    """All sessions of a server. A session that nobody returns to, or whose time is up, is freed by `run`."""
+
+    def __init__(self, student: Student, scheduler: Scheduler, settings: Settings, metrics: Metrics) -> None:
+        self.student, self.scheduler, self.settings, self.metrics = student, scheduler, settings, metrics
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, seed: int | None) -> Session:
+        """A new session. Raises Refused when the worker is not ready, or another stream would starve those that run."""
+        if not self.scheduler.ready:
+            self.metrics.sessions_refused.labels("starting").inc()
+            raise Refused(503, "starting", "the engine is not ready yet", retry_after_s=_RETRY_STARTING_S)
+        if len(self) >= self.settings.max_sessions or not self.scheduler.admits_another():
+            self.metrics.sessions_refused.labels("full").inc()
+            raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
+        session = Session(self, self.student, secrets.randbits(32) if seed is None else seed, time.monotonic())
+        self._sessions[session.id] = session
+        self.scheduler.add(session.stream)
+        log.info("session %s opened, seed %d", session.id, session.seed)
+        return session
+
+    def find(self, session_id: str, token: str) -> Session:
+        """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
+        session = self._sessions.get(session_id)
+        if session is None or not session.may(token):
+            raise Refused(401, "unauthorized", "no such session, or not its token")
+        return session
+
+    def free(self, session: Session, code: str, message: str, close_code: int = CLOSE_NORMAL) -> None:
+        """End the session: its viewers are told why and closed, its stream leaves the engine."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        log.info("session %s ended: %s", session.id, message)
+        self.scheduler.remove(session.stream)
+        for viewer in list(session.viewers.values()):
+            viewer.send(Error(code=code, message=message, retryable=False))
+            viewer.transport.close(close_code, code)
+            session.detach(viewer)
+        self._count()
+
+    def close(self) -> None:
+        """End all sessions: the server stops."""
+        for session in list(self._sessions.values()):
+            self.free(session, "server_stops", "the server stops", CLOSE_TRY_LATER)
+
+    async def run(self) -> None:
+        """Watch presence, expiry and the event loop's lag until cancelled."""
+        next_status_s = time.monotonic()
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(SWEEP_EVERY_S)
+            now_s = time.monotonic()
+            self.metrics.loop_lag.observe(max(0.0, now_s - before_s - SWEEP_EVERY_S))
+            status = now_s >= next_status_s
+            if status:
+                next_status_s = now_s + STATUS_EVERY_S
+            for session in list(self._sessions.values()):
+                self._sweep(session, now_s, status)
+            self._count()
+
+    def _sweep(self, session: Session, now_s: float, status: bool) -> None:
+        session.refresh(now_s)
+        if now_s > session.expires_s:
+            self.free(session, "session_expired", "the session's time is up: open a new one", CLOSE_POLICY)
+        elif now_s - session.present_s > self.settings.return_within_s:
+            self.free(session, "session_expired", "nobody came back to the session", CLOSE_POLICY)
+        elif status:
+            session.send_status(now_s)
+        self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())
+
+    def _count(self) -> None:
+        for state in ("playing", "paused", "away"):
+            self.metrics.sessions.labels(state).set(sum(session.state == state for session in self._sessions.values()))
+        self.metrics.worker_ready.set(self.scheduler.ready)
+        self.metrics.steps.set(self.scheduler.steps)

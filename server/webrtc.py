@@ -1,0 +1,250 @@
+"""WebRTC viewers: an offer in, an answer out, in the manner of WHEP (draft-ietf-wish-whep).
+
+The client receives one VP8 track and opens the data channel `control`. Media sections are optional. Candidates may
+trickle in by PATCH (RFC 8840); an ICE restart is refused, a new offer is as quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+
+from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection, RTCSessionDescription
+from aiortc.rtcrtpsender import RTCRtpSender
+from aiortc.sdp import SessionDescription, candidate_from_sdp
+
+from server.control import receive
+from server.errors import Refused
+from server.ice import choose_addresses, media_addresses, without_mdns
+from server.mailbox import Frame
+from server.metrics import Metrics
+from server.sessions import Session
+from server.settings import Settings
+from server.viewers import CLOSE_NORMAL, Viewer
+from server.vp8 import LiveVp8Encoder, MailboxTrack, SenderTap, upscale_for
+
+log = logging.getLogger("streamgen.server.webrtc")
+
+CONTROL_CHANNEL = "control"
+_MOST_MEDIA_SECTIONS = 4
+_MOST_BUFFERED_BYTES = 64 * 1024
+_FAREWELL_S = 0.1
+
+
+class Peer:
+    """One peer connection and the viewer behind it (a `viewers.Transport`)."""
+
+    kind = "webrtc"
+    has_rtp = True
+
+    def __init__(self, peers: Peers, session: Session) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.etag = f'"{secrets.token_urlsafe(9)}"'
+        self.session = session
+        self.track: MailboxTrack | None = None
+        self.has_control = False
+        self.offer: SessionDescription | None = None
+        self._peers = peers
+        self._channel: RTCDataChannel | None = None
+        self._closing = False
+        servers = [RTCIceServer(s.url, s.username, s.credential) for s in peers.settings.ice_servers]
+        # An empty list, not the absence of one: aiortc would then ask a public STUN server.
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        self.viewer: Viewer = session.attach(self)
+        self._deadline = asyncio.get_running_loop().call_later(peers.settings.connect_within_s, self._give_up)
+        self.connection.on("connectionstatechange", self._on_state)
+        self.connection.on("datachannel", self._on_channel)
+
+    # What the viewer needs of its transport.
+
+    @property
+    def rtp_origin(self) -> int | None:
+        return self.track.rtp_origin if self.track else None
+
+    @property
+    def present(self) -> bool:
+        """A player without a control channel sends no heartbeat: its connection speaks for it."""
+        return not self.has_control and self.connection.connectionState == "connected"
+
+    def send(self, text: str, important: bool) -> bool:
+        channel = self._channel
+        if channel is None or channel.readyState != "open":
+            return False
+        if channel.bufferedAmount > _MOST_BUFFERED_BYTES and not important:
+            return False
+        channel.send(text)
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        if not self._closing:
+            self._closing = True
+            self._deadline.cancel()
+            self.session.detach(self.viewer)
+            self._peers.ended(self)
+
+    # The connection's own events.
+
+    def _on_state(self) -> None:
+        state = self.connection.connectionState
+        if state == "connected":
+            self._deadline.cancel()
+            if not self.has_control:
+                self.session.refresh(time.monotonic())
+        elif state in ("failed", "closed"):
+            self.close(CLOSE_NORMAL, state)
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        if channel.label != CONTROL_CHANNEL or self._channel is not None:
+            return
+        self._channel = channel
+        channel.on("message", self._on_message)
+        channel.on("close", lambda: self.close(CLOSE_NORMAL, "the control channel was closed"))
+        self.session.greet(self.viewer)
+
+    def _on_message(self, data: str | bytes) -> None:
+        if not self._closing:
+            receive(self.session, self.viewer, data, self._peers.settings.max_message_bytes)
+
+    def _give_up(self) -> None:
+        log.info("peer %s: no connection in time", self.id)
+        self.close(CLOSE_NORMAL, "no connection in time")
+
+    def taken(self, frame: Frame) -> None:
+        """aiortc came for a frame and encodes it now."""
+        self._peers.metrics.frames_sent.labels(self.kind).inc()
+        self.viewer.taken(frame, time.monotonic())
+
+
+class Peers:
+    """All peer connections of a server."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self._addresses = media_addresses(settings.host)
+        self._peers: dict[str, Peer] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+
+    async def accept(self, session: Session, offer: str) -> tuple[Peer, str]:
+        """Answer an offer. Raises Refused for one that cannot be answered."""
+        offer = without_mdns(offer)
+        description = _parse(offer)
+        peer = Peer(self, session)
+        self._peers[peer.id] = peer
+        peer.offer = description
+        try:
+            answer = await self._negotiate(peer, offer, description)
+        except Exception as error:
+            peer.close(CLOSE_NORMAL, "the offer could not be answered")
+            if isinstance(error, Refused):
+                raise
+            log.info("offer refused: %r", error)
+            raise Refused(
+                422, "invalid_sdp", "the offer cannot be answered: it needs VP8 video or a data channel"
+            ) from error
+        return peer, answer
+
+    def find(self, session: Session, peer_id: str) -> Peer:
+        """One of the session's peers. Raises Refused."""
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.session is not session:
+            raise Refused(404, "not_found", "the session has no such peer")
+        return peer
+
+    async def trickle(self, peer: Peer, fragment: str) -> None:
+        """Add the candidates of an SDP fragment. Raises Refused; an ICE restart is one of the reasons."""
+        assert peer.offer is not None
+        ufrags = {media.ice.usernameFragment for media in peer.offer.media if media.ice}
+        mids = [media.rtp.muxId for media in peer.offer.media]
+        mid = mids[0]
+        for line in fragment.splitlines():
+            name, _, value = line.strip().removeprefix("a=").partition(":")
+            if name == "ice-ufrag" and value not in ufrags:
+                raise Refused(422, "ice_restart", "an ICE restart is not done here: post a new offer")
+            if name == "mid":
+                if value not in mids:
+                    raise Refused(422, "invalid_fragment", "the fragment names a media section that the offer has not")
+                mid = value
+            elif name == "candidate" and ".local " not in value:
+                await self._add(peer, value, mid)
+
+    async def close(self) -> None:
+        """End all of them and wait for it."""
+        for peer in list(self._peers.values()):
+            peer.close(CLOSE_NORMAL, "the server stops")
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=5)
+
+    def ended(self, peer: Peer) -> None:
+        """The peer is over: close its connection in the background."""
+        self._peers.pop(peer.id, None)
+        task = asyncio.create_task(self._end(peer))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    @staticmethod
+    async def _end(peer: Peer) -> None:
+        # What the viewer was told last is still on its way.
+        await asyncio.sleep(_FAREWELL_S)
+        try:
+            await peer.connection.close()
+        except Exception:
+            log.exception("peer %s could not be closed", peer.id)
+
+    async def _negotiate(self, peer: Peer, offer: str, description: SessionDescription) -> str:
+        connection = peer.connection
+        peer.has_control = any(media.kind == "application" for media in description.media)
+        if any(media.kind == "video" for media in description.media):
+            peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.viewer.acknowledge)
+            video = connection.addTransceiver(peer.track, "sendonly")
+            codecs = [
+                c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType in ("video/VP8", "video/rtx")
+            ]
+            video.setCodecPreferences(codecs)
+            config = peer.session.stream.student.config
+            upscale = self.settings.upscale or upscale_for(config.height)
+            peer.track.tap = SenderTap(video.sender, LiveVp8Encoder(upscale))
+        await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        for transceiver in connection.getTransceivers():
+            if peer.track is None or transceiver.sender.track is not peer.track:
+                transceiver.direction = "inactive"
+        choose_addresses(connection, self._addresses, self.settings.media_ip)
+        await connection.setLocalDescription(await connection.createAnswer())
+        return connection.localDescription.sdp
+
+    async def _add(self, peer: Peer, text: str, mid: str) -> None:
+        try:
+            candidate = candidate_from_sdp(text)
+            candidate.sdpMid = mid
+            await peer.connection.addIceCandidate(candidate)
+        except (ValueError, IndexError, AssertionError) as error:
+            raise Refused(422, "invalid_fragment", "the fragment has a candidate that cannot be read") from error
+
+
+def _parse(offer: str) -> SessionDescription:
+    try:
+        description = SessionDescription.parse(offer)
+    except Exception as error:  # aiortc's parser raises whatever the text makes it stumble over
+        raise Refused(422, "invalid_sdp", "the offer is not a session description") from error
+    kinds = [media.kind for media in description.media]
+    if not set(kinds) & {"video", "application"}:
+        raise Refused(422, "invalid_sdp", "the offer has neither video nor a data channel")
+    if len(kinds) > _MOST_MEDIA_SECTIONS or not set(kinds) <= {"audio", "video", "application"}:
+        raise Refused(422, "invalid_sdp", f"the offer has media sections {', '.join(kinds)[:80]}; that is too much")
+    if not all(media.ice and media.ice.usernameFragment and media.dtls for media in description.media):
+        raise Refused(422, "invalid_sdp", "the offer lacks ICE or DTLS parameters")
+    return description
+
+
+def ice_links(settings: Settings) -> list[str]:
+    """Values of Link headers that name the ICE servers (RFC 9725, section 4.6)."""
+    links = []
+    for server in settings.ice_servers:
+        link = f'<{server.url}>; rel="ice-server"'
+        if server.username is not None and server.credential is not None:
+            username, credential = (re.sub(r'(["\\])', r"\\\1", text) for text in (server.username, server.credential))
+            link += f'; username="{username}"; credential="{credential}"; credential-type="password"'
+        links.append(link)
+    return links

@@ -1,0 +1,177 @@
+"""WebSocket viewers: JSON control messages both ways, JPEG frames out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine
+from concurrent.futures import Executor
+
+from fastapi import WebSocket
+from pydantic import ValidationError
+from starlette.websockets import WebSocketDisconnect
+
+from server.control import receive
+from server.errors import Refused
+from server.mailbox import MailboxClosed
+from server.metrics import Metrics
+from server.protocol import VERSION, Error, Hello, pack_frame, parse_client
+from server.sessions import Session, Sessions
+from server.settings import Settings
+from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Viewer
+
+log = logging.getLogger("streamgen.server.websocket")
+
+_MOST_WAITING_MESSAGES = 64
+_MORE_FOR_IMPORTANT = 16
+_FAREWELL_S = 1.0
+"""How long a client may take to read the last messages."""
+
+
+class SocketTransport:
+    """Messages that wait for the socket, few of them, and its end (a `viewers.Transport`)."""
+
+    kind = "websocket"
+    has_rtp = False
+    rtp_origin = None
+    present = False
+
+    def __init__(self) -> None:
+        self.ended: tuple[int, str] | None = None
+        self._waiting: deque[str] = deque()
+        self._changed = asyncio.Event()
+        self._asked_to_end = asyncio.Event()
+
+    def send(self, text: str, important: bool) -> bool:
+        if len(self._waiting) >= _MOST_WAITING_MESSAGES + important * _MORE_FOR_IMPORTANT:
+            return False
+        self._waiting.append(text)
+        self._changed.set()
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        if self.ended is None:
+            self.ended = code, reason
+            self._asked_to_end.set()
+            self._changed.set()
+
+    async def pump(self, socket: WebSocket) -> None:
+        """Send what waits, until the end."""
+        while True:
+            while self._waiting:
+                await socket.send_text(self._waiting.popleft())
+            if self.ended is not None:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def overdue(self) -> None:
+        """Return when the end was asked for a while ago, and the client still takes nothing."""
+        await self._asked_to_end.wait()
+        await asyncio.sleep(_FAREWELL_S)
+
+
+async def serve_socket(
+    socket: WebSocket, session_id: str, sessions: Sessions, settings: Settings, metrics: Metrics, pool: Executor
+) -> None:
+    """One viewer from its hello to its end."""
+    await socket.accept()
+    transport = SocketTransport()
+    try:
+        session = await _authenticate(socket, session_id, sessions, settings)
+        viewer = session.attach(transport)
+    except WebSocketDisconnect:
+        return
+    except Refused as refused:
+        transport.send(
+            Error(code=refused.code, message=refused.message, retryable=refused.retryable).model_dump_json(),
+            important=True,
+        )
+        transport.close(CLOSE_TRY_LATER if refused.retryable else CLOSE_POLICY, refused.code)
+        await _run(socket, transport)
+        return
+    session.greet(viewer)
+    try:
+        await _run(
+            socket,
+            transport,
+            _frames(socket, session, viewer, metrics, pool),
+            _messages(socket, session, viewer, settings),
+        )
+    finally:
+        session.detach(viewer)
+
+
+async def _run(socket: WebSocket, transport: SocketTransport, *parts: Coroutine[None, None, None]) -> None:
+    """Until the first part ends; then the others end too, and the socket is closed."""
+    tasks = [asyncio.create_task(part) for part in (transport.pump(socket), transport.overdue(), *parts)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if any(isinstance(task.exception(), MailboxClosed) for task in done):
+            # The session ended; what it said about it still waits.
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in results:
+        if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect | MailboxClosed):
+            log.error("a WebSocket viewer failed", exc_info=error)
+    code, reason = transport.ended or (CLOSE_NORMAL, "")
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            await socket.close(code, reason)
+
+
+async def _authenticate(socket: WebSocket, session_id: str, sessions: Sessions, settings: Settings) -> Session:
+    """The session that the first message gives the right to. Raises Refused, WebSocketDisconnect."""
+    try:
+        async with asyncio.timeout(settings.hello_within_s):
+            data = await _receive(socket)
+    except TimeoutError:
+        raise Refused(408, "hello_timeout", f"no hello within {settings.hello_within_s:g} s") from None
+    if len(data) > settings.max_message_bytes:
+        raise Refused(
+            413, "message_too_large", f"a hello of {len(data)} characters; the limit is {settings.max_message_bytes}"
+        )
+    try:
+        hello = parse_client(data)
+    except ValidationError:
+        raise Refused(400, "bad_message", "not a control message") from None
+    if not isinstance(hello, Hello):
+        raise Refused(401, "unauthorized", "the first message is hello, with the session's token")
+    if hello.version != VERSION:
+        raise Refused(400, "unsupported_version", f"protocol version {hello.version}; this server speaks {VERSION}")
+    return sessions.find(session_id, hello.token)
+
+
+async def _messages(socket: WebSocket, session: Session, viewer: Viewer, settings: Settings) -> None:
+    while True:
+        data = await _receive(socket)
+        if isinstance(viewer.transport, SocketTransport) and viewer.transport.ended is None:
+            receive(session, viewer, data, settings.max_message_bytes)
+
+
+async def _frames(socket: WebSocket, session: Session, viewer: Viewer, metrics: Metrics, pool: Executor) -> None:
+    while True:
+        frame = await viewer.mailbox.get()
+        viewer.taken(frame, time.monotonic())
+        jpeg = await frame.jpeg(pool)
+        if frame.generation != session.stream.generation:
+            # The stream was reset meanwhile: what it showed before no longer leaves the server.
+            metrics.frames_dropped.labels(SocketTransport.kind, "reset").inc()
+            continue
+        await socket.send_bytes(pack_frame(frame.generation, frame.index, frame.pts_us, jpeg))
+        metrics.frames_sent.labels(SocketTransport.kind).inc()
+
+
+async def _receive(socket: WebSocket) -> str | bytes:
+    """The next message. Raises WebSocketDisconnect."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    text: str | None = message.get("text")
+    return text if text is not None else bytes(message["bytes"])

@@ -1,0 +1,144 @@
+"""The shipped world in a real browser: keys move the picture as they should, walkers do not disturb each other, and the
+stream outlives its worker."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from base64 import b64decode
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.clients.walking import Open, Walk, enter
+
+GRAB = """() => {
+  const video = document.querySelector('video');
+  const canvas = document.createElement('canvas');
+  canvas.width = video.videoWidth; canvas.height = video.videoHeight;
+  canvas.getContext('2d').drawImage(video, 0, 0);
+  return canvas.toDataURL('image/png').split(',')[1];
+}"""
+SIZE = (128, 96)
+
+
+def picture(walk: Walk) -> NDArray[np.float32]:
+    """The frame on the screen, [96, 128, 3] in 0 .. 255, averaged down to the student's own size."""
+    image = Image.open(io.BytesIO(b64decode(walk.page.evaluate(GRAB)))).convert("RGB")
+    return np.asarray(image.resize(SIZE, Image.Resampling.BOX), np.float32)
+
+
+def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(10 * np.log10(255**2 / max(np.square(a - b).mean(), 1e-9)))
+
+
+def shift(before: NDArray[np.float32], after: NDArray[np.float32], reach: int = 40) -> int:
+    """Pixels by which the scene moved to the right: the best overlap of the upper half (the lantern is in the lower)."""
+    a, b = (x[:48].mean(2) for x in (before, after))
+    errors = {}
+    for by in range(-reach, reach + 1):
+        left, right = max(0, by), min(128, 128 + by)
+        errors[by] = float(np.square(b[:, left:right] - a[:, left - by : right - by]).mean())
+    return min(errors, key=lambda by: errors[by])
+
+
+def frames_later(walk: Walk, count: int) -> None:
+    goal = walk.stats()["frame"] + count
+    walk.page.wait_for_function(f"streamgen.stats().frame >= {goal}")
+
+
+def turned(walk: Walk, key: str) -> int:
+    """How far the scene moves while a key is held for about a quarter of a second."""
+    walk.page.keyboard.down(key)
+    walk.page.wait_for_timeout(200)
+    before = picture(walk)
+    walk.page.wait_for_timeout(230)
+    after = picture(walk)
+    walk.page.keyboard.up(key)
+    walk.page.wait_for_timeout(300)
+    return shift(before, after)
+
+
+def test_a_held_key_moves_the_picture_as_it_should(walk: Open) -> None:
+    """Turning left moves the scene to the right, turning right to the left; walking makes it grow, not slide."""
+    w = walk("?seed=2")
+    enter(w)
+    w.page.wait_for_timeout(1000)
+    left = [turned(w, "ArrowLeft") for _ in range(5)]
+    right = [turned(w, "ArrowRight") for _ in range(5)]
+    assert np.median(left) >= 3, (left, right)
+    assert np.median(right) <= -3, (left, right)
+    still = picture(w)
+    w.page.keyboard.down("w")
+    w.page.wait_for_timeout(1200)
+    w.page.keyboard.up("w")
+    assert psnr(still, picture(w)) < 30
+
+
+def test_a_tap_shorter_than_a_frame_shows(walk: Open) -> None:
+    """The lantern flashes although the key was up again before the next frame began."""
+    w = walk("?seed=2")
+    enter(w)
+    w.page.wait_for_timeout(1500)
+
+    def most_change(act: bool) -> float:
+        """The largest change of the lantern's surroundings within a second."""
+        base = picture(w)[60:, 44:84]
+        if act:
+            w.page.evaluate(
+                "for (const type of ['keydown', 'keyup']) document.body.dispatchEvent("
+                "new KeyboardEvent(type, { code: 'Space', key: ' ', bubbles: true, cancelable: true }))"
+            )
+        changes = []
+        for _ in range(12):
+            w.page.wait_for_timeout(60)
+            changes.append(float(np.abs(picture(w)[60:, 44:84] - base).mean()))
+        return max(changes)
+
+    quiet, flash = most_change(False), most_change(True)
+    assert flash > quiet + 4, (quiet, flash)
+
+
+def test_two_walkers_see_two_undisturbed_worlds(walk: Open) -> None:
+    a, b = walk("?seed=1"), walk("?seed=4")
+    enter(a)
+    enter(b)
+    for w in (a, b):
+        w.page.wait_for_timeout(700)
+    assert psnr(picture(a), picture(b)) < 25
+    before = a.stats(), b.stats()
+    a.page.keyboard.down("ArrowLeft")
+    b_still = picture(b)
+    a.page.wait_for_timeout(1500)
+    a.page.keyboard.up("ArrowLeft")
+    b_later = picture(b)
+    # One turns half around; the other, who stands, sees what he saw.
+    assert psnr(b_still, b_later) > 22
+    for w, earlier in zip((a, b), before, strict=True):
+        assert w.stats()["framesDecoded"] > earlier["framesDecoded"] + 10
+        assert w.complaints == []
+
+
+def test_both_streams_survive_kill_9_of_the_worker(walk: Open, world_server: Any) -> None:
+    a, b = walk("?seed=1"), walk("?seed=4&transport=websocket")
+    sessions = enter(a)["session"], enter(b)["session"]
+    frames_later(a, 20)
+    before = a.stats(), b.stats()
+    seen = picture(a)
+    workers = [
+        child for child in psutil.Process(world_server.pid).children() if "spawn_main" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 1
+    os.kill(workers[0].pid, signal.SIGKILL)
+    frames_later(a, 5)
+    after = picture(a)
+    frames_later(b, 20)
+    assert (a.stats()["session"], b.stats()["session"]) == sessions
+    assert a.stats()["frame"] > before[0]["frame"] and b.stats()["frame"] > before[1]["frame"]
+    # Nobody touched a key: the world after the worker's death is the world before it.
+    assert psnr(seen, after) > 22
+    assert a.complaints == [] and b.complaints == []

@@ -1,0 +1,53 @@
+"""A page in a real browser, as tests walk in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.sync_api import BrowserContext, Page
+
+from server.protocol import parse_client
+
+PLAYS_WITHIN_S = 15.0
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+
+
+@dataclass
+class Walk:
+    """One page, and what went wrong or left it."""
+
+    page: Page
+    context: BrowserContext
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+
+    def stats(self) -> dict[str, Any]:
+        return self.page.evaluate("streamgen.stats()")
+
+    def until(self, what: Callable[[dict[str, Any]], bool], within_s: float = PLAYS_WITHIN_S) -> dict[str, Any]:
+        """Waits for figures that satisfy `what`, and returns them."""
+        deadline = time.monotonic() + within_s
+        while not what(stats := self.stats()):
+            assert time.monotonic() < deadline, stats
+            self.page.wait_for_timeout(50)
+        return stats
+
+    def plays(self) -> dict[str, Any]:
+        return self.until(lambda stats: stats["state"] == "playing" and stats["frame"] is not None)
+
+    def messages(self) -> list[Any]:
+        """Control messages that went over the WebSocket, as the server reads them."""
+        return [parse_client(text) for text in self.sent]
+
+
+Open = Callable[..., Walk]
+
+
+def enter(walk: Walk) -> dict[str, Any]:
+    walk.page.get_by_role("button", name="Walk in").click()
+    return walk.plays()

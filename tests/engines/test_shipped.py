@@ -1,0 +1,100 @@
+"""The shipped world: what people see of it must hold across recache, and it must obey its keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.openvino import OpenVINOEngine
+from engines.protocol import StepRequest
+from streamgen.config import StudentConfig
+from streamgen.state import StreamState
+from streamgen.student import Student
+
+SEAMS = (20, 200, 2000)
+_AROUND = 4
+
+
+@pytest.fixture(scope="module")
+def world() -> Student:
+    return Student.from_pretrained("world")
+
+
+@pytest.fixture(scope="module")
+def engine(world: Student) -> OpenVINOEngine:
+    return OpenVINOEngine(world, precision="fp32")
+
+
+def _walk(config: StudentConfig, frames: int) -> NDArray[np.float32]:
+    """Keys that change every half second."""
+    rng = np.random.default_rng(5)
+    actions = np.zeros((frames, len(config.keys)), np.float32)
+    for at in range(0, frames, 9):
+        actions[at : at + 9, rng.choice(5, p=[0.5, 0.1, 0.15, 0.15, 0.1])] = 1
+    return actions
+
+
+def _change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mean squared change from one frame to the next."""
+    return float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
+
+
+def test_no_seam_shows_after_a_recache(world: Student, engine: OpenVINOEngine, tmp_path: Path) -> None:
+    """A stream that was rebuilt from its state beside the same stream that was not, at frames 20, 200 and 2,000."""
+    actions = _walk(world.config, SEAMS[-1] + _AROUND)
+    state = world.start(2)
+    engine.open("live", state)
+    frames, rows = [], []
+    fresh: dict[int, list[NDArray[np.uint8]]] = {}
+    for index, action in enumerate(actions):
+        if index in SEAMS:
+            engine.open("rebuilt", StreamState.from_bytes(state.to_bytes(), world.config, world.hash))
+            fresh[index] = [
+                engine.step([StepRequest("rebuilt", actions[index + k : index + k + 1], 1)])[0].frames[0]
+                for k in range(_AROUND)
+            ]
+        result = engine.step([StepRequest("live", action[None], 1)])[0]
+        state = state.extended(world.config, result.latents, action[None])
+        frames.append(result.frames[0])
+    for seam in SEAMS:
+        live = frames[seam : seam + _AROUND]
+        rows += [np.stack(frames[seam - _AROUND : seam] + live), np.stack(frames[seam - _AROUND : seam] + fresh[seam])]
+        normal = float(
+            np.median([_change(a, b) for a, b in zip(frames[seam - 9 : seam], frames[seam - 8 : seam], strict=False)])
+        )
+        for mine, rebuilt in zip(live, fresh[seam], strict=True):
+            assert _change(mine, rebuilt) <= max(0.1 * normal, 0.5), (
+                f"frame {seam}: the rebuilt stream parts from the live one"
+            )
+        assert _change(frames[seam - 1], fresh[seam][0]) <= 2 * max(normal, _change(frames[seam - 1], live[0]))
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+    Image.fromarray(sheet).save(tmp_path / "seams.png")
+
+
+def test_forced_keys_turn_the_view(world: Student, engine: OpenVINOEngine) -> None:
+    """Opposite turns from the same start part at once, and both part from standing still."""
+    views = {}
+    for name, key in (("left", 2), ("right", 3), ("still", None)):
+        engine.open("s", world.start(0))
+        action = np.zeros((1, 5), np.float32)
+        if key is not None:
+            action[0, key] = 1
+        views[name] = [engine.step([StepRequest("s", action, 2)])[0].frames[0] for _ in range(6)]
+    still = _change(views["still"][0], views["still"][-1])
+    for a, b in (("left", "right"), ("left", "still"), ("right", "still")):
+        assert _change(views[a][-1], views[b][-1]) > 4 * still
+
+
+def test_starts_are_real_frames_and_differ(world: Student, engine: OpenVINOEngine) -> None:
+    firsts = []
+    for seed in range(4):
+        engine.open("s", world.start(seed))
+        firsts.append(engine.step([StepRequest("s", np.zeros((1, 5), np.float32), 2)])[0].frames[0])
+    for index, first in enumerate(firsts):
+        assert 40 < first.mean() < 215
+        assert first.std() > 20
+        assert all(_change(first, other) > 300 for other in firsts[index + 1 :])

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.settings import Settings
+from streamgen.student import Student
+from tests.server.harness import LiveServer
+from tests.server.synthetic import make_student
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="session")
+def shared(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One server for the tests that leave it as it was."""
+    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=32), streams=32).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def serve(student: Student, tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Start a server of one's own: serve(wait_ready=…, settings=dict(…), **engine)."""
+    servers: list[LiveServer] = []
+
+    def start(
+        wait_ready: bool = True,
+        settings: dict[str, Any] | None = None,
+        own: Student | None = None,
+        web: Path | None = None,
+        **engine: Any,
+    ) -> LiveServer:
+        server = LiveServer(own or student, tmp_path, Settings(**(settings or {})), web, **engine)
+        servers.append(server)
+        return server.start(wait_ready)
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -1,0 +1,316 @@
+"""Real servers on loopback, and real clients for them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import uvicorn
+import websockets
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from PIL import Image
+
+from server.ice import choose_addresses
+from server.listening import bind, uvicorn_config
+from server.protocol import HEADER
+from server.service import Service
+from server.settings import Settings
+from streamgen.actions import WORLD_KEYS, action_vector
+from streamgen.student import Student
+from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
+
+PATIENCE_S = 30.0
+"""How long anything may take before a test gives up on it; nothing is asserted about times below it."""
+
+
+async def until(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
+    """Wait until the condition is true; returns its value."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what}: not within {within_s:g} s")
+
+
+class LiveServer:
+    """uvicorn on a thread with a loop of its own, on a free port."""
+
+    def __init__(
+        self, student: Student, orders: Path, settings: Settings | None = None, web: Path | None = None, **engine: Any
+    ) -> None:
+        self.student, self.orders = student, orders
+        self.settings = settings or Settings()
+        build = partial(build_synthetic, student.config, orders, **engine)
+        self.config = uvicorn_config(self.settings, student, build, web)
+        self._listener = bind("127.0.0.1", 0)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = uvicorn.Server(self.config)
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
+            await self._server.serve(sockets=[self._listener])
+
+        asyncio.run(serve())
+
+    def start(self, wait_ready: bool = True) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                response = httpx.get(self.url + ("/readyz" if wait_ready else "/healthz"))
+                if response.status_code == 200:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError("the server did not start")
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.config.app._app.state.service  # type: ignore[union-attr]
+        return service
+
+    def order(self, name: str, text: str = "") -> Path:
+        path = self.orders / name
+        path.write_text(text)
+        return path
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, **options)
+
+    def create(self, seed: int = 1) -> Ticket:
+        response = httpx.post(self.url + "/v1/sessions", json={"seed": seed})
+        assert response.status_code == 201, response.text
+        body = response.json()
+        return Ticket(self, body["id"], body["token"], body)
+
+
+@dataclass
+class Ticket:
+    """A session, and the right to it."""
+
+    server: LiveServer
+    id: str
+    token: str
+    body: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/v1/sessions/{self.id}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def call(self, method: str, path: str = "", **options: Any) -> httpx.Response:
+        headers = self.headers | options.pop("headers", {})
+        return httpx.request(method, self.url + path, headers=headers, **options)
+
+    def state(self) -> dict[str, Any]:
+        body: dict[str, Any] = self.call("GET").json()
+        return body
+
+
+@dataclass(frozen=True)
+class Got:
+    """A frame that a viewer received. seen: what its picture says."""
+
+    generation: int
+    frame: int
+    pts_us: int
+    seen: Seen
+
+
+@dataclass
+class Client:
+    """What both transports share: messages, keys, heartbeat."""
+
+    ticket: Ticket
+    beats: bool = True
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
+    seqs: Any = field(default_factory=lambda: itertools.count(1))
+    last_seq: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.messages if message["type"] == kind]
+
+    async def send(self, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    async def key(self, code: str, down: bool) -> int:
+        (self.held.add if down else self.held.discard)(code)
+        self.last_seq = next(self.seqs)
+        now_ms = time.monotonic() * 1e3
+        await self.send(
+            {"type": "input", "seq": self.last_seq, "t": now_ms, "code": code, "down": down, "held": sorted(self.held)}
+        )
+        return self.last_seq
+
+    async def tap(self, code: str) -> int:
+        seq = await self.key(code, True)
+        await self.key(code, False)
+        return seq
+
+    async def ack(self, seq: int) -> dict[str, Any]:
+        message: dict[str, Any] = await until(
+            lambda: next((m for m in self.of("ack") if m["seq"] == seq), None), f"ack of input {seq}"
+        )
+        return message
+
+    async def heartbeat(self) -> None:
+        while True:
+            await self.send({"type": "ping", "seq": self.last_seq, "t": 0.0, "held": sorted(self.held)})
+            await asyncio.sleep(0.3)
+
+
+class SocketClient(Client):
+    """A WebSocket viewer."""
+
+    async def __aenter__(self) -> Self:
+        self.frames: list[Got] = []
+        self.closed: tuple[int, str] | None = None
+        address = self.ticket.url.replace("http", "ws") + "/stream"
+        self.socket = await websockets.connect(address, max_size=None, ping_interval=None)
+        await self.send({"type": "hello", "version": 1, "token": self.ticket.token})
+        self.tasks = [asyncio.create_task(self._read())]
+        if self.beats:
+            self.tasks.append(asyncio.create_task(self.heartbeat()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.socket.close()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.socket.send(json.dumps(message))
+
+    async def _read(self) -> None:
+        try:
+            async for data in self.socket:
+                if isinstance(data, str):
+                    self.messages.append(json.loads(data))
+                else:
+                    self.frames.append(_got(data))
+        except websockets.ConnectionClosed:
+            pass
+        self.closed = (self.socket.close_code or 0, self.socket.close_reason or "")
+
+    async def watch(self, count: int) -> list[Got]:
+        """The next `count` frames."""
+        first = len(self.frames)
+        await until(lambda: len(self.frames) >= first + count, f"{count} more frames")
+        return self.frames[first : first + count]
+
+
+def _got(data: bytes) -> Got:
+    magic, version, kind, generation, frame, pts_us = HEADER.unpack_from(data)
+    assert (magic, version, kind) == (b"SG", 1, 1)
+    picture = np.asarray(Image.open(io.BytesIO(data[HEADER.size :])))
+    return Got(generation, frame, pts_us, read(picture))
+
+
+class PeerClient(Client):
+    """A WebRTC viewer: aiortc on loopback. packets: (RTP timestamp, frame that its picture shows) as received."""
+
+    async def __aenter__(self) -> Self:
+        self.timestamps: list[int] = []
+        self.pictures: list[Seen] = []
+        self.closed = asyncio.Event()
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.channel = self.peer.createDataChannel("control")
+        transceiver = self.peer.addTransceiver("video", "recvonly")
+        self._observe(transceiver.receiver)
+        self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
+        self.channel.on("close", self.closed.set)
+        self.peer.on("track", lambda track: self.tasks.append(asyncio.create_task(self._watch(track))))
+        choose_addresses(self.peer, ["127.0.0.1"], None)
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        self.response = await asyncio.to_thread(
+            self.ticket.call,
+            "POST",
+            "/webrtc",
+            content=self.peer.localDescription.sdp,
+            headers={"Content-Type": "application/sdp"},
+        )
+        assert self.response.status_code == 201, self.response.text
+        await self.peer.setRemoteDescription(RTCSessionDescription(self.response.text, "answer"))
+        await until(lambda: self.channel.readyState == "open", "control channel")
+        if self.beats:
+            self.tasks.append(asyncio.create_task(self.heartbeat()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.peer.close()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.channel.send(json.dumps(message))
+
+    def _observe(self, receiver: Any) -> None:
+        handle = receiver._handle_rtp_packet
+
+        async def observed(packet: Any, arrival_time_ms: int) -> None:
+            if not self.timestamps or self.timestamps[-1] != packet.timestamp:
+                self.timestamps.append(packet.timestamp)
+            await handle(packet, arrival_time_ms)
+
+        receiver._handle_rtp_packet = observed
+
+    async def _watch(self, track: Any) -> None:
+        while True:
+            picture = await track.recv()
+            self.pictures.append(read(picture.to_ndarray(format="rgb24")))
+
+
+def follow(seed: int, frames: list[Got]) -> int:
+    """Check that the frames are those of one stream that ran alone from its start under the keys that they show.
+
+    A frame that a busy machine made a viewer lose is filled in: its keys are those of the frame before it or after it.
+    Returns how many frames the stream has made, lost ones included. Raises AssertionError.
+    """
+    checksum, before = first_checksum(seed), START_FRAMES - 1
+    keys: frozenset[str] = frozenset()
+    for got in frames:
+        assert got.seen.frame == got.frame
+        lost = range(before + 1, got.frame)
+        assert len(lost) >= 0, f"frame {got.frame} after {before}"
+        candidates = set()
+        for change in range(len(lost) + 1):
+            value = checksum
+            for i, frame in enumerate(lost):
+                value = checksum_after(value, frame, action_vector(keys if i < change else got.seen.keys, WORLD_KEYS))
+            candidates.add(checksum_after(value, got.frame, action_vector(got.seen.keys, WORLD_KEYS)))
+        assert got.seen.checksum in candidates, f"frame {got.frame} is not that of the stream alone"
+        checksum, before, keys = got.seen.checksum, got.frame, got.seen.keys
+    return before - START_FRAMES + 1

@@ -1,0 +1,133 @@
+"""`serve` as a process: how it starts, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from server.cli import page_url, serve
+from streamgen.student import Student
+from tests.server.harness import PATIENCE_S, SocketClient, Ticket, until
+from tests.server.synthetic import ORDERS
+
+
+class Process:
+    """A server process; `url` and `create` as in LiveServer."""
+
+    def __init__(self, student: Student, orders: Path, *arguments: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.server.served", "--student", str(student.path), *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "STREAMGEN_SERVE_PORT": "0", ORDERS: str(orders)},
+            start_new_session=True,
+        )
+        assert self.popen.stderr is not None
+        self.log: list[str] = []
+        self.url = ""
+        for line in self.popen.stderr:
+            self.log.append(line)
+            if found := re.search(r"http://[\d.:]+", line):
+                self.url = found[0].rstrip("/")
+                break
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(self.url + "/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("the server did not become ready")
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.popen.pid).children(recursive=True)
+
+    def create(self) -> Ticket:
+        body = httpx.post(self.url + "/v1/sessions", json={"seed": 1}).json()
+        return Ticket(self, body["id"], body["token"], body)  # type: ignore[arg-type]
+
+    def wait(self) -> int:
+        assert self.popen.stderr is not None
+        self.log += self.popen.stderr.read().splitlines()
+        return self.popen.wait(PATIENCE_S)
+
+
+@contextmanager
+def process(student: Student, orders: Path, *arguments: str) -> Iterator[Process]:
+    """A server that is checked, once it has ended, to have left neither a process nor shared memory."""
+    server = Process(student, orders, *arguments)
+    family = server.family()
+    assert any("multiprocessing.spawn" in " ".join(child.cmdline()) for child in family)
+    if (maps := Path(f"/proc/{server.popen.pid}/maps")).exists():
+        # Frames are shared in memory without a name, which cannot be left behind.
+        assert "memfd:streamgen-frames (deleted)" in maps.read_text()
+        assert not re.search(r"/dev/shm/(psm|sem)", maps.read_text())
+    try:
+        yield server
+    finally:
+        if server.popen.poll() is None:
+            server.popen.kill()
+        server.popen.wait()
+    _, alive = psutil.wait_procs(family, PATIENCE_S)
+    assert not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_order(student: Student, tmp_path: Path, number: signal.Signals) -> None:
+    with process(student, tmp_path, "--log-json") as server:
+        async with SocketClient(server.create()) as client:
+            await client.watch(3)
+            server.popen.send_signal(number)
+            await until(lambda: client.closed, "the viewer is shown out")
+        assert server.wait() == 0
+    lines = [json.loads(line) for line in server.log[1:]]
+    assert "the server has ended" in [line["message"] for line in lines]
+    assert not any("Traceback" in line for line in server.log)
+    assert not any("traceback" in line for line in lines)
+
+
+async def test_a_killed_server_leaves_nothing(student: Student, tmp_path: Path) -> None:
+    with process(student, tmp_path) as server:
+        async with SocketClient(server.create()) as client:
+            await client.watch(3)
+            server.popen.kill()
+            await until(lambda: client.closed, "the connection breaks")
+
+
+def test_mistakes_are_explained(tmp_path: Path, student: Student) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(serve, list(arguments))
+        assert result.exit_code != 0
+        return result.output
+
+    assert "no student at" in run("--student", str(tmp_path / "nowhere"))
+    assert "ICE server" in run("--student", str(student.path), "--ice-server", "http://x")
+    assert "cannot listen" in run("--student", str(student.path), "--host", "192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80/"),
+        ("0.0.0.0", "http://127.0.0.1:80/"),
+        ("::", "http://[::1]:80/"),
+        ("::1", "http://[::1]:80/"),
+        ("localhost", "http://localhost:80/"),
+    ],
+)
+def test_the_page_has_an_address(host: str, url: str) -> None:
+    assert page_url(host, 80) == url

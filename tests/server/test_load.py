@@ -1,0 +1,63 @@
+"""What the server makes of measured costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.load import Governor, StepCosts
+
+
+def governor(cost_s: dict[int, float], rows: int = 1) -> Governor:
+    return Governor(StepCosts(cost_s), cost_s, max(cost_s), rows)
+
+
+def test_one_outlier_moves_neither_estimate() -> None:
+    costs = StepCosts({1: 0.01})
+    for _ in range(20):
+        costs.add(1, 0.01)
+    costs.add(1, 3.0)
+    assert costs.likely_s(1) == costs.safe_s(1) == 0.01
+
+
+def test_fewer_steps_at_once_and_more_only_after_calm() -> None:
+    g = governor({1: 0.02, 2: 0.04})
+    g.update(20, 1, 0.0)
+    assert (g.steps, g.rate) == (2, 1.0)
+    g.update(30, 2, 1.0)
+    assert (g.steps, g.rate) == (1, 1.0)
+    g.update(10, 1, 2.0)
+    g.update(10, 1, 6.9)
+    assert g.steps == 1
+    g.update(10, 1, 7.1)
+    assert g.steps == 2
+
+
+def test_calm_must_last() -> None:
+    g = governor({1: 0.02, 2: 0.04})
+    g.update(30, 2, 0.0)
+    g.update(10, 1, 1.0)
+    g.update(20, 2, 4.0)
+    g.update(10, 1, 5.0)
+    g.update(10, 1, 9.0)
+    assert g.steps == 1
+
+
+def test_when_even_the_fewest_steps_are_too_many_the_rate_falls_and_recovers() -> None:
+    g = governor({1: 0.1})
+    g.update(20, 1, 0.0)
+    assert g.rate == pytest.approx(0.45)
+    g.update(5, 1, 1.0)
+    assert g.rate == pytest.approx(0.45)
+    g.update(5, 1, 6.5)
+    assert g.rate == 1.0
+
+
+def test_admission_follows_the_cost_at_the_fewest_steps() -> None:
+    g = governor({1: 0.02, 2: 0.04})
+    assert g.admits(20, 1, 20)
+    assert not g.admits(40, 2, 20)
+    assert governor({1: 0.02, 2: 0.04}, rows=4).admits(40, 2, 20)
+
+
+def test_the_first_stream_is_always_let_in() -> None:
+    assert governor({1: 5.0}).admits(0, 0, 20)

@@ -1,0 +1,154 @@
+"""A worker that dies, hangs, or has a stream that it cannot continue; seen from the viewers' side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from engines.protocol import Capacity, EngineFull, StepRequest
+from server.worker import Block, Step, StreamFailed, _step, block_shape
+from streamgen.state import StreamState
+from streamgen.student import Student
+from tests.server.harness import LiveServer, SocketClient, follow, until
+from tests.server.synthetic import SyntheticEngine, read
+
+
+def test_a_stream_that_cannot_be_opened_does_not_spoil_its_batch(student: Student, tmp_path: Path) -> None:
+    class Picky(SyntheticEngine):
+        def open(self, stream_id: str, state: StreamState) -> None:
+            if stream_id == "b":
+                raise EngineFull("no room for b")
+            super().open(stream_id, state)
+
+    config, state = student.config, student.start(1)
+    engine = Picky(config, tmp_path, 0.0, 0.0, Capacity(2, (1, 2)))
+    slots = np.zeros((3, *block_shape(config)), np.uint8)
+    idle = np.zeros((1, len(config.keys)), np.float32)
+    requests = tuple(StepRequest(name, idle, 2) for name in "abc")
+    answer = _step(engine, Step(7, tuple((name, state) for name in "abc"), requests), slots)
+    assert answer.call == 7
+    a, b, c = answer.results
+    assert b == StreamFailed("b", "EngineFull: no room for b", alone=True)
+    assert isinstance(a, Block)
+    assert isinstance(c, Block)
+    assert read(slots[0, 0]) == read(slots[2, 0])
+    assert read(slots[0, 0]).frame == a.frame == state.frame
+    # One that raises in the batch leaves open who it was.
+    (tmp_path / "raise-1").touch()
+    failed = _step(engine, Step(8, (), (requests[0], requests[2])), slots)
+    assert failed.results == tuple(StreamFailed(name, "RuntimeError: told to raise", alone=False) for name in "ac")
+
+
+async def goes_on_after(server: LiveServer, harm: Callable[[], object]) -> None:
+    """Two streams play, keys held, while the worker is harmed: both go on where they were, undisturbed."""
+    tickets = [server.create(seed=seed) for seed in (31, 32)]
+    async with SocketClient(tickets[0]) as one, SocketClient(tickets[1]) as two:
+        await one.key("KeyW", True)
+        await two.key("ArrowLeft", True)
+        await one.watch(10)
+        await two.watch(10)
+        restarts = server.metric("streamgen_worker_restarts_total")
+        harm()
+        await until(lambda: server.metric("streamgen_worker_restarts_total") > restarts, "the loss is noticed")
+        await one.watch(15)
+        await two.watch(15)
+        assert one.frames[-1].seen.keys == {"KeyW"}
+        assert two.frames[-1].seen.keys == {"ArrowLeft"}
+    follow(31, one.frames)
+    follow(32, two.frames)
+
+
+async def test_kill_9_in_mid_play(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+
+    def kill() -> None:
+        assert server.service.scheduler.worker.pid is not None
+        os.kill(server.service.scheduler.worker.pid, signal.SIGKILL)
+
+    await goes_on_after(server, kill)
+
+
+async def test_a_worker_that_ends_itself(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    await goes_on_after(server, lambda: server.order("exit"))
+
+
+async def test_a_worker_that_hangs(serve: Callable[..., LiveServer]) -> None:
+    server = serve(settings={"hang_after_s": 1.5})
+    await goes_on_after(server, lambda: server.order("hang"))
+
+
+async def test_a_streams_error_is_its_own(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    good, bad = server.create(seed=41), server.create(seed=42)
+    async with SocketClient(good) as one, SocketClient(bad) as two:
+        await one.watch(5)
+        await two.watch(5)
+        server.order("raise-42")
+        await until(lambda: two.closed, "the end of the stream")
+        assert [e["code"] for e in two.of("error")] == ["stream_failed"]
+        assert two.closed == (1013, "stream_failed")
+        await one.watch(10)
+    follow(41, one.frames)
+    follow(42, two.frames)
+    assert bad.call("GET").status_code == 401
+    assert server.metric("streamgen_worker_restarts_total") == 0
+    assert len(server.service.sessions) == 1
+
+
+async def test_an_error_that_passes_is_overcome(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    ticket = server.create(seed=43)
+    async with SocketClient(ticket) as client:
+        await client.watch(5)
+
+        def once(reason: str) -> None:
+            order.unlink(missing_ok=True)
+            failed(reason)
+
+        stream = server.service.sessions.find(ticket.id, ticket.token).stream
+        failed, stream.failed = stream.failed, once  # type: ignore[method-assign]
+        order = server.order("raise-43")
+        await until(lambda: server.metric("streamgen_stream_errors_total") >= 1, "the error")
+        await client.watch(10)
+    follow(43, client.frames)
+
+
+async def test_readyz_and_sessions_wait_for_the_engine(serve: Callable[..., LiveServer]) -> None:
+    server = serve(wait_ready=False, build_s=1.5)
+    early = server.get("/readyz")
+    assert (early.status_code, early.json()["error"]["code"]) == (503, "starting")
+    refused = server.post("/v1/sessions", json={})
+    assert (refused.status_code, refused.json()["error"]["retryable"]) == (503, True)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert server.get("/healthz").status_code == 200
+    await until(lambda: server.get("/readyz").status_code == 200, "ready")
+    body = server.get("/readyz").json()
+    assert body["engine"] == "synthetic"
+    assert set(body["step_ms"]) == {"1", "2"}
+
+
+async def test_an_engine_that_cannot_be_built_is_reported(serve: Callable[..., LiveServer]) -> None:
+    server = serve(wait_ready=False, fails=True)
+    await until(lambda: "told not to build" in server.get("/readyz").text, "the reason")
+    assert server.get("/readyz").status_code == 503
+
+
+async def test_streams_in_one_batch_are_what_each_would_be_alone(serve: Callable[..., LiveServer]) -> None:
+    server = serve(rows=(1, 2, 4))
+    clients = [SocketClient(server.create(seed=seed)) for seed in (51, 52, 53)]
+    for client in clients:
+        await client.__aenter__()
+    for client, key in zip(clients, ("KeyW", "KeyS", "Space"), strict=True):
+        await client.tap(key)
+        await asyncio.sleep(0.1)
+    for client in clients:
+        await client.watch(10)
+        await client.__aexit__()
+    for seed, client in zip((51, 52, 53), clients, strict=True):
+        follow(seed, client.frames)
