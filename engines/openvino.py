@@ -21,7 +21,7 @@ from openvino import opset13
 
 from engines.protocol import Capacity, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
 from engines.store import ArtefactStore
-from engines.streams import Position, check_request, noise_of
+from engines.streams import check_request, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
 from streamgen.student import COMMIT_GRAPH, Student, step_graph
@@ -74,7 +74,12 @@ def _settings(precision: str) -> dict[str, str]:
 
 @dataclass
 class _Stream:
-    position: Position
+    """frame: the next one; first: the oldest one in the ring; previous: the last clean latent [C, h, w]."""
+
+    seed: int
+    frame: int
+    first: int
+    previous: NDArray[np.float32]
     cache_k: NDArray[np.float32]
     cache_v: NDArray[np.float32]
 
@@ -100,6 +105,7 @@ class OpenVINOEngine:
         self.precision = precision or preferred_precision(self._core, self._store)
         if self.precision not in ("bf16", "fp32"):
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes bf16 or fp32")
+        self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._settings = _settings(self.precision)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
@@ -113,15 +119,14 @@ class OpenVINOEngine:
         config = self.student.config.transformer
         shape = (config.num_layers, 1, config.num_heads, config.slots * config.tokens, config.head_dim)
         nothing = np.zeros(self.student.config.latent_shape, np.float32)
-        stream = _Stream(Position(state.seed, 0, 0, nothing), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        stream = _Stream(state.seed, 0, 0, nothing, np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         for block in replay(state, config):
-            position = stream.position
-            position.frame, position.first = block.frame, block.first
-            position.previous = block.previous.astype(np.float32)
+            stream.frame, stream.first = block.frame, block.first
+            stream.previous = block.previous.astype(np.float32)
             latents = block.latents.astype(np.float32)
             self._infer(self._commit, stream, block.actions, "latents", latents[None])
             self._write(self._commit, stream, latents)
-        stream.position.frame = state.frame
+        stream.frame = state.frame
         self._streams[stream_id] = stream
 
     def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
@@ -137,11 +142,11 @@ class OpenVINOEngine:
         if stream is None:
             raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
         infer = self._steps[request.steps]
-        frame = stream.position.frame
-        noise = noise_of(stream.position, request.steps, config)
+        frame = stream.frame
+        noise = step_noise(stream.seed, frame, request.steps, config)
         self._infer(infer, stream, request.actions, "noise", noise[:, None])
         frames = np.array(infer.get_tensor("frames").data[0])
-        # The state keeps fp16 latents, and a replay commits those: so does the live cache.
+        # As the state keeps them, so that the next block starts from the same latents after a recache.
         latents = infer.get_tensor("latents").data[0].astype(np.float16)
         self._write(infer, stream, latents.astype(np.float32))
         return StepResult(request.stream_id, frame, frames, latents)
@@ -154,13 +159,13 @@ class OpenVINOEngine:
         name: str,
         value: NDArray[np.float32],
     ) -> None:
-        config, position = self.student.config.transformer, stream.position
+        config = self.student.config.transformer
         inputs = {
             name: value,
-            "previous": position.previous[None],
+            "previous": stream.previous[None],
             "actions": np.ascontiguousarray(actions, np.float32)[None],
-            "rotation": block_rotation(position.frame, config)[None],
-            "visible": visible_slots(position.frame, config, position.first)[None],
+            "rotation": block_rotation(stream.frame, config)[None],
+            "visible": visible_slots(stream.frame, config, stream.first)[None],
             "cache_k": stream.cache_k,
             "cache_v": stream.cache_v,
         }
@@ -170,16 +175,16 @@ class OpenVINOEngine:
 
     def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:
         """Put the block that `infer` has just computed into its slots, and go on to the next block."""
-        config, position = self.student.config.transformer, stream.position
+        config = self.student.config.transformer
         k, raw_k, v = (infer.get_tensor(name).data for name in ("new_k", "new_raw_k", "new_v"))
         n = config.tokens
         for i in range(config.block_size):
-            slot = slot_of(position.frame + i, config)
-            keys = raw_k if position.frame + i < config.sink else k
+            slot = slot_of(stream.frame + i, config)
+            keys = raw_k if stream.frame + i < config.sink else k
             stream.cache_k[:, :, :, slot * n : (slot + 1) * n] = keys[:, :, :, i * n : (i + 1) * n]
             stream.cache_v[:, :, :, slot * n : (slot + 1) * n] = v[:, :, :, i * n : (i + 1) * n]
-        position.previous = latents[-1]
-        position.frame += config.block_size
+        stream.previous = latents[-1]
+        stream.frame += config.block_size
 
     def _request(self, graph: str) -> ov.InferRequest:
         return self._compiled(self.student.file(graph)).create_infer_request()
@@ -190,7 +195,7 @@ class OpenVINOEngine:
             path.name,
             f"openvino {ov.__version__}",
             self.precision,
-            f"{platform.machine()} {self._core.get_property('CPU', 'FULL_DEVICE_NAME')}",
+            f"{platform.machine()} {self.device}",
         )
         blob = self._store.get(*key)
         if blob is not None:

@@ -61,6 +61,11 @@ class Engine(Protocol):
     def precision(self) -> str: ...
 
     @property
+    def device(self) -> str:
+        """What it runs on, as its maker names it."""
+        ...
+
+    @property
     def capacity(self) -> Capacity: ...
 
     def open(self, stream_id: str, state: StreamState) -> None:

@@ -1,8 +1,6 @@
-"""What engines share on the host: a stream's place, its noise, and the checks of a request."""
+"""What engines share on the host: a stream's noise and the checks of a request."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +8,6 @@ from numpy.typing import NDArray
 from engines.protocol import StepRequest
 from streamgen.config import StudentConfig
 from streamgen.noise import block_noise
-
-
-@dataclass
-class Position:
-    """Where a stream stands: seed, index of the next frame, oldest frame in the ring, and the last clean latent [C, h,
-    w].
-    """
-
-    seed: int
-    frame: int
-    first: int
-    previous: NDArray[np.float32]
 
 
 def check_request(request: StepRequest, config: StudentConfig) -> None:
@@ -33,7 +19,7 @@ def check_request(request: StepRequest, config: StudentConfig) -> None:
         raise ValueError(f"{request.steps} steps; student {config.name} has plans for {sorted(config.step_plans)}")
 
 
-def noise_of(position: Position, steps: int, config: StudentConfig) -> NDArray[np.float32]:
-    """Noise [K, F, C, h, w] of the next block."""
+def step_noise(seed: int, frame: int, steps: int, config: StudentConfig) -> NDArray[np.float32]:
+    """Noise [K, F, C, h, w] of the block that starts at `frame`."""
     shape = (config.transformer.block_size, *config.latent_shape)
-    return np.stack([block_noise(position.seed, position.frame, step, shape) for step in range(steps)])
+    return np.stack([block_noise(seed, frame, step, shape) for step in range(steps)])

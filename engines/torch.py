@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from engines.protocol import Capacity, EngineFull, StepRequest, StepResult, UnknownStream
-from engines.streams import Position, check_request, noise_of
+from engines.streams import check_request, step_noise
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.state import StreamState
@@ -20,6 +20,7 @@ class TorchEngine:
 
     name = "torch"
     precision = "fp32"
+    device = platform.processor() or platform.machine()
 
     def __init__(self, student: Student, streams: int = 16, threads: int | None = None) -> None:
         if threads is not None:
@@ -53,11 +54,11 @@ class TorchEngine:
             raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
         cache, seed = self._streams[request.stream_id]
         frame = cache.frame
-        noise = noise_of(Position(seed, frame, cache.first, np.zeros(0, np.float32)), request.steps, config)
+        noise = step_noise(seed, frame, request.steps, config)
         frames, latents, *block = self._rollouts[request.steps](
             torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(request.actions)[None], *cache.inputs()
         )
-        # The state keeps fp16 latents, and a replay commits those: so does the live cache.
+        # As the state keeps them, so that the next block starts from the same latents after a recache.
         latents = latents.half()
         cache.write(latents.float(), *block)
         return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].numpy())

@@ -226,6 +226,7 @@ async def readyz(service: Served) -> JSONResponse:
             "student": service.student.config.name,
             "engine": info.engine,
             "precision": info.precision,
+            "device": info.device,
             "step_ms": {str(steps): round(cost_s * 1e3, 2) for steps, cost_s in info.cost_s.items()},
         }
     )

@@ -55,6 +55,7 @@ class WorkerReady:
 
     engine: str
     precision: str
+    device: str
     capacity: Capacity
     cost_s: dict[int, float]
 
@@ -125,7 +126,7 @@ def run_worker(job: Job, pipe: Connection) -> None:
         try:
             engine = job.build_engine()
             cost_s = _warm_up(engine, job.config, job.start) if job.measure else {}
-            ready = WorkerReady(engine.name, engine.precision, engine.capacity, cost_s)
+            ready = WorkerReady(engine.name, engine.precision, engine.device, engine.capacity, cost_s)
         except Exception:
             pipe.send(WorkerFailed(traceback.format_exc()))
             sys.exit(1)

@@ -17,19 +17,16 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from onnxscript.optimizer import optimize_ir
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamgen.config import StudentConfig
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.loading import load_autoencoder, load_transformer, save_weights
+from streamgen.models.loading import load_autoencoder, load_transformer, save_tensors, save_weights
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, step_graph, write_config
 
 _OPSET = 23
-_FOLD_LIMIT = 16_384
-"""Largest constant, in elements, that the exporter may make out of others."""
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
 _COMMIT_INPUTS = ("latents", *_STEP_INPUTS[1:])
 _BLOCK_OUTPUTS = ("new_k", "new_raw_k", "new_v")
@@ -48,9 +45,7 @@ def write_student(
     write_config(folder, config)
     save_weights(transformer, folder / "transformer" / WEIGHTS, torch.bfloat16)
     save_weights(autoencoder, folder / "vae" / WEIGHTS, torch.bfloat16)
-    save_file(
-        {"latents": start_latents.half().contiguous(), "actions": start_actions.half().contiguous()}, folder / STARTS
-    )
+    save_tensors({"latents": start_latents.half(), "actions": start_actions.half()}, folder / STARTS)
     (folder / "README.md").write_text(card)
     # What is exported is what was stored: the graphs read the bf16 weights.
     transformer, autoencoder = load_transformer(folder), load_autoencoder(folder)
@@ -88,8 +83,12 @@ def _export(
         )
         assert program is not None
         # Folding constants must not fold a transposed weight into a copy of its own.
-        optimize_ir(program.model, output_size_limit=_FOLD_LIMIT)
+        optimize_ir(program.model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     model = program.model_proto
+    # The exporter notes where in the sources of the machine that exported each node came from.
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     _share_weights(model, path.parent)
     path.write_bytes(model.SerializeToString())
 

@@ -17,8 +17,14 @@ from streamgen.student import WEIGHTS, StudentError
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a model's weights as safetensors in `dtype`."""
+    save_tensors({name: value.to(dtype) for name, value in model.state_dict().items()}, path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that everybody may read, as the other files of a folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}, path)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    path.chmod(0o644)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

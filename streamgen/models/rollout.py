@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,10 +134,10 @@ class RollingCache:
     first: int
 
     @classmethod
-    def empty(cls, config: TransformerConfig, rows: int, frame: int = 0, dtype: torch.dtype = torch.float32) -> Self:
+    def empty(cls, config: TransformerConfig, rows: int, frame: int = 0) -> Self:
         shape = config.num_layers, rows, config.num_heads, config.slots * config.tokens, config.head_dim
         previous = torch.zeros(rows, config.in_channels, config.height, config.width)
-        return cls(config, torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), previous, frame, frame)
+        return cls(config, torch.zeros(shape), torch.zeros(shape), previous, frame, frame)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """rotation, visible, cache_k, cache_v of the next block."""
@@ -175,8 +174,3 @@ def recache(commit: Commit, state: StreamState) -> RollingCache:
         cache.previous = torch.from_numpy(block.previous)[None].float()
         cache.clean(commit, torch.from_numpy(block.latents)[None].float(), torch.from_numpy(block.actions)[None])
     return cache
-
-
-def stack_noise(blocks: Sequence[np.ndarray]) -> Tensor:
-    """The noise of a block's steps, each [F, C, h, w], as `Rollout` wants it: [K, 1, F, C, h, w]."""
-    return torch.from_numpy(np.stack(blocks))[:, None]

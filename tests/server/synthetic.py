@@ -125,6 +125,7 @@ class SyntheticEngine:
 
     name = "synthetic"
     precision = "exact"
+    device = "paint"
 
     def __init__(self, config: StudentConfig, orders: Path, step_s: float, build_s: float, capacity: Capacity) -> None:
         self._config, self._orders, self._step_s = config, orders, step_s

@@ -59,7 +59,7 @@ class World:
         self.student = student
         self.streams: list[Stream] = []
         self.scheduler: Scheduler
-        self.ready = WorkerReady("simulated", "exact", Capacity(16, rows), {1: 0.005, 2: 0.010})
+        self.ready = WorkerReady("simulated", "exact", "paint", Capacity(16, rows), {1: 0.005, 2: 0.010})
 
     def step(self, message: Step) -> None:
         assert self._busy is None

@@ -129,6 +129,7 @@ async def test_readyz_and_sessions_wait_for_the_engine(serve: Callable[..., Live
     assert server.get("/healthz").status_code == 200
     await until(lambda: server.get("/readyz").status_code == 200, "ready")
     body = server.get("/readyz").json()
+    assert body["device"] == "paint"
     assert body["engine"] == "synthetic"
     assert set(body["step_ms"]) == {"1", "2"}
 
