@@ -1,0 +1,103 @@
+"""The judges: figures that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from streamgen.models.attention import CacheAttention
+from streamgen.models.rollout import Commit, RollingCache
+from tests.toy import toy_transformer, toy_transformer_config
+from training.clips import LatentClips, before, noisy_history, recycled_history
+from training.evaluate import other_actions, ssim
+from training.metrics import detail, frames_psnr, teacher_forced
+from training.recipe import TeacherForcingRecipe
+
+
+def _picture(seed: int, shape: tuple[int, ...] = (3, 32, 40, 3)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_ssim_and_psnr() -> None:
+    x = _picture(0)
+    assert ssim(x, x) == pytest.approx(1.0)
+    assert abs(ssim(x, _picture(1))) < 0.1
+    assert frames_psnr(x, x) == float("inf")
+    a, b = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 110, np.uint8)
+    assert frames_psnr(a, b) == pytest.approx(10 * np.log10(255**2 / 100), abs=1e-3)
+
+
+def test_blur_loses_detail() -> None:
+    x = _picture(0).astype(np.float32)
+    blurred = (x[:, :-1, :-1] + x[:, 1:, :-1] + x[:, :-1, 1:] + x[:, 1:, 1:]) / 4
+    assert detail(blurred.astype(np.uint8)) < 0.5 * detail(x.astype(np.uint8))
+    assert detail(np.full((2, 8, 8, 3), 9, np.uint8)) == 0
+
+
+def test_other_actions_always_differ() -> None:
+    actions = (torch.rand(3, 30, 5) < 0.2).float()
+    changed = other_actions(actions)
+    assert (changed != actions).any(-1).all()
+    known = {tuple(a.tolist()) for a in actions.flatten(0, 1)}
+    assert all(tuple(a.tolist()) in known for a in changed.flatten(0, 1))
+
+
+def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past() -> None:
+    model = toy_transformer(toy_transformer_config())
+    torch.manual_seed(2)
+    clips = LatentClips(torch.randn(1, 9, 4, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
+    made = teacher_forced(model, clips, (1.0,), seed=3)
+    noise = torch.randn((1, 1, 9, 4, 4, 6), generator=torch.Generator().manual_seed(3))[0]
+    with torch.no_grad():
+        cache, commit = RollingCache.empty(model.config, 1), Commit(model)
+        for at in range(8):
+            cache.clean(commit, clips.latents[:, at : at + 1], clips.actions[:, at : at + 1])
+        attend = CacheAttention(model.config, model.space, *cache.inputs())
+        previous = cache.previous[:, None]
+        velocity = model(noise[:, 8:], torch.ones(1, 1), attend, clips.actions[:, 8:], previous)
+    torch.testing.assert_close(made[:, 8:], noise[:, 8:] - velocity, atol=1e-5, rtol=0)
+    other = teacher_forced(model, clips, (1.0,), actions=1 - clips.actions, seed=3)
+    assert (other - made).abs().max() > 1e-3
+
+
+def test_before_gives_the_latent_before_the_block() -> None:
+    x = torch.arange(1.0, 7.0).view(1, 6, 1, 1, 1)
+    assert before(x, 1).flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert before(x, 2).flatten().tolist() == [0, 0, 2, 2, 4, 4]
+
+
+def test_half_of_the_clips_keep_a_clean_history() -> None:
+    x = torch.randn(400, 3, 2, 2, 2)
+    history, level = noisy_history(x, 0.3, torch.Generator().manual_seed(0))
+    clean = level[:, 0] == 0
+    assert 0.4 < clean.float().mean() < 0.6
+    assert torch.equal(history[clean], x[clean])
+    assert 0 < level.max() <= 0.3
+    assert (history[~clean] - x[~clean]).abs().max() > 0.1
+
+
+def test_recycled_history_is_the_models_own_rollout_clipped() -> None:
+    config = toy_transformer_config(window=4)
+    recipe = TeacherForcingRecipe.model_validate(
+        {
+            "stage": "teacher_forcing",
+            "name": "t",
+            "steps": 1,
+            "learning_rate": 1e-3,
+            "autoencoder": "nowhere",
+            "clips": 2,
+            "clip_length": 14,
+            "recycle": 4,
+            "recycle_clip": 0.5,
+            "model": config.model_dump(),
+        }
+    )
+    model = toy_transformer(config)
+    clips = LatentClips(torch.randn(2, 14, 4, 4, 6), torch.zeros(2, 14, 5))
+    out = recycled_history(model, clips, recipe, (1.0, 0.5), torch.Generator().manual_seed(1))
+    error = (out - clips.latents).abs().amax((0, 2, 3, 4))
+    touched = error.nonzero()[:, 0].tolist()
+    assert touched == list(range(touched[0], touched[0] + 4))
+    assert touched[0] >= config.window
+    assert error.max() <= 0.5 + 1e-6
