@@ -24,7 +24,7 @@ from engines.store import ArtefactStore
 from engines.streams import check_request, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, Student, step_graph
+from streamgen.student import COMMIT_GRAPH, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,6 @@ class OpenVINOEngine:
         noise = step_noise(stream.seed, frame, request.steps, config)
         self._infer(infer, stream, request.actions, "noise", noise[:, None])
         frames = np.array(infer.get_tensor("frames").data[0])
-        # As the state keeps them, so that the next block starts from the same latents after a recache.
         latents = infer.get_tensor("latents").data[0].astype(np.float16)
         self._write(infer, stream, latents.astype(np.float32))
         return StepResult(request.stream_id, frame, frames, latents)
@@ -204,7 +203,10 @@ class OpenVINOEngine:
             except RuntimeError as error:
                 log.warning("compiled %s cannot be read back (%s); compiling it again", path.name, error)
         start = time.perf_counter()
-        compiled = self._core.compile_model(str(path), "CPU", self._settings)
+        try:
+            compiled = self._core.compile_model(str(path), "CPU", self._settings)
+        except RuntimeError as error:
+            raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
         log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
         self._store.put(compiled.export_model().getvalue(), *key)
         return compiled

@@ -22,8 +22,9 @@ def default_root() -> Path:
 class ArtefactStore:
     """Files named by the hash of their key; each starts with the hash of its content."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, most_bytes: int = 2 * 2**30) -> None:
         self.root = root if root is not None else default_root()
+        self.most_bytes = most_bytes
 
     def path(self, *key: str) -> Path:
         """Where the artefact of a key lies, whether it exists or not."""
@@ -48,11 +49,25 @@ class ArtefactStore:
         cache).
         """
         path = self.path(*key)
+        partial = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.root, delete=False) as file:
+                partial = Path(file.name)
                 file.write(hashlib.sha256(data).digest() + data)
-            Path(file.name).replace(path)
+            partial.replace(path)
+            self._forget_oldest()
         except OSError:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
             return False
         return True
+
+    def _forget_oldest(self) -> None:
+        """Keep the newest files up to the store's size: each new student leaves compiled graphs behind."""
+        files = sorted(self.root.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
+        total = 0
+        for file in files:
+            total += file.stat().st_size
+            if total > self.most_bytes:
+                file.unlink(missing_ok=True)

@@ -58,7 +58,5 @@ class TorchEngine:
         frames, latents, *block = self._rollouts[request.steps](
             torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(request.actions)[None], *cache.inputs()
         )
-        # As the state keeps them, so that the next block starts from the same latents after a recache.
-        latents = latents.half()
-        cache.write(latents.float(), *block)
-        return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].numpy())
+        cache.write(latents, *block)
+        return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].half().numpy())

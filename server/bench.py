@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +57,8 @@ def bench(
         if steps is not None and steps not in opened.config.step_plans:
             plans = sorted(opened.config.step_plans)
             raise click.ClickException(f"{steps} steps; student {opened.config.name} has plans for {plans}")
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
         figures = bench_engine(opened, engine, streams, seconds, steps)
     except (EngineError, StudentError) as error:
         raise click.ClickException(str(error)) from error
@@ -98,7 +103,9 @@ def bench_browser(student: Student, engine: str, seconds: float) -> dict[str, An
         elapsed = time.perf_counter() - start
         cpu = {name: round((_cpu_s(members) - cpu_before[name]) / elapsed, 3) for name, members in family.items()}
         chrome.close()
-    latency = after["inputToPhotonMs"] or [float("nan")]
+    latency = after["inputToPhotonMs"]
+    if not latency:
+        raise click.ClickException("no key press came back in a picture; is the machine too busy to play?")
     return {
         "seconds": round(elapsed, 1),
         "transport": after["transport"],
@@ -125,31 +132,29 @@ def _server(student: Student, engine: str) -> Iterator[tuple[subprocess.Popen[st
     command = [sys.executable, "-c", "from server.cli import serve; serve()", "--port", "0", "--engine", engine]
     process = subprocess.Popen([*command, "--student", str(student.path)], stderr=subprocess.PIPE, text=True)
     try:
-        assert process.stderr is not None
-        url = None
+        lines: queue.Queue[str] = queue.Queue()
+        stream = process.stderr
+        assert stream is not None
+        # A thread reads the server's log to its end, so that the pipe never fills.
+        threading.Thread(target=deque, args=(map(lines.put, stream), 0), daemon=True).start()
         deadline = time.monotonic() + _READY_S
-        for line in process.stderr:
+        url = None
+        while url is None:
+            try:
+                line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise click.ClickException("the server did not start") from None
             if match := re.search(r"http://\S+", line):
                 url = match.group()
-            if url is not None or time.monotonic() > deadline:
-                break
-        if url is None:
-            raise click.ClickException("the server did not start")
-        _drain(process)
         _until_ready(url, deadline)
         yield process, url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
-def _drain(process: subprocess.Popen[str]) -> None:
-    """Read the server's log so that its pipe never fills."""
-    import threading
-
-    stream = process.stderr
-    assert stream is not None
-    threading.Thread(target=lambda: [None for _ in stream], daemon=True).start()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _until_ready(url: str, deadline: float) -> None:

@@ -27,7 +27,7 @@ class TransformerConfig(_Config):
     num_layers: int = Field(ge=1)
     freq_dim: int = Field(256, ge=2, description="width of the sinusoidal time embedding")
     text_dim: int | None = Field(None, description="width of the cross-attended context; None: no cross-attention")
-    action_dim: int | None = Field(None, description="width of a frame's action vector; None: no actions")
+    action_dim: int | None = Field(None, ge=1, description="width of a frame's action vector; None: no actions")
     eps: float = Field(1e-6, gt=0)
     window: int = Field(ge=1, description="frames that a query sees, its own block included, sinks not")
     sink: int = Field(0, ge=0, description="first frames of the stream that stay visible for ever")
@@ -125,7 +125,12 @@ class StudentConfig(_Config):
                 or sigmas[-1] <= 0
             ):
                 raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
-        if self.transformer.action_dim != len(self.keys):
+        if self.transformer.text_dim is not None:
+            raise ValueError("text_dim: the rollout takes no text yet")
+        if self.transformer.in_channels != self.vae.latent_channels:
+            channels = self.transformer.in_channels, self.vae.latent_channels
+            raise ValueError(f"{channels[0]} channels in the transformer, {channels[1]} in the autoencoder")
+        if (self.transformer.action_dim or 0) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")
         if (self.height, self.width) != (self.transformer.height * 8, self.transformer.width * 8):
             raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")

@@ -7,14 +7,16 @@ to); the cache is derived from it.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamgen.config import StudentConfig
+from streamgen.noise import SEED_LIMIT
 
 _MAGIC = b"SGSTATE\0"
 _VERSION = 1
@@ -24,6 +26,18 @@ _MAX_META_BYTES = 4096
 
 class StateError(ValueError):
     """The bytes are not a state that this program can use; the message says why."""
+
+
+class _Meta(BaseModel):
+    """The header of a state's bytes; the arrays' shapes follow from it and the student's configuration."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    student: str
+    student_hash: str
+    seed: int = Field(ge=0, lt=SEED_LIMIT)
+    frame: int = Field(ge=0, lt=2**62)
+    history: int = Field(ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +101,17 @@ class StreamState:
     def to_bytes(self) -> bytes:
         """Versioned, checksummed bytes; `from_bytes` reads them back."""
         arrays = (self.latents, self.actions, self.sink, self.sink_actions)
-        meta = json.dumps(
-            {
-                "student": self.student,
-                "student_hash": self.student_hash,
-                "seed": self.seed,
-                "frame": self.frame,
-                "shapes": [list(a.shape) for a in arrays],
-            }
-        ).encode()
+        meta = (
+            _Meta(
+                student=self.student,
+                student_hash=self.student_hash,
+                seed=self.seed,
+                frame=self.frame,
+                history=len(self.latents),
+            )
+            .model_dump_json()
+            .encode()
+        )
         body = (
             _HEAD.pack(_MAGIC, _VERSION, len(meta)) + meta + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
         )
@@ -105,7 +121,8 @@ class StreamState:
     def from_bytes(cls, data: bytes, config: StudentConfig, student_hash: str) -> StreamState:
         """Read a state of this student.
 
-        Raises StateError when the bytes are damaged, of another version, or belong to another student.
+        Raises StateError when the bytes are damaged, of another version or shape, or belong to another student. The
+        checksum finds damage, not forgery: whoever may send a state may also make one up.
         """
         if len(data) < _HEAD.size + 32 or not data.startswith(_MAGIC):
             raise StateError("not a stream state: the bytes do not start like one")
@@ -117,19 +134,36 @@ class StreamState:
             raise StateError(f"stream state of version {version}; this program reads version {_VERSION}")
         if meta_len > _MAX_META_BYTES:
             raise StateError(f"the stream state's header claims {meta_len} bytes, more than {_MAX_META_BYTES}")
-        meta = json.loads(body[_HEAD.size : _HEAD.size + meta_len])
-        if (meta["student"], meta["student_hash"]) != (config.name, student_hash):
+        try:
+            meta = _Meta.model_validate_json(body[_HEAD.size : _HEAD.size + meta_len])
+        except ValidationError as error:
+            raise StateError(f"the stream state's header cannot be read: {error}") from error
+        if (meta.student, meta.student_hash) != (config.name, student_hash):
             raise StateError(
-                f"the stream belongs to student {meta['student']} ({meta['student_hash'][:12]}), "
+                f"the stream belongs to student {meta.student} ({meta.student_hash[:12]}), "
                 f"not to {config.name} ({student_hash[:12]}): open it with that student"
             )
+        kept, width = config.transformer.history_frames, len(config.keys)
+        sinks = min(config.transformer.sink, meta.frame)
+        if meta.history > min(kept, meta.frame):
+            raise StateError(f"{meta.history} latents at frame {meta.frame}; at most {kept} are kept")
+        arrays: list[NDArray[Any]] = []
         offset = _HEAD.size + meta_len
-        arrays = []
-        for shape, dtype in zip(meta["shapes"], (np.float16, np.float32, np.float16, np.float32), strict=True):
-            count = int(np.prod(shape))
-            arrays.append(np.frombuffer(body, dtype, count, offset).reshape(shape).copy())
-            offset += count * np.dtype(dtype).itemsize
+        for shape, dtype in (
+            ((meta.history, *config.latent_shape), np.float16),
+            ((meta.history, width), np.float32),
+            ((sinks, *config.latent_shape), np.float16),
+            ((sinks, width), np.float32),
+        ):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            arrays.append(np.frombuffer(body[offset : offset + size], dtype))
+            if arrays[-1].size * np.dtype(dtype).itemsize != size:
+                raise StateError("the stream state is shorter than its header says")
+            arrays[-1] = arrays[-1].reshape(shape).copy()
+            offset += size
+        if offset != len(body):
+            raise StateError(f"the stream state has {len(body) - offset} bytes more than its header says")
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise StateError("the stream state holds values that are not finite")
         latents, actions, sink, sink_actions = arrays
-        return cls(
-            meta["student"], meta["student_hash"], meta["seed"], meta["frame"], latents, actions, sink, sink_actions
-        )
+        return cls(meta.student, meta.student_hash, meta.seed, meta.frame, latents, actions, sink, sink_actions)

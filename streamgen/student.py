@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
@@ -77,7 +77,7 @@ class Student:
     def from_pretrained(cls, name_or_path: str | Path) -> Student:
         """Open a shipped student by name, or a folder by path. Raises StudentError."""
         path = Path(name_or_path)
-        if not path.is_dir() and path.name == str(name_or_path):
+        if not (path / "model_index.json").is_file() and path.name == str(name_or_path):
             path = SHIPPED / path.name
         if not (path / "model_index.json").is_file():
             shipped = ", ".join(shipped_students()) or "none shipped"
@@ -102,16 +102,24 @@ class Student:
         return path
 
     @cached_property
-    def _starts(self) -> dict[str, NDArray[np.generic]]:
-        return load_file(self.file(STARTS))
+    def _starts(self) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        path = self.file(STARTS)
+        try:
+            stored = load_file(path)
+            latents, actions = stored["latents"].astype(np.float16), stored["actions"].astype(np.float32)
+        except (OSError, KeyError, SafetensorError) as error:
+            raise StudentError(f"{path}: the starts cannot be read: {error}") from error
+        wanted = self.config.latent_shape
+        driven = (*latents.shape[:2], len(self.config.keys))
+        if not len(latents) or latents.shape[2:] != wanted or actions.shape != driven:
+            raise StudentError(f"{path}: starts of shape {latents.shape} and {actions.shape} do not fit the student")
+        return latents, actions
 
     def start(self, seed: int) -> StreamState:
         """The state of a new stream: the seed picks one of the folder's starts and feeds the noise."""
-        latents, actions = self._starts["latents"], self._starts["actions"]
+        latents, actions = self._starts
         pick = seed % len(latents)
-        return StreamState.begin(
-            self.config, self.hash, seed, latents[pick].astype(np.float16), actions[pick].astype(np.float32)
-        )
+        return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick])
 
 
 def _read_config(path: Path) -> StudentConfig:
@@ -124,5 +132,5 @@ def _read_config(path: Path) -> StudentConfig:
             for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
         }
         return StudentConfig.model_validate(index | parts)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise StudentError(f"student folder {path}: its configuration cannot be read: {error}") from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from engines.select import ENGINES
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -16,28 +19,40 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.option("--threads", type=int, default=None, help="CPU threads; default: all cores.")
 def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | None) -> None:
     """Run a stage from RECIPE, a YAML file or a name such as world/autoencoder; goes on where it was stopped."""
-    import torch
+    torch = _torch()
 
+    from streamgen.student import StudentError
     from training.loop import CHECKPOINT, train as run
     from training.recipe import RecipeError, load_recipe
     from training.stages import build_stage
 
     path = Path(recipe) if Path(recipe).suffix else RECIPES / f"{recipe}.yaml"
-    try:
-        settings = load_recipe(path, overrides)
-    except RecipeError as error:
-        raise click.ClickException(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = runs / settings.name
-    first = 0
-    if (folder / CHECKPOINT).exists():
-        first = int(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["step"])
-    stage = build_stage(settings, first)
     try:
-        run(stage, folder)
-    finally:
-        stage.close()
+        settings = load_recipe(path, overrides)
+        folder = runs / settings.name
+        first = 0
+        if (folder / CHECKPOINT).exists():
+            first = int(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["step"])
+        stage = build_stage(settings, first)
+        try:
+            run(stage, folder)
+        finally:
+            stage.close()
+    except (RecipeError, StudentError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _torch() -> Any:
+    """PyTorch, or a message for those who installed only what serving needs."""
+    try:
+        import torch
+    except ImportError as error:
+        raise click.ClickException(
+            "this needs PyTorch: install streamgen with the extra `train` (`make dev`)"
+        ) from error
+    return torch
 
 
 @click.command()
@@ -54,15 +69,22 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> None:
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
-    from training.package import package_world
+    _torch()
 
-    package_world(run, autoencoder, out, card.read_text(), name)
+    from streamgen.student import StudentError
+    from training.package import package_world
+    from training.recipe import RecipeError
+
+    try:
+        package_world(run, autoencoder, out, card.read_text(), name)
+    except (RecipeError, StudentError) as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
 @click.command()
 @click.option("--student", default="world", help="Shipped student or folder.")
-@click.option("--engine", default="auto", help="Engine of the rollouts.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
@@ -76,11 +98,14 @@ def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> No
 )
 def evaluate(student: str, engine: str, rollouts: int, seconds: float, json_file: Path, sheets: Path | None) -> None:
     """Judge a student on held-out play: PSNR, SSIM, control, detail and drift, with pictures to look at."""
+    _torch()
+
     import json
 
     from streamgen.student import Student, StudentError
     from training.evaluate import evaluate as judge
 
+    json_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         figures = judge(Student.from_pretrained(student), sheets or json_file.parent, engine, rollouts, seconds)
     except StudentError as error:

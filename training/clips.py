@@ -131,8 +131,8 @@ def recycled_history(
 ) -> Tensor:
     """The clips with `recipe.recycle` frames replaced by the model's own rollout under the true actions.
 
-    The rollout starts from freshly recached windows. Its error is clipped, since the target stays the true frame. Error
-    recycling after LongLive 2 and Matrix-Game 3, with each error kept at the frame where it arose.
+    The rollout starts from a freshly recached window. Its error is clipped, since the target stays the true frame.
+    Error recycling after LongLive 2 and Matrix-Game 3, with each error kept at the frame where it arose.
     """
     config, x0 = model.config, clips.latents
     size = config.block_size
@@ -140,8 +140,12 @@ def recycled_history(
     last_start = x0.shape[1] - recipe.recycle - size
     start = int(torch.randint(context, last_start + 1, (1,), generator=generator)) // size * size
     commit, rollout = Commit(model), Rollout(model, None, sigmas)
-    cache = RollingCache.empty(config, x0.shape[0], start - context)
-    for at in range(start - context, start, size):
+    cache = RollingCache.empty(config, x0.shape[0])
+    begin = max(start - context, config.sink)
+    for at in (*range(0, config.sink, size), *range(begin, start, size)):
+        if at == begin and at > 0:
+            cache.frame = cache.first = at
+            cache.previous = x0[:, at - 1]
         cache.clean(commit, x0[:, at : at + size], clips.actions[:, at : at + size])
     out = x0.clone()
     for at in range(start, start + recipe.recycle, size):

@@ -24,7 +24,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.state import StreamState
 from streamgen.student import Student
 from training.clips import LatentClips, encode
-from training.metrics import decode, detail, frames_psnr, teacher_forced
+from training.metrics import decode, detail, frames_psnr, other_actions, teacher_forced
 from training.sheets import contact_sheet
 from training.world.recorder import Clip
 from training.world.source import held_out
@@ -56,17 +56,6 @@ def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
     return float(score.mean())
 
 
-def other_actions(actions: Tensor) -> Tensor:
-    """Actions [B, F, A] of the same clips in which every frame's differs from the true one."""
-    out = actions.clone()
-    flat = actions.flatten(0, 1)
-    rng = np.random.default_rng(0)
-    for index, action in enumerate(flat):
-        different = (flat != action).any(1).nonzero()[:, 0]
-        out.flatten(0, 1)[index] = flat[different[rng.integers(len(different))]]
-    return out
-
-
 def evaluate(
     student: Student, folder: Path, engine_name: str = "auto", rollouts: int = 3, rollout_s: float = 60.0
 ) -> dict[str, Any]:
@@ -78,7 +67,7 @@ def evaluate(
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     engine = load_engine(student.path, engine_name)
     frames = _CONTEXT + round(rollout_s * student.config.fps)
-    long = held_out(_CLIPS + rollouts, frames)[_CLIPS:]
+    long = held_out(rollouts, frames, first=_CLIPS)
     figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
     return figures
 
@@ -164,14 +153,19 @@ def _rollouts(
         rows += [truth[picks], made[picks]]
     contact_sheet(rows, folder / "rollout.png")
     _plot(curves, folder / "rollout_curves.png")
-    figures: dict[str, Any] = {"episodes": len(curves), "seconds": len(real[0].frames) / fps, "segment_s": _SEGMENT_S}
-    for mark in _MARKS_S:
-        upto = min(len(curves[0]["detail"]), max(1, round(mark / _SEGMENT_S)))
+    figures: dict[str, Any] = {
+        "episodes": len(curves),
+        "seconds": (len(real[0].frames) - _CONTEXT) / fps,
+        "segment_s": _SEGMENT_S,
+    }
+    reached_s = len(curves[0]["detail"]) * _SEGMENT_S
+    for mark in sorted({min(mark, int(reached_s)) for mark in _MARKS_S}):
+        upto = max(1, round(mark / _SEGMENT_S))
         ratios = [value for curve in curves for value in curve["detail"][:upto]]
         figures[f"{mark}_s"] = {
             "detail_mean": float(np.mean(ratios)),
             "detail_worst": max(ratios, key=lambda r: abs(np.log(max(r, 1e-6)))),
-            "real_detail_range": [
+            "real_detail": [
                 min(min(c["real_detail"][:upto]) for c in curves),
                 max(max(c["real_detail"][:upto]) for c in curves),
             ],

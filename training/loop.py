@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, distributed, nn
 
 from training.ema import EMA
-from training.recipe import BaseRecipe
+from training.recipe import BaseRecipe, RecipeError
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -60,7 +60,7 @@ def rate_at(step: int, recipe: BaseRecipe) -> float:
     return warm * min(1.0, (recipe.steps - step) / decay_steps)
 
 
-def fastest_precision() -> torch.dtype:
+def fastest_precision() -> str:
     """bf16 where the CPU multiplies bf16 matrices clearly faster than fp32 ones (AMX, Zen 5), else fp32."""
 
     def seconds(dtype: torch.dtype) -> float:
@@ -73,7 +73,16 @@ def fastest_precision() -> torch.dtype:
             best = min(best, time.perf_counter() - start)
         return best
 
-    return torch.bfloat16 if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else torch.float32
+    return "bf16" if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else "fp32"
+
+
+def _agree(precision: str, size: int) -> str:
+    """The first process's choice, for all."""
+    if size == 1:
+        return precision
+    choice = [precision]
+    distributed.broadcast_object_list(choice)
+    return choice[0]
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -98,17 +107,20 @@ def train(stage: Stage, folder: Path) -> None:
         distributed.init_process_group("gloo")
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}[recipe.precision] or fastest_precision()
+    identity = recipe.identity() | {"processes": size}
     optimizers = _optimizers(stage.model, recipe)
     ema = EMA(stage.model, recipe.ema)
-    first, spent_s = _resume(folder / CHECKPOINT, stage.model, ema, optimizers)
+    first, spent_s, kept_precision = _resume(folder / CHECKPOINT, identity, stage.model, ema, optimizers)
+    precision = _agree(
+        kept_precision or (recipe.precision if recipe.precision != "auto" else fastest_precision()), size
+    )
     if rank == 0:
         _log(
             folder,
             {
                 "event": "start",
                 "step": first,
-                "precision": str(dtype),
+                "precision": precision,
                 "processes": size,
                 "recipe": recipe.model_dump(mode="json"),
             },
@@ -122,7 +134,7 @@ def train(stage: Stage, folder: Path) -> None:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * rate_at(step, recipe)
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss, figures = stage.loss(stage.batch(step), ema.model, generator)
             stage.model.zero_grad(set_to_none=True)
             loss.backward()
@@ -140,7 +152,8 @@ def train(stage: Stage, folder: Path) -> None:
             progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
             done = step + 1
             if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
-                _save(folder / CHECKPOINT, done, spent_s + time.monotonic() - began, stage.model, ema, optimizers)
+                made_by = {"identity": identity, "precision": precision, "spent_s": spent_s + time.monotonic() - began}
+                _save(folder / CHECKPOINT, done, made_by, stage.model, ema, optimizers)
                 saved = time.monotonic()
             if done % recipe.evaluate_every == 0 or done == recipe.steps:
                 result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
@@ -188,12 +201,12 @@ def _log(folder: Path, entry: dict[str, Any]) -> None:
 
 
 def _save(
-    path: Path, step: int, spent_s: float, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
+    path: Path, step: int, made_by: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """Atomic: a kill at any moment leaves the old checkpoint or the new one."""
     state = {
         "step": step,
-        "spent_s": spent_s,
+        **made_by,
         "model": model.state_dict(),
         "ema": ema.model.state_dict(),
         "ema_updates": ema.updates,
@@ -204,13 +217,22 @@ def _save(
     partial.replace(path)
 
 
-def _resume(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+def _resume(
+    path: Path, identity: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float, str | None]:
+    """Step, seconds spent and precision of the checkpoint. Raises RecipeError when another recipe made it."""
     if not path.exists():
-        return 0, 0.0
+        return 0, 0.0, None
     state = torch.load(path, map_location="cpu", weights_only=True)
+    before: dict[str, Any] = state["identity"]
+    other = sorted(key for key in identity.keys() | before.keys() if identity.get(key) != before.get(key))
+    if other:
+        raise RecipeError(
+            f"{path} was made with another {', '.join(other)}: change it back, or give the run another name"
+        )
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
     ema.updates = state["ema_updates"]
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
-    return int(state["step"]), float(state["spent_s"])
+    return int(state["step"]), float(state["spent_s"]), str(state["precision"])

@@ -85,6 +85,17 @@ def play(
     return Played(np.concatenate(frames), torch.cat(latents))
 
 
+def other_actions(actions: Tensor) -> Tensor:
+    """Actions [B, F, A] of the same clips in which every frame's differs from the true one."""
+    out = actions.clone()
+    flat = actions.flatten(0, 1)
+    rng = np.random.default_rng(0)
+    for index, action in enumerate(flat):
+        different = (flat != action).any(1).nonzero()[:, 0]
+        out.flatten(0, 1)[index] = flat[different[rng.integers(len(different))]]
+    return out
+
+
 def detail(frames: NDArray[np.uint8]) -> float:
     """High-frequency energy: mean squared difference between neighbouring pixels of frames [F, H, W, 3], in grey
     levels squared.
@@ -124,16 +135,17 @@ def evaluate_transformer(
     made = decode(autoencoder, teacher_forced(model, short, sigmas)[:, _CONTEXT:])
     figures["tf"] = frames_psnr(made, truth)
     figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))
-    wrong = short.actions.roll(1, 0).roll(7, 1)
+    wrong = other_actions(short.actions)
     figures["shuffled"] = frames_psnr(
         decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth
     )
-    rows = []
+    rows, ratios = [], []
     for row in range(3):
         history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])
         played = play(model, autoencoder, history, clips.actions[row, _CONTEXT:], sigmas)
         picks = [0, 3, 7, 15, 31, 47, 63, 79]
         rows += [frames[row, _CONTEXT:][picks], played.frames[picks]]
-        figures["rollout_detail"] = detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :])
+        ratios.append(detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :]))
+    figures["rollout_detail"] = float(np.mean(ratios))
     contact_sheet(rows, sheet, scale=1)
     return figures

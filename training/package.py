@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from streamgen.config import StudentConfig
 from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_transformer
 from training.clips import encode
+from training.recipe import RecipeError, StudentRecipe, weights_hash
 from training.world.recorder import FPS
 from training.world.source import clip_for
 
@@ -20,8 +22,27 @@ _START_SEED = 2**30
 """Recorded for starts alone: no training run of the recipes uses this seed."""
 
 
+ORIGIN = "origin.json"
+
+
+def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]]) -> None:
+    """Note in a run folder what its weights belong to: the autoencoder whose latents they know, and step plans."""
+    origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans}
+    (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+
+
 def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: str = "world") -> None:
-    """Write the world student: transformer of `run`, autoencoder, step plans, and starts from fresh real episodes."""
+    """Write the world student: transformer of `run`, autoencoder, step plans, and starts from fresh real episodes.
+
+    Raises RecipeError when `run` is not finished or was trained on another autoencoder.
+    """
+    try:
+        origin = json.loads((run / ORIGIN).read_text())
+    except OSError as error:
+        raise RecipeError(f"{run / ORIGIN} is not there: finish the run first") from error
+    if origin["autoencoder"] != weights_hash(autoencoder_run, "vae"):
+        raise RecipeError(f"{run} was trained on the latents of another autoencoder than {autoencoder_run}")
+    step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
     transformer, autoencoder = load_transformer(run), load_autoencoder(autoencoder_run)
     clips = [clip_for(_START_SEED, index, _START_FRAMES) for index in range(_STARTS)]
     starts = encode(autoencoder, clips)
@@ -32,8 +53,8 @@ def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: 
         width=frames.shape[3],
         height=frames.shape[2],
         keys=WORLD_KEYS,
-        step_plans={1: (1.0,), 2: (1.0, 0.5)},
-        steps=2,
+        step_plans=step_plans,
+        steps=max(step_plans),
         transformer=transformer.config,
         vae=autoencoder.config,
     )

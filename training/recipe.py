@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from streamgen.config import AutoencoderConfig, TransformerConfig
+from streamgen.student import WEIGHTS
 
 
 class RecipeError(ValueError):
@@ -39,6 +41,28 @@ class BaseRecipe(BaseModel):
     evaluate_every: int = Field(500, ge=1)
     checkpoint_every_s: float = Field(120, gt=0)
     data_workers: int = Field(1, ge=1)
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
+        settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
+        for field in ("autoencoder", "teacher"):
+            if field in settings:
+                settings[field] = weights_hash(
+                    Path(settings[field]), "vae" if field == "autoencoder" else "transformer"
+                )
+        return settings
+
+
+_MAY_CHANGE = {"steps", "decay", "evaluate_every", "checkpoint_every_s", "data_workers", "precision", "recycle_share"}
+
+
+def weights_hash(folder: Path, part: str) -> str:
+    """SHA-256 of the weights of a run or student folder. Raises RecipeError when it has none."""
+    path = folder / part / WEIGHTS
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecipeError(f"{path} is not there: run that stage first, or name a folder that has it") from error
 
 
 class AutoencoderRecipe(BaseRecipe):
@@ -76,8 +100,19 @@ class TeacherForcingRecipe(StudentRecipe):
     stage: Literal["teacher_forcing"]
     model: TransformerConfig
     condition_dropout: float = Field(0.1, ge=0, le=1)
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(
+        1.0, gt=0, description="above 1: more of the high noise levels, where the dynamics are learned"
+    )
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        room = self.model.window + self.recycle + self.model.block_size
+        if self.clip_length < max(room, 2 * self.model.window):
+            raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
+        if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
+            raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        return self
 
 
 class CausalConsistencyRecipe(StudentRecipe):
@@ -114,9 +149,12 @@ def load_recipe(
             raise RecipeError(f"override {override!r} is not KEY=VALUE")
         *parents, leaf = key.split(".")
         target = data
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[leaf] = yaml.safe_load(value)
+        try:
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = yaml.safe_load(value)
+        except (TypeError, AttributeError, yaml.YAMLError) as error:
+            raise RecipeError(f"override {override!r} does not fit the recipe: {error}") from error
     adapter: TypeAdapter[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe] = TypeAdapter(Recipe)
     try:
         return adapter.validate_python(data)

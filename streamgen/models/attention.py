@@ -127,9 +127,7 @@ class ClipAttention:
     itself. With C = 1 this is the block-causal windowed pass over a clean clip.
     """
 
-    def __init__(
-        self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1, first_frame: int = 0
-    ) -> None:
+    def __init__(self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1) -> None:
         if frames % config.block_size:
             raise ValueError(f"a clip of {frames} frames is not a whole number of blocks of {config.block_size}")
         self._copies = copies
@@ -138,7 +136,7 @@ class ClipAttention:
         self._window = window = config.window // config.block_size
         self._sinks = sinks = min(config.sink // config.block_size, blocks)
         tokens = config.block_size * config.tokens
-        rotations = np.stack([block_rotation(first_frame + g * config.block_size, config) for g in range(blocks)])
+        rotations = np.stack([block_rotation(g * config.block_size, config) for g in range(blocks)])
         own = torch.from_numpy(rotations[:, config.sink :])
         cos, sin = full_rotation(own, space)
         self._cos, self._sin = cos.flatten(1, 2), sin.flatten(1, 2)

@@ -84,13 +84,14 @@ class Rollout(nn.Module):
         cache_k: Tensor,
         cache_v: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], keys, raw keys and values [L, B, H, F N, D].
+        """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], and keys, raw keys and values [L, B, H, F N, D].
 
         noise [K, B, F, C, h, w]; previous [B, C, h, w], the clean latent before the block; actions [B, F, A]; rotation
         [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D].
         """
         assert self.autoencoder is not None
-        latents = self.denoise(noise, previous, actions, rotation, visible, cache_k, cache_v)
+        # As the state keeps them: what is committed, shown and replayed later are the same latents.
+        latents = self.denoise(noise, previous, actions, rotation, visible, cache_k, cache_v).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         _velocity(self.transformer, latents, 0.0, attend, actions, previous)
@@ -114,7 +115,7 @@ def _velocity(
     config = transformer.config
     levels = torch.full(x.shape[:2], sigma)
     before = previous[:, None].expand_as(x) if config.concat_previous else None
-    velocity: Tensor = transformer(x, levels, attend, actions if config.action_dim else None, before)
+    velocity: Tensor = transformer(x, levels, attend, actions if config.action_dim is not None else None, before)
     return velocity
 
 

@@ -173,6 +173,8 @@ class CausalVideoTransformer(nn.Module):
         `concat_previous`. context: text features, where it has `text_dim`.
         """
         config = self.config
+        if (context_BXd is None) != (config.text_dim is None):
+            raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         if previous_BFCHW is not None:
             x_BFCHW = torch.cat([x_BFCHW, previous_BFCHW], 2)
         x = self._patchify(x_BFCHW)

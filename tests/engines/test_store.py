@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_a_disk_that_refuses_is_no_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert ArtefactStore(blocked / "cache").put(b"compiled", "a") is False
+
+
+def test_the_oldest_go_when_the_store_is_full(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path, most_bytes=3000)
+    for index in range(5):
+        assert store.put(bytes(1000), str(index))
+        os.utime(store.path(str(index)), (index, index))
+    kept = [index for index in range(5) if store.get(str(index)) is not None]
+    assert kept == [3, 4]
 
 
 def test_engine_reuses_rebuilds_and_never_mixes(

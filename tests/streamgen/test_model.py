@@ -14,6 +14,8 @@ from streamgen.models.rollout import Commit, RollingCache, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 from tests.toy import toy_transformer, toy_transformer_config
+from training.clips import ClipPass, LatentClips, recycled_history
+from training.recipe import TeacherForcingRecipe
 
 POLICIES = [
     {"sink": 0, "block_size": 1},
@@ -36,7 +38,6 @@ def _before(x: Tensor, size: int) -> Tensor:
     return torch.stack(frames, 1)
 
 
-@torch.no_grad()
 def _stream(model: CausalVideoTransformer, x: Tensor, actions: Tensor, start: int = 0) -> tuple[Tensor, RollingCache]:
     """Velocities at zero noise, block by block through the cache, and the cache afterwards."""
     config, size = model.config, model.config.block_size
@@ -145,15 +146,35 @@ def test_noisy_copies_see_the_clean_past_and_themselves_only() -> None:
     torch.testing.assert_close(streamed, base[:, 0, 7:8], atol=1e-5, rtol=0)
 
 
-def test_no_gradient_reaches_earlier_blocks_through_the_cache() -> None:
-    model = toy_transformer(toy_transformer_config())
-    x, actions = _clip(model.config, 6)
-    _, cache = _stream(model, x, actions)
-    latest = x[:, :1].clone().requires_grad_()
-    attend = CacheAttention(model.config, model.space, *cache.inputs())
-    model(latest, torch.zeros(1, 1), attend, actions[:, :1], cache.previous[:, None]).sum().backward()
-    assert latest.grad is not None and latest.grad.abs().sum() > 0
-    assert not cache.k.requires_grad and cache.k.grad is None
+def test_no_gradient_reaches_earlier_frames_of_a_rollout() -> None:
+    """What the stages generate themselves for the history carries no gradient, whatever the model's parameters want."""
+    model = toy_transformer(toy_transformer_config(window=4)).requires_grad_()
+    recipe = TeacherForcingRecipe.model_validate(
+        {
+            "stage": "teacher_forcing",
+            "name": "t",
+            "steps": 1,
+            "learning_rate": 1e-3,
+            "autoencoder": "nowhere",
+            "clips": 1,
+            "clip_length": 12,
+            "recycle": 3,
+            "model": model.config.model_dump(),
+        }
+    )
+    x, actions = _clip(model.config, 12)
+    x.requires_grad_()
+    history = recycled_history(model, LatentClips(x, actions), recipe, (1.0, 0.5), torch.Generator().manual_seed(0))
+    assert not history.requires_grad
+    # The velocity of a noisy frame does depend on that history, so a gradient would have had a way.
+    noisy = torch.randn(1, 1, *x.shape[1:])
+    level = torch.zeros(1, 12)
+    shown = ClipPass(model.config, history, level, actions).velocity(model, noisy, torch.ones(1, 1, 12))
+    other = ClipPass(model.config, x, level, actions).velocity(model, noisy, torch.ones(1, 1, 12))
+    assert (shown - other).abs().max() > 1e-4
+    shown.sum().backward()
+    assert x.grad is None
+    assert model.blocks[0].self_attn.k.weight.grad is not None
 
 
 def test_parameter_names_and_shapes_are_those_of_public_checkpoints() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,37 @@ def test_every_flipped_byte_is_noticed() -> None:
             StreamState.from_bytes(bytes(damaged), config, "hash")
     with pytest.raises(StateError, match="do not start"):
         StreamState.from_bytes(b"", config, "hash")
+
+
+def _forged(frame: object = 5, seed: object = 1, history: object = 3, extra: bytes = b"", spoil: bool = False) -> bytes:
+    """Bytes with a right checksum whose content is the caller's."""
+    meta = json.dumps(
+        {"student": "toy", "student_hash": "hash", "seed": seed, "frame": frame, "history": history}
+    ).encode()
+    latents = np.full((3, 4, 4, 6), np.nan if spoil else 0, np.float16)
+    body = struct.pack("<8sHI", b"SGSTATE\0", 1, len(meta)) + meta + latents.tobytes() + bytes(3 * 5 * 4) + extra
+    return body + hashlib.sha256(body).digest()
+
+
+def test_what_a_forger_writes_is_checked() -> None:
+    config = _config()
+    assert StreamState.from_bytes(_forged(), config, "hash").frame == 5
+    for forged, said in (
+        (_forged(seed=-1), "seed"),
+        (_forged(frame="x"), "frame"),
+        (_forged(frame=2), "3 latents at frame 2"),
+        (_forged(history=4), "shorter"),
+        (_forged(history=2), "more than its header"),
+        (_forged(history=10**6, frame=10**7), "at most"),
+        (_forged(extra=b"1234"), "4 bytes more"),
+        (_forged(spoil=True), "not finite"),
+    ):
+        with pytest.raises(StateError, match=said):
+            StreamState.from_bytes(forged, config, "hash")
+    newer = bytearray(_forged()[:-32])
+    newer[8] = 2
+    with pytest.raises(StateError, match="version 2"):
+        StreamState.from_bytes(bytes(newer) + hashlib.sha256(newer).digest(), config, "hash")
 
 
 def test_a_foreign_state_is_refused() -> None:

@@ -10,8 +10,8 @@ from streamgen.models.attention import CacheAttention
 from streamgen.models.rollout import Commit, RollingCache
 from tests.toy import toy_transformer, toy_transformer_config
 from training.clips import LatentClips, before, noisy_history, recycled_history
-from training.evaluate import other_actions, ssim
-from training.metrics import detail, frames_psnr, teacher_forced
+from training.evaluate import ssim
+from training.metrics import detail, frames_psnr, other_actions, teacher_forced
 from training.recipe import TeacherForcingRecipe
 
 
@@ -77,8 +77,9 @@ def test_half_of_the_clips_keep_a_clean_history() -> None:
     assert (history[~clean] - x[~clean]).abs().max() > 0.1
 
 
-def test_recycled_history_is_the_models_own_rollout_clipped() -> None:
-    config = toy_transformer_config(window=4)
+@pytest.mark.parametrize("sink", [0, 1])
+def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
+    config = toy_transformer_config(window=4, sink=sink)
     recipe = TeacherForcingRecipe.model_validate(
         {
             "stage": "teacher_forcing",

@@ -19,6 +19,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
 from training.losses import add_noise, consistency_target, denoised
 from training.metrics import evaluate_transformer
+from training.package import write_origin
 from training.recipe import CausalConsistencyRecipe
 from training.world.source import held_out
 
@@ -84,6 +85,7 @@ class CausalConsistencyStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
+        write_origin(folder, self.recipe, self.recipe.step_plans)
 
     def close(self) -> None:
         self._loader.close()

@@ -12,6 +12,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import evaluate_transformer
+from training.package import write_origin
 from training.recipe import TeacherForcingRecipe
 from training.world.source import held_out
 
@@ -27,7 +28,7 @@ class TeacherForcingStage:
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = CausalVideoTransformer(recipe.model)
         if recipe.start is not None:
-            self.model = load_transformer(recipe.start).requires_grad_(True).train()
+            self.model.load_state_dict(load_transformer(recipe.start).state_dict())
         self._loader = ClipLoader(recipe, first_step)
         self._held_out_clips = held_out(6, 96)
         self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
@@ -63,6 +64,7 @@ class TeacherForcingStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
+        write_origin(folder, self.recipe, {1: (1.0,), 2: (1.0, 0.5)})
 
     def close(self) -> None:
         self._loader.close()

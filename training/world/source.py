@@ -20,10 +20,10 @@ def clip_for(seed: int, index: int, length: int) -> Clip:
         return recorder.record(length, episode=index)
 
 
-def held_out(count: int, length: int) -> list[Clip]:
-    """`count` clips of `length` frames from the seed that no ClipSource accepts; always the same ones."""
+def held_out(count: int, length: int, first: int = 0) -> list[Clip]:
+    """`count` clips of `length` frames from episode `first` of the seed that no ClipSource accepts; always the same."""
     with WorldRecorder(HELD_OUT_SEED) as recorder:
-        return [recorder.record(length) for _ in range(count)]
+        return [recorder.record(length, episode=first + index) for index in range(count)]
 
 
 class ClipSource:
