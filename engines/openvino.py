@@ -162,14 +162,14 @@ class OpenVINOEngine:
         inputs = {
             name: value,
             "previous": stream.previous[None],
-            "actions": np.ascontiguousarray(actions, np.float32)[None],
+            "actions": actions[None].astype(np.float32),
             "rotation": block_rotation(stream.frame, config)[None],
             "visible": visible_slots(stream.frame, config, stream.first)[None],
             "cache_k": stream.cache_k,
             "cache_v": stream.cache_v,
         }
         for key, array in inputs.items():
-            infer.set_tensor(key, ov.Tensor(array, shared_memory=True))
+            infer.set_tensor(key, ov.Tensor(np.ascontiguousarray(array), shared_memory=True))
         infer.infer()
 
     def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:

@@ -85,7 +85,11 @@ def bench_browser(student: Student, engine: str, seconds: float) -> dict[str, An
         page = chrome.new_page(viewport={"width": 1280, "height": 800})
         page.goto(url)
         page.get_by_role("button", name="Walk in").click()
-        page.wait_for_function("streamgen.stats().state === 'playing' && streamgen.stats().framesDecoded > 0")
+        deadline = time.monotonic() + _READY_S
+        while not (now := page.evaluate("streamgen.stats()"))["framesDecoded"] or now["state"] != "playing":
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"the page did not begin to play: {now}")
+            page.wait_for_timeout(100)
         page.wait_for_timeout(_SETTLE_S * 1000)
         server = psutil.Process(process.pid)
         family = {

@@ -32,6 +32,10 @@ class StepCosts:
     def add(self, steps: int, cost_s: float) -> None:
         self._slowness.append(cost_s / self._measured_s[steps])
 
+    def quick_s(self, steps: int) -> float:
+        """What one step in four stays below: its own cost, where others were held up by more work on the machine."""
+        return self._quantile(steps, 0.25)
+
     def likely_s(self, steps: int) -> float:
         """The median."""
         return self._quantile(steps, 0.5)
@@ -98,5 +102,10 @@ class Governor:
             self.rate, self._slow_since_s = possible, None
 
     def admits(self, fps: float, streams: int, extra_fps: float) -> bool:
-        """Whether one more stream fits at the fewest steps. The first one always does: slow is better than nothing."""
-        return streams == 0 or self.load(fps + extra_fps, streams + 1, self._counts[0]) <= _FULL_LOAD
+        """Whether one more stream fits at the fewest steps. The first always does: slow is better than nothing.
+
+        A step's own cost counts: that a viewer's browser shares this machine and gets in the way now and then is no reason
+        to refuse the next one.
+        """
+        rows = max(1, min(self._rows, streams + 1))
+        return streams == 0 or (fps + extra_fps) * self.costs.quick_s(self._counts[0]) / rows <= _FULL_LOAD

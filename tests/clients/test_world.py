@@ -55,7 +55,7 @@ def shift(before: NDArray[np.float32], after: NDArray[np.float32], reach: int = 
 
 def frames_later(walk: Walk, count: int) -> None:
     goal = walk.stats()["frame"] + count
-    walk.page.wait_for_function(f"streamgen.stats().frame >= {goal}")
+    walk.until(lambda stats: stats["frame"] >= goal)
 
 
 def turned(walk: Walk, key: str) -> int:
@@ -86,45 +86,49 @@ def test_a_held_key_moves_the_picture_as_it_should(walk: Open) -> None:
     assert psnr(still, picture(w)) < 30
 
 
-def test_a_tap_shorter_than_a_frame_shows(walk: Open) -> None:
-    """The lantern flashes although the key was up again before the next frame began."""
+def test_taps_shorter_than_a_frame_show(walk: Open) -> None:
+    """Each key is up again before the next frame begins, and still turns the view by its five degrees."""
     w = walk("?seed=2")
     enter(w)
-    w.page.wait_for_timeout(1500)
+    w.page.wait_for_timeout(1000)
 
-    def most_change(act: bool) -> float:
-        """The largest change of the lantern's surroundings within a second."""
-        base = picture(w)[60:, 44:84]
-        if act:
+    def tapped(code: str) -> int:
+        before = picture(w)
+        for _ in range(4):
             w.page.evaluate(
-                "for (const type of ['keydown', 'keyup']) document.body.dispatchEvent("
-                "new KeyboardEvent(type, { code: 'Space', key: ' ', bubbles: true, cancelable: true }))"
+                "(code) => { for (const type of ['keydown', 'keyup']) document.body.dispatchEvent("
+                "new KeyboardEvent(type, { code, bubbles: true, cancelable: true })) }",
+                code,
             )
-        changes = []
-        for _ in range(12):
-            w.page.wait_for_timeout(60)
-            changes.append(float(np.abs(picture(w)[60:, 44:84] - base).mean()))
-        return max(changes)
+            w.page.wait_for_timeout(120)
+        w.page.wait_for_timeout(150)
+        return shift(before, picture(w))
 
-    quiet, flash = most_change(False), most_change(True)
-    assert flash > quiet + 4, (quiet, flash)
+    left = [tapped("ArrowLeft") for _ in range(4)]
+    right = [tapped("ArrowRight") for _ in range(4)]
+    assert np.median(left) - np.median(right) >= 6, (left, right)
 
 
 def test_two_walkers_see_two_undisturbed_worlds(walk: Open) -> None:
+    """One turns, and the world of the other, who stands, does not turn with him."""
     a, b = walk("?seed=1"), walk("?seed=4")
     enter(a)
     enter(b)
-    for w in (a, b):
-        w.page.wait_for_timeout(700)
-    assert psnr(picture(a), picture(b)) < 25
+    a.page.wait_for_timeout(700)
     before = a.stats(), b.stats()
-    a.page.keyboard.down("ArrowLeft")
-    b_still = picture(b)
-    a.page.wait_for_timeout(1500)
-    a.page.keyboard.up("ArrowLeft")
-    b_later = picture(b)
-    # One turns half around; the other, who stands, sees what he saw.
-    assert psnr(b_still, b_later) > 22
+    assert psnr(picture(a), picture(b)) < 25
+    turns, stands = [], []
+    for _ in range(4):
+        a.page.keyboard.down("ArrowLeft")
+        a.page.wait_for_timeout(200)
+        mine, other = picture(a), picture(b)
+        a.page.wait_for_timeout(200)
+        turns.append(shift(mine, picture(a)))
+        stands.append(shift(other, picture(b)))
+        a.page.keyboard.up("ArrowLeft")
+        a.page.wait_for_timeout(200)
+    assert np.median(turns) >= 3, (turns, stands)
+    assert abs(np.median(stands)) <= 2, (turns, stands)
     for w, earlier in zip((a, b), before, strict=True):
         assert w.stats()["framesDecoded"] > earlier["framesDecoded"] + 10
         assert w.complaints == []
@@ -147,8 +151,10 @@ def test_both_streams_survive_kill_9_of_the_worker(walk: Open, world_server: Any
     assert (a.stats()["session"], b.stats()["session"]) == sessions
     assert a.stats()["frame"] > before[0]["frame"] and b.stats()["frame"] > before[1]["frame"]
     # Nobody touched a key: the world after the worker's death is the world before it.
-    assert psnr(seen, after) > 22
-    assert a.complaints == [] and b.complaints == []
+    assert abs(shift(seen, after)) <= 2
+    assert psnr(seen, after) > 16
+    # While there is no worker, a page may be told so (503).
+    assert [said for w in (a, b) for said in w.complaints if "503" not in said] == []
 
 
 def test_the_picture_in_the_readme(walk: Open, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page
 
 from server.protocol import parse_client
 
-PLAYS_WITHIN_S = 15.0
+PLAYS_WITHIN_S = 45.0
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 

@@ -126,6 +126,17 @@ def test_seed_decides_the_stream(plain_student: Student) -> None:
     assert not np.array_equal(latents(4), latents(6))  # the same start, other noise
 
 
+def test_the_memory_layout_of_a_state_does_not_matter(plain_student: Student) -> None:
+    engine = OpenVINOEngine(plain_student, precision="fp32")
+    state = plain_student.start(0)
+    turned = replace(state, latents=np.asfortranarray(state.latents), actions=np.asfortranarray(state.actions))
+    results = []
+    for each in (state, turned):
+        engine.open("s", each)
+        results.append(engine.step([StepRequest("s", np.zeros((1, 5), np.float32), 2)])[0].latents)
+    assert np.array_equal(*results)
+
+
 def test_selection(plain_student: Student) -> None:
     assert load_engine(plain_student.path).name == "openvino"
     assert load_engine(plain_student.path, "torch").name == "torch"
