@@ -104,8 +104,8 @@ class Governor:
     def admits(self, fps: float, streams: int, extra_fps: float) -> bool:
         """Whether one more stream fits at the fewest steps. The first always does: slow is better than nothing.
 
-        A step's own cost counts: that a viewer's browser shares this machine and gets in the way now and then is no reason
-        to refuse the next one.
+        A step's own cost counts: that a viewer's browser on this machine gets in the way now and then is no reason to
+        refuse the next one.
         """
         rows = max(1, min(self._rows, streams + 1))
         return streams == 0 or (fps + extra_fps) * self.costs.quick_s(self._counts[0]) / rows <= _FULL_LOAD
