@@ -50,7 +50,7 @@ def generate(
         count = len(script) if seconds is None else round(seconds * config.fps)
         script = np.resize(script, (count, script.shape[1]))
         frames = offline.generate(load_engine(opened.path, engine), opened, script, seed, steps)
-        written = offline.write_video(frames, out, config.fps)
+        written = offline.write_video(frames, out, config)
     except (EngineError, ScriptError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written} frames, {written / config.fps:.1f} s")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.protocol import Engine, StepRequest
+from streamgen.config import StudentConfig
 from streamgen.student import Student
 
 
@@ -28,18 +29,16 @@ def generate(
         engine.close("generate")
 
 
-def write_video(frames: Iterator[NDArray[np.uint8]], path: Path, fps: float, scale: int = 3) -> int:
-    """Write H.264 at `scale` times the size (chroma is halved in H.264, which small frames do not bear); returns the
-    count.
-    """
-    rate = Fraction(fps).limit_denominator(1000)
+def write_video(frames: Iterator[NDArray[np.uint8]], path: Path, config: StudentConfig, scale: int = 3) -> int:
+    """Write H.264 at `scale` times the size (it halves chroma, which small frames do not bear); returns the count."""
+    rate = Fraction(config.fps).limit_denominator(1000)
     count = 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
         stream.pix_fmt = "yuv420p"
+        stream.width, stream.height = config.width * scale, config.height * scale
         for count, pixels in enumerate(frames, 1):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            stream.width, stream.height = frame.width * scale, frame.height * scale
             large = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
             large.pts, large.time_base = count - 1, 1 / rate
             container.mux(stream.encode(large))

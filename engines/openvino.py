@@ -168,8 +168,10 @@ class OpenVINOEngine:
             "cache_k": stream.cache_k,
             "cache_v": stream.cache_v,
         }
-        for key, array in inputs.items():
-            infer.set_tensor(key, ov.Tensor(np.ascontiguousarray(array), shared_memory=True))
+        # The request reads these very arrays, so they must live until it is done.
+        shared = {key: np.ascontiguousarray(array) for key, array in inputs.items()}
+        for key, array in shared.items():
+            infer.set_tensor(key, ov.Tensor(array, shared_memory=True))
         infer.infer()
 
     def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:

@@ -127,6 +127,13 @@ class CausalConsistencyRecipe(StudentRecipe):
         0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans"
     )
 
+    @model_validator(mode="after")
+    def _on_grid(self) -> Self:
+        off = [s for plan in self.step_plans.values() for s in plan if not (s * self.intervals).is_integer()]
+        if off:
+            raise ValueError(f"noise level {off[0]} of a step plan is not on the grid of {self.intervals} intervals")
+        return self
+
 
 Recipe = Annotated[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, Field(discriminator="stage")]
 
