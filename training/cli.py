@@ -63,11 +63,14 @@ def _torch() -> Any:
     default=Path("runs/world-autoencoder"),
 )
 @click.option(
-    "--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RECIPES / "world" / "card.md"
+    "--card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Markdown file for its card.",
 )
 @click.option("--name", default="world", help="The student's name.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
-def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> None:
+def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path) -> None:
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
     _torch()
 
@@ -76,7 +79,12 @@ def export(run: Path, autoencoder: Path, card: Path, name: str, out: Path) -> No
     from training.recipe import RecipeError
 
     try:
-        package_world(run, autoencoder, out, card.read_text(), name)
+        text = (
+            card.read_text()
+            if card
+            else f"# {name}\n\nExported from the run {run.name}. Nobody has written its card yet.\n"
+        )
+        package_world(run, autoencoder, out, text, name)
     except (RecipeError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
