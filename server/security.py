@@ -103,6 +103,7 @@ class Gatekeeper:
         try:
             await self._app(scope, counted, secured)
         except Exception:
+            # The application met the end of a body that was cut off here; the refusal below says so.
             if not refused:
                 raise
         if refused and not started:

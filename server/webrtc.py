@@ -191,6 +191,7 @@ class Peers:
         try:
             await peer.connection.close()
         except Exception:
+            # The peer is forgotten already; nobody else may suffer from how aiortc ends it.
             log.exception("peer %s could not be closed", peer.id)
 
     async def _negotiate(self, peer: Peer, offer: str, description: SessionDescription) -> str:

@@ -128,6 +128,7 @@ def run_worker(job: Job, pipe: Connection) -> None:
             cost_s = _warm_up(engine, job.config, job.start) if job.measure else {}
             ready = WorkerReady(engine.name, engine.precision, engine.device, engine.capacity, cost_s)
         except Exception:
+            # Any reason why an engine cannot be built goes to the server, which reports it in /readyz.
             pipe.send(WorkerFailed(traceback.format_exc()))
             sys.exit(1)
         pipe.send(ready)

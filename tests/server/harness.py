@@ -162,6 +162,7 @@ class Client:
         return [message for message in self.messages if message["type"] == kind]
 
     async def send(self, message: dict[str, Any]) -> None:
+        """Each transport's own."""
         raise NotImplementedError
 
     async def key(self, code: str, down: bool) -> int:
