@@ -28,7 +28,7 @@ from streamgen.student import Student, StudentError
 _READY_S = 60.0
 _SETTLE_S = 2.0
 _TAP_EVERY_S = 0.7
-_BROWSER_FLAGS = (
+BROWSER_FLAGS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -37,6 +37,7 @@ _BROWSER_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
 )
 
 
@@ -81,7 +82,7 @@ def bench_browser(student: Student, engine: str, seconds: float) -> dict[str, An
     if chromium is None:
         raise click.ClickException("--browser needs Chromium: install it, for example with `make chromium`")
     with _server(student, engine) as (process, url), sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(executable_path=chromium, args=[*_BROWSER_FLAGS])
+        chrome = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
         page = chrome.new_page(viewport={"width": 1280, "height": 800})
         page.goto(url)
         page.get_by_role("button", name="Walk in").click()

@@ -33,6 +33,7 @@ class TransformerConfig(_Config):
     sink: int = Field(0, ge=0, description="first frames of the stream that stay visible for ever")
     block_size: int = Field(1, ge=1, description="frames generated together")
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
+    residual: bool = Field(False, description="x0 is predicted as the previous clean latent plus the head's output")
     ffn_conv: bool = Field(False, description="depthwise 3x3 convolution inside the FFN")
 
     @model_validator(mode="after")
@@ -46,6 +47,8 @@ class TransformerConfig(_Config):
         ):
             if value % divisor:
                 raise ValueError(f"{what} {value} is not a multiple of {divisor}")
+        if self.residual and not self.concat_previous:
+            raise ValueError("residual needs concat_previous: without it there is no previous latent to add to")
         if self.window <= self.block_size:
             raise ValueError(f"window {self.window} leaves no past beside a block of {self.block_size}")
         if self.head_dim % 2 or self.head_dim < 12:

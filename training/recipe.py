@@ -78,6 +78,7 @@ class AutoencoderRecipe(BaseRecipe):
     gradient_weight: float = 1.0
     latent_weight: float = 1e-3
     latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
+    start: Path | None = Field(None, description="run or student folder whose weights to start from")
 
 
 class StudentRecipe(BaseRecipe):
@@ -102,6 +103,9 @@ class TeacherForcingRecipe(StudentRecipe):
     condition_dropout: float = Field(0.1, ge=0, le=1)
     shift: float = Field(
         1.0, gt=0, description="above 1: more of the high noise levels, where the dynamics are learned"
+    )
+    sigma_floor: float = Field(
+        0.0, ge=0, lt=1, description="an error of x0 counts 1 / max(sigma, this) squared; 0: plain flow matching"
     )
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
 

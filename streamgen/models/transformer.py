@@ -19,6 +19,9 @@ from streamgen.models.attention import Attend, space_rotation
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
 
+SIGMA_MIN = 1e-3
+"""Least noise level that a residual model's velocity is divided by; the pass at zero noise does not use it."""
+
 
 class RMSNorm(nn.Module):
     """Root mean square norm over the last dimension with a learned scale."""
@@ -175,9 +178,8 @@ class CausalVideoTransformer(nn.Module):
         config = self.config
         if (context_BXd is None) != (config.text_dim is None):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
-        if previous_BFCHW is not None:
-            x_BFCHW = torch.cat([x_BFCHW, previous_BFCHW], 2)
-        x = self._patchify(x_BFCHW)
+        inputs = x_BFCHW if previous_BFCHW is None else torch.cat([x_BFCHW, previous_BFCHW], 2)
+        x = self._patchify(inputs)
         temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
@@ -186,7 +188,13 @@ class CausalVideoTransformer(nn.Module):
         context = None if context_BXd is None else self.text_embedding(context_BXd)
         for layer, block in enumerate(self.blocks):
             x = block(x, e_BF6d, layer, attend, context)
-        return self._unpatchify(self.head(x, temb_BFd))
+        out_BFCHW = self._unpatchify(self.head(x, temb_BFd))
+        if not config.residual:
+            return out_BFCHW
+        # What moves little stays, by construction, and the network need not carry the noise through its width.
+        assert previous_BFCHW is not None
+        sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
+        return (x_BFCHW - previous_BFCHW - out_BFCHW) / sigma
 
     def _patchify(self, x_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""

@@ -20,21 +20,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, WebSocket, sync_playwright
 
+from server.bench import BROWSER_FLAGS
 from tests.clients.walking import DESKTOP, Open, Walk
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 90.0
-BROWSER_FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamgen.config import TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
-from streamgen.models.rollout import Commit, RollingCache, recache
+from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 from tests.toy import toy_transformer, toy_transformer_config
@@ -222,6 +222,23 @@ def test_patches_are_put_back_where_they_came_from() -> None:
         model.patch_embedding.bias.zero_()
     tokens = model._patchify(x)[..., : c * p * p]
     assert torch.equal(model._unpatchify(tokens[..., order]), x)
+
+
+def test_a_residual_model_with_a_silent_head_stands_still() -> None:
+    model = toy_transformer(toy_transformer_config(residual=True))
+    model.head.head.weight.zero_()
+    model.head.head.bias.zero_()
+    rollout = Rollout(model, None, (1.0, 0.5))
+    cache = RollingCache.empty(model.config, 1)
+    cache.clean(Commit(model), *(t[:, :1] for t in _clip(model.config)))
+    noise = torch.randn(2, 1, 1, *cache.previous.shape[1:])
+    made = rollout.denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())
+    torch.testing.assert_close(made[:, 0], cache.previous, atol=1e-5, rtol=0)
+
+
+def test_residual_needs_the_previous_latent() -> None:
+    with pytest.raises(ValueError, match="concat_previous"):
+        toy_transformer_config(residual=True, concat_previous=False)
 
 
 def test_time_embedding_follows_its_formula() -> None:

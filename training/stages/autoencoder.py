@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
-from streamgen.models.loading import save_autoencoder
+from streamgen.models.loading import load_autoencoder, save_autoencoder
 from training.data import clip_source
 from training.losses import psnr, reconstruction
 from training.recipe import AutoencoderRecipe
@@ -26,6 +26,8 @@ class AutoencoderStage:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Autoencoder(recipe.model)
+        if recipe.start is not None:
+            self.model.load_state_dict(load_autoencoder(recipe.start).state_dict())
         self._source = clip_source(recipe, first_step)
         self._held_out = to_float(torch.from_numpy(np.concatenate([c.frames[::10] for c in held_out(8, 160)])))
 

@@ -16,7 +16,7 @@ from training.package import write_origin
 from training.recipe import TeacherForcingRecipe
 from training.world.source import held_out
 
-ROLLOUT_SIGMAS = (1.0, 0.75, 0.5, 0.25)
+ROLLOUT_SIGMAS = (1.0, 0.5)
 """Steps of the teacher in its own rollouts: recycling and the contact sheet."""
 
 
@@ -50,7 +50,7 @@ class TeacherForcingStage:
         known = (torch.rand(sigma.shape, generator=generator) >= recipe.condition_dropout).float()
         clip = ClipPass(recipe.model, history, level, batch.actions, recipe.copies)
         velocity = clip.velocity(self.model, add_noise(target, eps, sigma), sigma, known)
-        weight = torch.ones_like(sigma)
+        weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
         return flow_matching(velocity, target, eps, weight), {}
 

@@ -54,22 +54,22 @@ class StickyPolicy:
 
     def _behaviour(self) -> list[NDArray[np.uint8]]:
         rng, draw = self._rng, self._rng.random()
-        if draw < 0.10:
-            return self._hold(frames=self._frames(8))
-        if draw < 0.22:  # a tap of one key, one or two frames, out of stillness or out of a walk
+        if draw < 0.14:
+            return self._hold(frames=self._frames(12))
+        if draw < 0.26:  # a tap of one key, one or two frames, out of stillness or out of a walk
             base = () if rng.random() < 0.6 else (FORWARD,)
             key = int(rng.integers(5))
             before, after = self._hold(*base, frames=int(rng.integers(1, 6))), self._hold(*base, frames=self._frames(5))
             return before + self._hold(*{*base, key}, frames=int(rng.integers(1, 3))) + after
-        if draw < 0.30:  # mashing
+        if draw < 0.33:  # mashing
             plan = []
             for _ in range(int(rng.integers(2, 6))):
                 mashed = np.flatnonzero(rng.random(5) < 0.35)
                 plan += self._hold(*mashed.tolist(), frames=int(rng.integers(1, 5)))
             return plan
-        if draw < 0.36:  # a long turn, up to a full circle and a bit
+        if draw < 0.38:  # a long turn, up to a full circle and a bit
             return self._hold(self._side(), frames=int(rng.integers(24, 80)))
-        if draw < 0.48:  # a straight walk
+        if draw < 0.49:  # a straight walk
             return self._hold(FORWARD, frames=int(rng.integers(15, 45)))
         if draw < 0.60:  # stand and turn
             return self._hold(self._side(), frames=self._frames(8))
