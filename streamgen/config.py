@@ -6,6 +6,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LATENT_PIXEL = 8
+"""Pixels of a frame along the side of a latent pixel."""
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -135,7 +138,7 @@ class StudentConfig(_Config):
             raise ValueError(f"{channels[0]} channels in the transformer, {channels[1]} in the autoencoder")
         if (self.transformer.action_dim or 0) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")
-        if (self.height, self.width) != (self.transformer.height * 8, self.transformer.width * 8):
+        if (self.height, self.width) != (self.transformer.height * LATENT_PIXEL, self.transformer.width * LATENT_PIXEL):
             raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")
         return self
 

@@ -22,25 +22,18 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
     torch = _torch()
 
     from streamgen.student import StudentError
-    from training.loop import CHECKPOINT, train as run
+    from training.loop import train as run
     from training.recipe import RecipeError, load_recipe
     from training.stages import build_stage
+    from training.videos import VideoDataError
 
     path = Path(recipe) if Path(recipe).suffix else RECIPES / f"{recipe}.yaml"
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         settings = load_recipe(path, overrides)
-        folder = runs / settings.name
-        first = 0
-        if (folder / CHECKPOINT).exists():
-            first = int(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["step"])
-        stage = build_stage(settings, first)
-        try:
-            run(stage, folder)
-        finally:
-            stage.close()
-    except (RecipeError, StudentError) as error:
+        run(build_stage(settings), runs / settings.name)
+    except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -75,8 +68,9 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
     _torch()
 
     from streamgen.student import StudentError
-    from training.package import package_world
+    from training.package import package
     from training.recipe import RecipeError
+    from training.videos import VideoDataError
 
     try:
         text = (
@@ -84,8 +78,8 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
             if card
             else f"# {name}\n\nExported from the run {run.name}. Nobody has written its card yet.\n"
         )
-        package_world(run, autoencoder, out, text, name)
-    except (RecipeError, StudentError) as error:
+        package(run, autoencoder, out, text, name)
+    except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
@@ -93,6 +87,12 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
 @click.command()
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of videos with actions; default: the recorder of the world.",
+)
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
@@ -104,19 +104,31 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
     default=None,
     help="Folder for pictures; default: beside the JSON file.",
 )
-def evaluate(student: str, engine: str, rollouts: int, seconds: float, json_file: Path, sheets: Path | None) -> None:
+def evaluate(
+    student: str,
+    engine: str,
+    data: Path | None,
+    rollouts: int,
+    seconds: float,
+    json_file: Path,
+    sheets: Path | None,
+) -> None:
     """Judge a student on held-out play: PSNR, SSIM, control, detail and drift, with pictures to look at."""
     _torch()
 
     import json
 
     from streamgen.student import Student, StudentError
+    from training.data import open_data
     from training.evaluate import evaluate as judge
+    from training.videos import VideoDataError
 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        figures = judge(Student.from_pretrained(student), sheets or json_file.parent, engine, rollouts, seconds)
-    except StudentError as error:
+        opened = Student.from_pretrained(student)
+        clips = open_data(data, opened.config.width, opened.config.height)
+        figures = judge(opened, clips, sheets or json_file.parent, engine, rollouts, seconds)
+    except (StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     json_file.write_text(json.dumps(figures, indent=2) + "\n")
     click.echo(json.dumps(figures, indent=2))

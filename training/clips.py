@@ -7,7 +7,6 @@ Dimensions: B clips, F frames, C channels, h and w latent pixels, A actions, K n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from torch import Tensor
 from streamgen.config import TransformerConfig
 from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder, to_float
-from streamgen.models.loading import load_autoencoder
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
-from training.data import clip_source
+from training.data import Clip
 from training.losses import add_noise
 from training.recipe import StudentRecipe
-from training.world.recorder import Clip
 
 
 @dataclass(frozen=True)
@@ -40,21 +37,6 @@ def encode(autoencoder: Autoencoder, clips: list[Clip]) -> LatentClips:
     latents = torch.cat([autoencoder.encode(part) for part in frames.flatten(0, 1).split(64)])
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
     return LatentClips(latents.unflatten(0, frames.shape[:2]), actions)
-
-
-class ClipLoader:
-    """Fresh encoded clips, batch by batch, from the recorder."""
-
-    def __init__(self, recipe: StudentRecipe, first_step: int) -> None:
-        self.autoencoder = load_autoencoder(Path(recipe.autoencoder))
-        self._clips = recipe.clips
-        self._source = clip_source(recipe, first_step)
-
-    def next(self) -> LatentClips:
-        return encode(self.autoencoder, [next(self._source) for _ in range(self._clips)])
-
-    def close(self) -> None:
-        self._source.close()
 
 
 def before(history: Tensor, block_size: int) -> Tensor:

@@ -1,17 +1,192 @@
-"""Which clips a training process sees."""
+"""Where clips come from: any recorder, wrapped as an endless stream for training and as clips that training never sees.
+
+A recorder is a pure function of (seed, episode, length). Training seeds lie below HELD_OUT_SEED, which is for
+evaluation only.
+"""
 
 from __future__ import annotations
 
-from training.loop import rank_and_size
-from training.recipe import AutoencoderRecipe, StudentRecipe
-from training.world.source import ClipSource
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
-_RANK_STRIDE = 1_000_003
-"""Between the seeds of two processes of one run."""
+import numpy as np
+from numpy.typing import NDArray
+
+HELD_OUT_SEED = 2**31
+"""Seeds below are for training, this one is for evaluation only."""
+_JOIN_S = 5.0
 
 
-def clip_source(recipe: AutoencoderRecipe | StudentRecipe, first_step: int) -> ClipSource:
-    """Fresh clips of this process, a function of the recipe's seed, the step and the rank."""
-    rank, _ = rank_and_size()
-    seed = recipe.seed + rank * _RANK_STRIDE
-    return ClipSource(seed, recipe.clip_length, recipe.data_workers, start=first_step * recipe.clips)
+@dataclass(frozen=True)
+class Clip:
+    """F successive frames of one episode.
+
+    `actions[t]` are the keys held while the world went from frame t-1 to frame t: the keys that drove frame t.
+    """
+
+    frames: NDArray[np.uint8]
+    """[F, H, W, 3] RGB."""
+    actions: NDArray[np.uint8]
+    """[F, A] 0 or 1, in the order of the data's keys."""
+    poses: NDArray[np.float32]
+    """[F, 3] x and y in map units, yaw in degrees in [0, 360), counter-clockwise from east; NaN: not known."""
+
+
+class Recorder(Protocol):
+    """Makes clips, one at a time. A context manager."""
+
+    def record(self, num_frames: int, episode: int) -> Clip: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ClipData(Protocol):
+    """A kind of clips: what a student is trained on and judged by. Can be pickled."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """KeyboardEvent.code of each action."""
+        ...
+
+    @property
+    def fps(self) -> float: ...
+
+    def fingerprint(self) -> str:
+        """Changes when the clips do."""
+        ...
+
+    def recorder(self, seed: int) -> Recorder: ...
+
+
+def open_data(folder: Path | None, width: int, height: int) -> ClipData:
+    """The videos of a folder, or without one the recorder of the world, in frames of width x height.
+
+    Raises VideoDataError.
+    """
+    if folder is None:
+        from training.world.recorder import WorldData
+
+        return WorldData(width, height)
+    from training.videos import VideoActionDataset
+
+    return VideoActionDataset(folder, width, height)
+
+
+def clip_for(data: ClipData, seed: int, index: int, length: int) -> Clip:
+    """The clip number `index` (from 0) that `ClipSource(data, seed, length)` yields, recorded here and now."""
+    _check_seed(seed)
+    with data.recorder(seed) as recorder:
+        return recorder.record(length, index)
+
+
+def held_out(data: ClipData, count: int, length: int, first: int = 0) -> list[Clip]:
+    """`count` clips of `length` frames from episode `first` of the seed that no ClipSource accepts; always the same."""
+    with data.recorder(HELD_OUT_SEED) as recorder:
+        return [recorder.record(length, first + index) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which clips of an endless stream a process gets: `take` in a row, then those of the others are skipped.
+
+    The `k`-th is number first + (k // take) * stride + k % take.
+    """
+
+    first: int = 0
+    take: int = 1
+    stride: int = 1
+
+    def number(self, k: int) -> int:
+        return self.first + k // self.take * self.stride + k % self.take
+
+
+class ClipSource:
+    """Yields a share of the clips of `seed`, each of `length` frames, recorded by `workers` processes.
+
+    Worker k records every `workers`-th clip, so the order does not depend on who is faster. Each worker is at most one
+    clip ahead: it waits with that clip at its pipe. A pipe, since a worker notices when its reader is gone.
+    """
+
+    def __init__(self, data: ClipData, seed: int, length: int, workers: int = 1, share: Share | None = None) -> None:
+        """share: None takes all. Raises ValueError for a seed out of range or no workers."""
+        _check_seed(seed)
+        if workers < 1:
+            raise ValueError(f"workers must be 1 or more, got {workers}")
+        self._share = share or Share()
+        self._given = 0
+        self._readers: list[Connection] = []
+        context = multiprocessing.get_context("spawn")
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        for worker in range(workers):
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work, args=(writer, data, seed, length, self._share, worker, workers), daemon=True
+            )
+            process.start()
+            writer.close()  # only the worker holds it now: its end is our end of file
+            self._readers.append(reader)
+            self._processes.append(process)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return self
+
+    def __next__(self) -> Clip:
+        """The next clip; StopIteration once closed, RuntimeError when the worker has died."""
+        if not self._readers:
+            raise StopIteration
+        worker = self._given % len(self._readers)
+        try:
+            clip: Clip = self._readers[worker].recv()
+        except EOFError:
+            process = self._processes[worker]
+            process.join(_JOIN_S)
+            raise RuntimeError(
+                f"recording worker {worker} ended with exit code {process.exitcode} before clip "
+                f"{self._share.number(self._given)}; its own message is on stderr"
+            ) from None
+        self._given += 1
+        return clip
+
+    def close(self) -> None:
+        """End the workers; may be called any number of times."""
+        for reader in self._readers:
+            reader.close()
+        for process in self._processes:
+            process.join(_JOIN_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._readers, self._processes = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < HELD_OUT_SEED:
+        raise ValueError(f"a training seed lies in 0..{HELD_OUT_SEED - 1}, got {seed}")
+
+
+def _work(writer: Connection, data: ClipData, seed: int, length: int, share: Share, first: int, step: int) -> None:
+    with data.recorder(seed) as recorder:
+        k = first
+        try:
+            while True:
+                writer.send(recorder.record(length, share.number(k)))
+                k += step
+        except BrokenPipeError:
+            return  # the reader is gone

@@ -1,4 +1,4 @@
-"""Judges a student folder on held-out play of the real world: figures, a contact sheet and plots.
+"""Judges a student folder on held-out play of what it learned from: figures, a contact sheet and plots.
 
 PSNR rewards blur, so it stands beside high-frequency energy and the pictures. All PSNRs are pooled: the mean squared
 error is averaged over all frames before the logarithm.
@@ -24,10 +24,9 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.state import StreamState
 from streamgen.student import Student
 from training.clips import LatentClips, encode
+from training.data import Clip, ClipData, held_out
 from training.metrics import decode, detail, frames_psnr, other_actions, teacher_forced
 from training.sheets import contact_sheet
-from training.world.recorder import Clip
-from training.world.source import held_out
 
 matplotlib.use("Agg")
 
@@ -57,17 +56,22 @@ def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
 
 
 def evaluate(
-    student: Student, folder: Path, engine_name: str = "auto", rollouts: int = 3, rollout_s: float = 60.0
+    student: Student,
+    data: ClipData,
+    folder: Path,
+    engine_name: str = "auto",
+    rollouts: int = 3,
+    rollout_s: float = 60.0,
 ) -> dict[str, Any]:
-    """All figures of a student; `folder` gets contact sheets and plots."""
+    """All figures of a student on held-out clips; `folder` gets contact sheets and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
-    real = held_out(_CLIPS, _CONTEXT + _JUDGED)
+    real = held_out(data, _CLIPS, _CONTEXT + _JUDGED)
     figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     engine = load_engine(student.path, engine_name)
     frames = _CONTEXT + round(rollout_s * student.config.fps)
-    long = held_out(rollouts, frames, first=_CLIPS)
+    long = held_out(data, rollouts, frames, first=_CLIPS)
     figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
     return figures
 

@@ -1,10 +1,12 @@
 """The training loop, one for all stages.
 
 A stage owns the model, the data and the loss; the loop owns optimiser, EMA, precision, checkpoints, logs and progress.
-Data, times and noise are functions of (seed, step, rank), so a resumed run goes on as if it had never stopped.
+A step averages the gradients of some batches, numbered from the run's start: `accumulate` of them in each process, one
+after another. Data, times and noise are functions of (seed, batch), so a resumed run goes on as if it had never
+stopped, and two processes do what one does with twice the accumulation.
 
-Under torchrun every process trains on its own clips with one CPU thread and the gradients are averaged: on a CPU whose
-cores are shared with other work this beats one process with many threads, whose barriers wait for the slowest core.
+Under torchrun every process has one CPU thread: on a CPU whose cores are shared with other work this beats one process
+with many threads, whose barriers wait for the slowest core.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, distributed, nn
+from torch.utils.tensorboard import SummaryWriter
 
+from training.data import Clip, ClipData, ClipSource, Share
 from training.ema import EMA
 from training.recipe import BaseRecipe, RecipeError
 
@@ -34,8 +38,11 @@ class Stage(Protocol):
     @property
     def recipe(self) -> BaseRecipe: ...
 
-    def batch(self, step: int) -> Any:
-        """Data of a step, a function of the recipe's seed and the step."""
+    @property
+    def data(self) -> ClipData: ...
+
+    def batch(self, clips: list[Clip], number: int) -> Any:
+        """What the loss takes, from a batch's clips; `number` is the batch's own, from the run's start."""
         ...
 
     def loss(self, batch: Any, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -49,8 +56,6 @@ class Stage(Protocol):
     def finish(self, ema: nn.Module, folder: Path) -> None:
         """Write the trained weights into the run folder."""
         ...
-
-    def close(self) -> None: ...
 
 
 def rate_at(step: int, recipe: BaseRecipe) -> float:
@@ -90,13 +95,17 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def average_gradients(model: nn.Module, size: int) -> None:
-    """Replace the gradients by their mean over the processes."""
+def average_gradients(model: nn.Module, figures: dict[str, float], size: int) -> None:
+    """Replace the gradients, and the figures beside them, by their mean over the processes."""
+    if size == 1:
+        return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor(list(figures.values()))])
     distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, flat.div_(size).split([g.numel() for g in gradients]), strict=True):
+    *means, told = flat.div_(size).split([*(g.numel() for g in gradients), len(figures)])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
+    figures.update(zip(figures, told.tolist(), strict=True))
 
 
 def train(stage: Stage, folder: Path) -> None:
@@ -107,48 +116,51 @@ def train(stage: Stage, folder: Path) -> None:
         distributed.init_process_group("gloo")
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
-    identity = recipe.identity() | {"processes": size}
+    batches = size * recipe.accumulate
+    identity = recipe.identity() | {"batches a step": batches, "data": stage.data.fingerprint()}
     optimizers = _optimizers(stage.model, recipe)
     ema = EMA(stage.model, recipe.ema)
     first, spent_s, kept_precision = _resume(folder / CHECKPOINT, identity, stage.model, ema, optimizers)
     precision = _agree(
         kept_precision or (recipe.precision if recipe.precision != "auto" else fastest_precision()), size
     )
-    if rank == 0:
-        _log(
-            folder,
-            {
-                "event": "start",
-                "step": first,
-                "precision": precision,
-                "processes": size,
-                "recipe": recipe.model_dump(mode="json"),
-            },
-        )
+    log = _Log(folder, first) if rank == 0 else None
+    if log is not None:
+        log.write(event="start", step=first, precision=precision, processes=size, recipe=recipe.model_dump(mode="json"))
     began = saved = time.monotonic()
-    with _progress(disable=rank > 0) as progress:
+    mine = Share(first * batches + rank * recipe.accumulate, recipe.accumulate, batches)
+    clips = Share(mine.first * recipe.clips, mine.take * recipe.clips, mine.stride * recipe.clips)
+    with (
+        ClipSource(stage.data, recipe.seed, recipe.clip_length, recipe.data_workers, clips) as source,
+        _progress(disable=rank > 0) as progress,
+    ):
         task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")
         for step in range(first, recipe.steps):
             start = time.perf_counter()
-            generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * size + rank)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * rate_at(step, recipe)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss, figures = stage.loss(stage.batch(step), ema.model, generator)
             stage.model.zero_grad(set_to_none=True)
-            loss.backward()
-            if size > 1:
-                average_gradients(stage.model, size)
+            figures: dict[str, float] = {}
+            for k in range(recipe.accumulate):
+                number = mine.number((step - first) * recipe.accumulate + k)
+                generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+                batch = stage.batch([next(source) for _ in range(recipe.clips)], number)
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    loss, told = stage.loss(batch, ema.model, generator)
+                (loss / recipe.accumulate).backward()
+                for name, value in {"loss": loss.item(), **told}.items():
+                    figures[name] = figures.get(name, 0.0) + value / recipe.accumulate
+            average_gradients(stage.model, figures, size)
             norm = nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip)
             if torch.isfinite(norm):
                 for optimizer in optimizers:
                     optimizer.step()
                 ema.update(stage.model)
-            if rank > 0:
+            if log is None:
                 continue
-            figures |= {"loss": loss.item(), "grad": norm.item(), "step_s": time.perf_counter() - start}
-            _log(folder, {"event": "step", "step": step, **figures})
+            figures |= {"grad": norm.item(), "step_s": time.perf_counter() - start}
+            log.step(step, figures)
             progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
             done = step + 1
             if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
@@ -157,10 +169,11 @@ def train(stage: Stage, folder: Path) -> None:
                 saved = time.monotonic()
             if done % recipe.evaluate_every == 0 or done == recipe.steps:
                 result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
-                _log(folder, {"event": "evaluate", "step": done, **result})
+                log.evaluation(done, result)
                 progress.console.print(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in result.items()))
-    if rank == 0:
+    if log is not None:
         stage.finish(ema.model, folder)
+        log.close()
 
 
 def _optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
@@ -195,9 +208,32 @@ def _progress(disable: bool) -> Progress:
     )
 
 
-def _log(folder: Path, entry: dict[str, Any]) -> None:
-    with (folder / LOG).open("a") as log:
-        log.write(json.dumps(entry | {"time": round(time.time(), 1)}) + "\n")
+class _Log:
+    """The run's figures: lines of JSON in `log.jsonl`, and the same for TensorBoard."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._file = (folder / LOG).open("a", buffering=1)
+        # What an interrupted run wrote after its last checkpoint is hidden.
+        self._board = SummaryWriter(str(folder), purge_step=first)
+
+    def write(self, **entry: Any) -> None:
+        self._file.write(json.dumps(entry | {"time": round(time.time(), 1)}) + "\n")
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        self.write(event="step", step=step, **figures)
+        self._scalars("train", step, figures)
+
+    def evaluation(self, step: int, figures: dict[str, float]) -> None:
+        self.write(event="evaluate", step=step, **figures)
+        self._scalars("evaluate", step, figures)
+
+    def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
 
 
 def _save(

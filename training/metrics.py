@@ -15,12 +15,15 @@ from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips
+from training.data import Clip
 from training.losses import psnr
 from training.sheets import contact_sheet
-from training.world.recorder import Clip
 
 _CONTEXT = 16
 """True frames before the first one that is judged."""
+
+JUDGED = 6, 96
+"""Held-out clips that `evaluate_transformer` takes, and the frames of each."""
 
 
 @torch.no_grad()

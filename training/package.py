@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
-from streamgen.actions import WORLD_KEYS
-from streamgen.config import StudentConfig
+from streamgen.config import LATENT_PIXEL, StudentConfig, TransformerConfig
 from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_transformer
 from training.clips import encode
+from training.data import ClipData, open_data
 from training.recipe import RecipeError, StudentRecipe, weights_hash
-from training.world.recorder import FPS
-from training.world.source import clip_for
 
 _STARTS = 12
 _START_FRAMES = 24
@@ -25,16 +21,33 @@ _START_SEED = 2**30
 ORIGIN = "origin.json"
 
 
-def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]]) -> None:
-    """Note in a run folder what its weights belong to: the autoencoder whose latents they know, and step plans."""
-    origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans}
+def data_for(recipe: StudentRecipe, config: TransformerConfig) -> ClipData:
+    """The recipe's clips at the size of the student's frames. Raises RecipeError when their keys do not fit it."""
+    data = open_data(recipe.data, config.width * LATENT_PIXEL, config.height * LATENT_PIXEL)
+    if config.action_dim != len(data.keys):
+        raise RecipeError(
+            f"model.action_dim is {config.action_dim}, but the clips have {len(data.keys)} keys: {data.keys}"
+        )
+    return data
+
+
+def write_origin(run: Path, recipe: StudentRecipe, data: ClipData, step_plans: dict[int, tuple[float, ...]]) -> None:
+    """Note in a run folder what its weights belong to: the autoencoder whose latents they know, the clips, and step
+    plans.
+    """
+    origin = {
+        "autoencoder": weights_hash(recipe.autoencoder, "vae"),
+        "data": None if recipe.data is None else str(recipe.data),
+        "step_plans": step_plans,
+    }
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
 
 
-def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: str = "world") -> None:
-    """Write the world student: transformer of `run`, autoencoder, step plans, and starts from fresh real episodes.
+def package(run: Path, autoencoder_run: Path, out: Path, card: str, name: str) -> None:
+    """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
-    Raises RecipeError when `run` is not finished or was trained on another autoencoder.
+    Raises RecipeError when `run` is not finished or was trained on another autoencoder, VideoDataError when the videos
+    that it was trained on are gone.
     """
     try:
         origin = json.loads((run / ORIGIN).read_text())
@@ -44,15 +57,17 @@ def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: 
         raise RecipeError(f"{run} was trained on the latents of another autoencoder than {autoencoder_run}")
     step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
     transformer, autoencoder = load_transformer(run), load_autoencoder(autoencoder_run)
-    clips = [clip_for(_START_SEED, index, _START_FRAMES) for index in range(_STARTS)]
+    width, height = transformer.config.width * LATENT_PIXEL, transformer.config.height * LATENT_PIXEL
+    data = open_data(origin["data"] and Path(origin["data"]), width, height)
+    with data.recorder(_START_SEED) as recorder:
+        clips = [recorder.record(_START_FRAMES, index) for index in range(_STARTS)]
     starts = encode(autoencoder, clips)
-    frames = np.stack([clip.frames for clip in clips])
     config = StudentConfig(
         name=name,
-        fps=FPS,
-        width=frames.shape[3],
-        height=frames.shape[2],
-        keys=WORLD_KEYS,
+        fps=data.fps,
+        width=width,
+        height=height,
+        keys=data.keys,
         step_plans=step_plans,
         steps=max(step_plans),
         transformer=transformer.config,

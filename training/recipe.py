@@ -40,7 +40,11 @@ class BaseRecipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every: int = Field(500, ge=1)
     checkpoint_every_s: float = Field(120, gt=0)
-    data_workers: int = Field(1, ge=1)
+    data: Path | None = Field(None, description="folder of videos with actions; none: the recorder of the world")
+    clips: int = Field(ge=1, description="of a batch")
+    clip_length: int = Field(ge=1, description="frames")
+    data_workers: int = Field(1, ge=1, description="processes that record or decode, beside each training process")
+    accumulate: int = Field(1, ge=1, description="batches of each process that a step averages")
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
@@ -53,7 +57,17 @@ class BaseRecipe(BaseModel):
         return settings
 
 
-_MAY_CHANGE = {"steps", "decay", "evaluate_every", "checkpoint_every_s", "data_workers", "precision", "recycle_share"}
+_MAY_CHANGE = {
+    "steps",
+    "decay",
+    "evaluate_every",
+    "checkpoint_every_s",
+    "data",  # what counts are its clips: the loop adds their fingerprint
+    "accumulate",  # times processes: the loop adds the product
+    "data_workers",
+    "precision",
+    "recycle_share",
+}
 
 
 def weights_hash(folder: Path, part: str) -> str:
@@ -77,14 +91,14 @@ class AutoencoderRecipe(BaseRecipe):
     clip_length: int = Field(48, ge=1)
     gradient_weight: float = 1.0
     latent_weight: float = 1e-3
+    width: int = Field(128, ge=8, multiple_of=8, description="pixels")
+    height: int = Field(96, ge=8, multiple_of=8, description="pixels")
     latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
 
 
 class StudentRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
-    clips: int = Field(ge=1)
-    clip_length: int = Field(ge=2)
     copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
     context_noise: float = Field(0.3, ge=0, le=1, description="the clean half is noised up to this level, and told so")
     recycle: int = Field(8, ge=0, description="frames of history replaced by the model's own rollout; 0: none")

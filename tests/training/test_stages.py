@@ -4,10 +4,14 @@ plays.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,13 +72,11 @@ recycle_share: 1.0
 """
 
 
+_COMMAND = [sys.executable, "-c", "from streamgen.cli import main; main(prog_name='streamgen')"]
+
+
 def _streamgen(*arguments: str | Path, **environment: str) -> str:
-    command = [
-        sys.executable,
-        "-c",
-        "from streamgen.cli import main; main(prog_name='streamgen')",
-        *map(str, arguments),
-    ]
+    command = [*_COMMAND, *map(str, arguments)]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
     )
@@ -82,18 +84,24 @@ def _streamgen(*arguments: str | Path, **environment: str) -> str:
     return result.stdout
 
 
-def _losses(run: Path) -> list[float]:
-    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [entry["loss"] for entry in entries if entry["event"] == "step"]
+def _losses(run: Path) -> dict[int, float]:
+    """By step; of a step that was done again after a kill, the last one."""
+    entries = []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+            entries.append(json.loads(line))
+    return {entry["step"]: entry["loss"] for entry in entries if entry["event"] == "step"}
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
 
 
 def _refusal(*arguments: str | Path) -> str:
-    command = [
-        sys.executable,
-        "-c",
-        "from streamgen.cli import main; main(prog_name='streamgen')",
-        *map(str, arguments),
-    ]
+    command = [*_COMMAND, *map(str, arguments)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -118,7 +126,7 @@ def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     for name, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("student", "transformer")):
         assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
         assert list((runs / name).glob("sheet_*.png"))
-        assert all(loss > 0 for loss in _losses(runs / name))
+        assert all(loss > 0 for loss in _losses(runs / name).values())
     before, after = (
         torch.load(runs / run / "checkpoint.pt", weights_only=True)["model"] for run in ("teacher", "student")
     )
@@ -126,13 +134,18 @@ def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(runs: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
     recipe = runs / "teacher.yaml"
-    _streamgen("train", recipe, "steps=4", "decay=0", "--runs", tmp_path / "whole", "--threads", "1")
-    for upto in ("2", "4"):
-        _streamgen("train", recipe, f"steps={upto}", "decay=0", "--runs", tmp_path / "parts", "--threads", "1")
+    _streamgen("train", recipe, "steps=8", "decay=0", "--runs", tmp_path / "whole", "--threads", "1")
+    arguments = ["train", str(recipe), "steps=8", "decay=0", "--runs", str(tmp_path / "parts"), "--threads", "1"]
+    log = tmp_path / "parts" / "teacher" / "log.jsonl"
+    for upto in (2, 5):
+        with subprocess.Popen([*_COMMAND, *arguments], cwd=ROOT) as process:
+            _wait_for(lambda upto=upto: log.exists() and f'"step": {upto},' in log.read_text())
+            process.kill()
+    _streamgen(*arguments)
     whole, parts = _losses(tmp_path / "whole" / "teacher"), _losses(tmp_path / "parts" / "teacher")
-    assert len(parts) == 4
+    assert sorted(parts) == list(range(8))
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
@@ -172,18 +185,20 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
-def test_two_processes_train_one_model(runs: Path, tmp_path: Path) -> None:
-    """Under torchrun the gradients are averaged: both processes log as one run, which differs from a single one."""
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(runs: Path, tmp_path: Path) -> None:
+    recipe = runs / "teacher.yaml"
+    _streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
-    arguments = ["train", str(runs / "teacher.yaml"), "steps=2", "--runs", str(tmp_path)]
-    result = subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ
-    )
+    arguments = ["train", str(recipe), "steps=3", "--runs", str(tmp_path / "two")]
+    result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    pair, single = _losses(tmp_path / "teacher"), _losses(runs / "teacher")[:2]
-    assert len(pair) == 2
-    # The first loss of the first process is from the same weights; the second one follows an averaged gradient.
-    assert pair[1] != pytest.approx(single[1], rel=1e-6)
+    one, two, single = (_losses(folder / "teacher") for folder in (tmp_path / "one", tmp_path / "two", runs))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
+    # Either goes on with what the other left.
+    shutil.copytree(tmp_path / "two" / "teacher", tmp_path / "on" / "teacher")
+    _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "on", "--threads", "1")
+    assert sorted(_losses(tmp_path / "on" / "teacher")) == [0, 1, 2, 3]
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from streamgen.actions import WORLD_KEYS
+from training.data import HELD_OUT_SEED, Clip, ClipSource, Share, clip_for, held_out
 from training.world.arena import build_arena, is_free
 from training.world.policy import StickyPolicy
-from training.world.recorder import Clip, WorldRecorder
-from training.world.source import HELD_OUT_SEED, ClipSource, clip_for, held_out
+from training.world.recorder import WorldData, WorldRecorder
 
 ROOT = Path(__file__).resolve().parents[2]
 W, S, LEFT, RIGHT, SPACE = range(5)
@@ -65,8 +65,8 @@ def test_an_episode_is_a_function_of_its_seed_and_number(recorder: WorldRecorder
     assert same(recorder.record(40, episode=0), first), "an earlier episode leaves a trace in a later one"
     assert not np.array_equal(first.frames, second.frames)
     with WorldRecorder(seed=1) as again, WorldRecorder(seed=2) as other:
-        assert same(again.record(40), first)
-        assert not np.array_equal(other.record(40).frames, first.frames)
+        assert same(again.record(40, episode=0), first)
+        assert not np.array_equal(other.record(40, episode=0).frames, first.frames)
 
 
 def test_recorded_actions_replay_to_the_same_frames(recorder: WorldRecorder) -> None:
@@ -205,18 +205,20 @@ def test_play_says_what_is_wrong(recorder: WorldRecorder) -> None:
 
 
 def test_source_yields_what_clip_for_records_and_held_out_is_apart() -> None:
-    with ClipSource(seed=7, length=8, workers=2) as source:
+    world = WorldData()
+    with ClipSource(world, seed=7, length=8, workers=2, share=Share(first=2, take=2, stride=5)) as source:
         clips = [next(source) for _ in range(3)]
     source.close()
     assert next(source, None) is None
-    assert same(clips[2], clip_for(7, 2, 8))
+    for clip, number in zip(clips, (2, 3, 7), strict=True):
+        assert same(clip, clip_for(world, 7, number, 8))
     assert not np.array_equal(clips[0].frames, clips[1].frames)
-    apart = held_out(2, 8)
+    apart = held_out(world, 2, 8)
     assert not same(apart[0], apart[1])
     with pytest.raises(ValueError, match="training seed"):
-        ClipSource(seed=HELD_OUT_SEED, length=8)
+        ClipSource(world, seed=HELD_OUT_SEED, length=8)
     with pytest.raises(ValueError, match="training seed"):
-        clip_for(HELD_OUT_SEED, 0, 8)
+        clip_for(world, HELD_OUT_SEED, 0, 8)
     with WorldRecorder(HELD_OUT_SEED) as recorder:
         assert same(recorder.record(8, episode=1), apart[1])
 
@@ -237,12 +239,13 @@ def processes_naming(text: str) -> list[int]:
 @pytest.mark.parametrize("victim", ["recorder", "source"])
 def test_nothing_outlives_an_owner_that_is_killed(victim: str, tmp_path: Path) -> None:
     code = {
-        "recorder": "r = WorldRecorder(3); r.record(4)",
-        "source": "r = ClipSource(3, 4); next(r)",
+        "recorder": "r = WorldRecorder(3); r.record(4, 0)",
+        "source": "r = ClipSource(WorldData(), 3, 4); next(r)",
     }[victim]
     script = tmp_path / "owner.py"
     script.write_text(
-        "import time\nfrom training.world.recorder import WorldRecorder\nfrom training.world.source import ClipSource\n"
+        "import time\nfrom training.data import ClipSource\n"
+        "from training.world.recorder import WorldData, WorldRecorder\n"
         f"if __name__ == '__main__':\n    {code}\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )
     before = set(Path("/dev/shm").glob("ViZDoom*"))

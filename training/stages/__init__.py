@@ -6,18 +6,16 @@ from training.loop import Stage
 from training.recipe import AutoencoderRecipe, CausalConsistencyRecipe, TeacherForcingRecipe
 
 
-def build_stage(
-    recipe: AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, first_step: int = 0
-) -> Stage:
-    """The stage of a recipe, its data starting at `first_step`."""
+def build_stage(recipe: AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe) -> Stage:
+    """The stage of a recipe."""
     if isinstance(recipe, AutoencoderRecipe):
         from training.stages.autoencoder import AutoencoderStage
 
-        return AutoencoderStage(recipe, first_step)
+        return AutoencoderStage(recipe)
     if isinstance(recipe, TeacherForcingRecipe):
         from training.stages.teacher_forcing import TeacherForcingStage
 
-        return TeacherForcingStage(recipe, first_step)
+        return TeacherForcingStage(recipe)
     from training.stages.causal_consistency import CausalConsistencyStage
 
-    return CausalConsistencyStage(recipe, first_step)
+    return CausalConsistencyStage(recipe)

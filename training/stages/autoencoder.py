@@ -10,34 +10,35 @@ from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, save_autoencoder
-from training.data import clip_source
+from training.data import Clip, held_out, open_data
 from training.losses import psnr, reconstruction
 from training.recipe import AutoencoderRecipe
 from training.sheets import contact_sheet
-from training.world.source import held_out
 
-_STATISTICS_FRAMES = 1024
+_JUDGED = 16, 16
+"""Clips and frames of a clip, of which every second one is judged."""
+_STATISTICS_CLIPS = 256
+_STATISTICS_EPISODE = 2**40
+"""Far beyond what training reaches."""
 
 
 class AutoencoderStage:
     """Trains `Autoencoder`; at the end its latents are normalised from statistics of fresh frames."""
 
-    def __init__(self, recipe: AutoencoderRecipe, first_step: int = 0) -> None:
+    def __init__(self, recipe: AutoencoderRecipe) -> None:
         self.recipe = recipe
+        self.data = open_data(recipe.data, recipe.width, recipe.height)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Autoencoder(recipe.model)
         if recipe.start is not None:
             self.model.load_state_dict(load_autoencoder(recipe.start).state_dict())
-        self._source = clip_source(recipe, first_step)
-        self._held_out = to_float(torch.from_numpy(np.concatenate([c.frames[::10] for c in held_out(8, 160)])))
+        clips = held_out(self.data, *_JUDGED)
+        self._held_out = to_float(torch.from_numpy(np.concatenate([clip.frames[::2] for clip in clips])))
 
-    def batch(self, step: int) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1]."""
-        rng = np.random.default_rng((self.recipe.seed, step))
-        frames = []
-        for _ in range(self.recipe.clips):
-            clip = next(self._source)
-            frames.append(clip.frames[rng.choice(len(clip.frames), self.recipe.frames, replace=False)])
+    def batch(self, clips: list[Clip], number: int) -> Tensor:
+        """Some frames of each clip as images [B, 3, H, W] in [-1, 1]."""
+        rng = np.random.default_rng((self.recipe.seed, number))
+        frames = [clip.frames[rng.choice(len(clip.frames), self.recipe.frames, replace=False)] for clip in clips]
         return to_float(torch.from_numpy(np.concatenate(frames))).contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -61,11 +62,11 @@ class AutoencoderStage:
     @torch.no_grad()
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Autoencoder)
-        batches = -(-_STATISTICS_FRAMES // (self.recipe.clips * self.recipe.frames))
-        z = torch.cat([ema.encoder(self.batch(self.recipe.steps + i)) for i in range(batches)])
+        with self.data.recorder(self.recipe.seed) as recorder:
+            clips = [
+                recorder.record(self.recipe.clip_length, _STATISTICS_EPISODE + i) for i in range(_STATISTICS_CLIPS)
+            ]
+        z = torch.cat([ema.encoder(self.batch([clip], number)) for number, clip in enumerate(clips)])
         ema.latents_mean.copy_(z.mean((0, 2, 3)))
         ema.latents_std.copy_(z.std((0, 2, 3)))
         save_autoencoder(ema, folder)
-
-    def close(self) -> None:
-        self._source.close()

@@ -14,30 +14,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.clips import ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.data import Clip, held_out
 from training.losses import add_noise, consistency_target, denoised
-from training.metrics import evaluate_transformer
-from training.package import write_origin
+from training.metrics import JUDGED, evaluate_transformer
+from training.package import data_for, write_origin
 from training.recipe import CausalConsistencyRecipe
-from training.world.source import held_out
 
 
 class CausalConsistencyStage:
     """Distils a teacher run into a few-step student."""
 
-    def __init__(self, recipe: CausalConsistencyRecipe, first_step: int = 0) -> None:
+    def __init__(self, recipe: CausalConsistencyRecipe) -> None:
         self.recipe = recipe
         self._teacher = load_transformer(recipe.teacher)
         self.model: nn.Module = load_transformer(recipe.teacher).requires_grad_(True).train()
-        self._loader = ClipLoader(recipe, first_step)
-        self._held_out_clips = held_out(6, 96)
-        self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
+        self.data = data_for(recipe, self._teacher.config)
+        self._autoencoder = load_autoencoder(recipe.autoencoder)
+        self._held_out_clips = held_out(self.data, *JUDGED)
+        self._held_out = encode(self._autoencoder, self._held_out_clips)
         self._plan = recipe.step_plans[max(recipe.step_plans)]
 
-    def batch(self, step: int) -> LatentClips:
-        return self._loader.next()
+    def batch(self, clips: list[Clip], number: int) -> LatentClips:
+        return encode(self._autoencoder, clips)
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
@@ -78,14 +79,9 @@ class CausalConsistencyStage:
 
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(
-            ema, self._loader.autoencoder, self._held_out, self._held_out_clips, self._plan, sheet
-        )
+        return evaluate_transformer(ema, self._autoencoder, self._held_out, self._held_out_clips, self._plan, sheet)
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, self.recipe.step_plans)
-
-    def close(self) -> None:
-        self._loader.close()
+        write_origin(folder, self.recipe, self.data, self.recipe.step_plans)

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipLoader, ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.clips import ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
-from training.metrics import evaluate_transformer
-from training.package import write_origin
+from training.metrics import JUDGED, evaluate_transformer
+from training.package import data_for, write_origin
 from training.recipe import TeacherForcingRecipe
-from training.world.source import held_out
 
 ROLLOUT_SIGMAS = (1.0, 0.5)
 """Steps of the teacher in its own rollouts: recycling and the contact sheet."""
@@ -23,18 +23,19 @@ ROLLOUT_SIGMAS = (1.0, 0.5)
 class TeacherForcingStage:
     """Trains `CausalVideoTransformer` to predict the velocity of every frame from its (imperfect) past."""
 
-    def __init__(self, recipe: TeacherForcingRecipe, first_step: int = 0) -> None:
+    def __init__(self, recipe: TeacherForcingRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = CausalVideoTransformer(recipe.model)
         if recipe.start is not None:
             self.model.load_state_dict(load_transformer(recipe.start).state_dict())
-        self._loader = ClipLoader(recipe, first_step)
-        self._held_out_clips = held_out(6, 96)
-        self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
+        self.data = data_for(recipe, recipe.model)
+        self._autoencoder = load_autoencoder(recipe.autoencoder)
+        self._held_out_clips = held_out(self.data, *JUDGED)
+        self._held_out = encode(self._autoencoder, self._held_out_clips)
 
-    def batch(self, step: int) -> LatentClips:
-        return self._loader.next()
+    def batch(self, clips: list[Clip], number: int) -> LatentClips:
+        return encode(self._autoencoder, clips)
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
@@ -57,14 +58,9 @@ class TeacherForcingStage:
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(
-            ema, self._loader.autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet
-        )
+        return evaluate_transformer(ema, self._autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, {1: (1.0,), 2: (1.0, 0.5)})
-
-    def close(self) -> None:
-        self._loader.close()
+        write_origin(folder, self.recipe, self.data, {1: (1.0,), 2: (1.0, 0.5)})

@@ -1,5 +1,6 @@
 """Records clips of the arena: frames, the keys that drove them, and where the player stood."""
 
+import hashlib
 import math
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import vizdoom
 from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
+from training.data import Clip
 from training.world.arena import ALCOVE_DEPTH, HALF, build_arena, is_free
 from training.world.guard import write_wrapper
 from training.world.policy import StickyPolicy
@@ -28,22 +30,6 @@ ENGINE_SEED = 1  # nothing in the arena draws random numbers; fixed all the same
 Pose = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """F successive frames of one episode.
-
-    `actions[t]` are the keys held while the world went from frame t-1 to frame t: the keys that drove frame t.
-    `actions[0]` is zero.
-    """
-
-    frames: NDArray[np.uint8]
-    """[F, H, W, 3] RGB."""
-    actions: NDArray[np.uint8]
-    """[F, 5] 0 or 1, in the order of WORLD_KEYS."""
-    poses: NDArray[np.float32]
-    """[F, 3] x and y in map units, yaw in degrees in [0, 360), counter-clockwise from east."""
-
-
 class WorldRecorder:
     """One running engine. A context manager; `close` may be called any number of times.
 
@@ -53,7 +39,6 @@ class WorldRecorder:
     def __init__(self, seed: int, width: int = 128, height: int = 96) -> None:
         """`seed` (0 or more) decides the episodes of `record`; frames are `width` x `height` pixels."""
         self.seed, self.width, self.height = seed, width, height
-        self._episode = 0
         self._folder = tempfile.TemporaryDirectory(prefix="streamgen-world-")
         self._game = vizdoom.DoomGame()
         try:
@@ -96,14 +81,12 @@ class WorldRecorder:
         game.add_game_args("+sv_cheats 1 +sv_infiniteammo 1 +movebob 0")
         game.init()
 
-    def record(self, num_frames: int, episode: int | None = None) -> Clip:
-        """`num_frames` frames of a fresh episode, played by the random policy from a random pose.
+    def record(self, num_frames: int, episode: int) -> Clip:
+        """`num_frames` frames of a fresh episode, played by the random policy from a random pose; actions[0] is zero.
 
-        A pure function of (seed, episode, num_frames). Without `episode`: the number after the last one, from 0.
+        A pure function of (seed, episode, num_frames).
         """
-        number = self._episode if episode is None else episode
-        self._episode = number + 1
-        rng = np.random.default_rng([self.seed, number])
+        rng = np.random.default_rng([self.seed, episode])
         clip = self._empty(num_frames)
         self._begin(_random_pose(rng))
         policy = StickyPolicy(rng)
@@ -188,6 +171,27 @@ class WorldRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class WorldData:
+    """The world's clips (a `training.data.ClipData`), in frames of width x height pixels."""
+
+    width: int = 128
+    height: int = 96
+
+    keys = WORLD_KEYS
+    fps = FPS
+
+    def fingerprint(self) -> str:
+        """Of what is drawn and how it is played: the sources of this folder."""
+        digest = hashlib.sha256()
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        return digest.hexdigest()
+
+    def recorder(self, seed: int) -> WorldRecorder:
+        return WorldRecorder(seed, self.width, self.height)
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:

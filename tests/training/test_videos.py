@@ -1,0 +1,155 @@
+"""A folder of videos as training data: what is in it comes out, and what is wrong with it is said by file and frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from training.data import HELD_OUT_SEED, clip_for, held_out
+from training.videos import VideoActionDataset, VideoDataError
+
+KEYS = ["KeyW", "Space"]
+FRAMES = 60
+
+
+def write_video(path: Path, frames: int = FRAMES, rate: int = 20, codec: str = "libx264", base: int = 0) -> None:
+    """Grey frames whose brightness tells their number: 40 + 3 n above `base`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            grey = np.full((48, 64, 3), base + 40 + 3 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def number_of(picture: np.ndarray) -> int:
+    return round((float(picture.mean()) - 38.5) / 3)
+
+
+def actions(frames: int = FRAMES) -> list[list[int]]:
+    return [[n % 2, n // 2 % 2] for n in range(frames)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_video(tmp_path / "a.mp4")
+    (tmp_path / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions()}))
+    write_video(tmp_path / "b.webm", codec="libvpx-vp9")
+    np.savez(tmp_path / "b.npz", keys=np.array(KEYS), actions=np.array(actions()))
+    return tmp_path
+
+
+def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
+    data = VideoActionDataset(folder, 32, 24)
+    assert (data.keys, data.fps) == (tuple(KEYS), 20.0)
+    assert data.check() == 2 * FRAMES
+    seen = set()
+    for index in range(40):
+        clip = clip_for(data, 3, index, 9)
+        assert clip.frames.shape == (9, 24, 32, 3)
+        first = number_of(clip.frames[0])
+        assert [number_of(picture) for picture in clip.frames] == list(range(first, first + 9))
+        assert clip.actions.tolist() == actions()[first : first + 9]
+        assert np.isnan(clip.poses).all()
+        seen.add(first)
+    assert len(seen) > 15
+    again = clip_for(data, 3, 7, 9)
+    assert np.array_equal(again.frames, clip_for(data, 3, 7, 9).frames)
+
+
+def test_the_last_tenth_is_held_out(folder: Path) -> None:
+    data = VideoActionDataset(folder, 32, 24)
+    assert {number_of(clip.frames[0]) for clip in held_out(data, 12, 5)} == {54, 55}
+    with data.recorder(4) as recorder:
+        assert max(number_of(recorder.record(5, n).frames[-1]) for n in range(60)) == 53
+
+
+def test_of_ten_videos_one_is_held_out(folder: Path) -> None:
+    for n in range(8):
+        (folder / f"c{n}.mp4").write_bytes((folder / "a.mp4").read_bytes())
+        (folder / f"c{n}.json").write_bytes((folder / "a.json").read_bytes())
+    data = VideoActionDataset(folder, 32, 24)
+    apart = [video.path.name for video in data.videos if video.part(held_out=True) != (FRAMES, FRAMES)]
+    assert apart == ["a.mp4"]
+    with data.recorder(HELD_OUT_SEED) as recorder:
+        assert recorder.record(FRAMES, 0).frames.shape[0] == FRAMES
+
+
+def _shorten(folder: Path) -> None:
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions()[:-1]}))
+
+
+def _no_actions(folder: Path) -> None:
+    (folder / "a.json").unlink()
+
+
+def _other_keys(folder: Path) -> None:
+    np.savez(folder / "b.npz", keys=np.array(["KeyS", "Space"]), actions=np.array(actions()))
+
+
+def _other_rate(folder: Path) -> None:
+    write_video(folder / "b.webm", rate=25, codec="libvpx-vp9")
+
+
+def _half_a_key(folder: Path) -> None:
+    rows: list[list[float]] = [*actions()]
+    rows[17] = [0, 0.5]
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": rows}))
+
+
+def _ragged(folder: Path) -> None:
+    rows = actions()
+    rows[23] = [0]
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": rows}))
+
+
+def _text(folder: Path) -> None:
+    (folder / "a.mp4").write_text("not a film")
+
+
+def _nothing(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_shorten, "a.json: 59 rows of actions, but a.mp4 has 60 frames"),
+        (_no_actions, "a.mp4: no a.json or a.npz"),
+        (_other_keys, "b.npz: keys .*KeyS.*a.mp4 has .*KeyW"),
+        (_other_rate, "b.webm: 25.000 frames a second, but a.mp4 has 20.000"),
+        (_half_a_key, r"a.json: frame 17: actions \[0.0, 0.5\] are not 0 or 1"),
+        (_ragged, "a.json: frame 23: 1 actions, the first frame has 2"),
+        (_text, "a.mp4: not a video"),
+        (_nothing, "no videos"),
+    ],
+)
+def test_a_bad_file_is_named(folder: Path, damage: Callable[[Path], None], said: str) -> None:
+    damage(folder)
+    with pytest.raises(VideoDataError, match=said):
+        VideoActionDataset(folder, 32, 24)
+
+
+def test_a_bad_frame_is_named(folder: Path) -> None:
+    """The container says 60 frames, but the file was cut short."""
+    write_video(folder / "b.webm", frames=41, codec="libvpx-vp9")
+    data = VideoActionDataset(folder, 32, 24)
+    with pytest.raises(VideoDataError, match=r"b.webm: 41 frames, but 60 rows"):
+        data.check()
+    with pytest.raises(VideoDataError, match=r"b.webm: it ends before frame 41; its actions go on to 59"):
+        data.read(data.videos[1], 35, 10)
+
+
+def test_clips_that_do_not_fit_are_refused(folder: Path) -> None:
+    data = VideoActionDataset(folder, 32, 24)
+    with pytest.raises(VideoDataError, match=r"clips of 7 frames are wanted, but the longest held-out part .* has 6"):
+        held_out(data, 1, 7)
+    with pytest.raises(VideoDataError, match=r"longest training part .* has 54"):
+        clip_for(data, 0, 0, 55)

@@ -1,0 +1,240 @@
+"""A folder of videos with per-frame actions, as training data for a student of one's own game.
+
+    walk-01.mp4     any container and codec that PyAV reads, constant frame rate
+    walk-01.json    {"keys": ["KeyW", …], "actions": [[0, 1, …], …]}: one row of 0 and 1 for every frame
+    walk-02.mp4
+    walk-02.npz     or the same as arrays: keys [A] of strings, actions [F, A]
+
+Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. All files have the
+same keys in the same order and the same frame rate. Every tenth video is held out for evaluation; where there are fewer
+than ten, the last tenth of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data import HELD_OUT_SEED, Clip
+
+_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v"}
+_HELD_OUT = 10
+"""One frame in so many is held out."""
+_EXACT = 1e-3
+"""Two frame rates closer than this, relatively, are the same one as two containers write it."""
+
+
+class VideoDataError(ValueError):
+    """A folder of videos cannot be trained on; the message names the file, and the frame where there is one."""
+
+
+@dataclass(frozen=True)
+class _Video:
+    """split: the frames from here on are held out."""
+
+    path: Path
+    actions: NDArray[np.uint8]
+    split: int
+
+    def part(self, held_out: bool) -> tuple[int, int]:
+        """First frame of the training or the held-out part, and the one after its last."""
+        return (self.split, len(self.actions)) if held_out else (0, self.split)
+
+
+class VideoActionDataset:
+    """Clips from the videos of a folder, scaled to width x height (a `training.data.ClipData`).
+
+    Everything but the pictures is checked at once; `check` decodes every frame.
+    """
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        """Raises VideoDataError."""
+        self.folder, self.width, self.height = folder, width, height
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _VIDEOS)
+        if not paths:
+            raise VideoDataError(f"{folder}: no videos ({', '.join(sorted(_VIDEOS))}) in this folder")
+        self.videos: list[_Video] = []
+        self.keys: tuple[str, ...] = ()
+        self.fps = 0.0
+        digest = hashlib.sha256()
+        for index, path in enumerate(paths):
+            sidecar = _sidecar(path)
+            keys, actions = _read_actions(sidecar)
+            frames, rate = _describe(path)
+            if frames and frames != len(actions):
+                raise VideoDataError(f"{sidecar}: {len(actions)} rows of actions, but {path.name} has {frames} frames")
+            if not self.videos:
+                self.keys, self.fps = keys, float(rate)
+            if keys != self.keys:
+                raise VideoDataError(
+                    f"{sidecar}: keys {list(keys)}, but {self.videos[0].path.name} has {list(self.keys)}"
+                )
+            if abs(float(rate) / self.fps - 1) > _EXACT:
+                raise VideoDataError(
+                    f"{path}: {float(rate):.3f} frames a second, but {self.videos[0].path.name} has {self.fps:.3f}"
+                )
+            if len(paths) < _HELD_OUT:
+                split = len(actions) - len(actions) // _HELD_OUT
+            else:
+                split = 0 if index % _HELD_OUT == 0 else len(actions)
+            self.videos.append(_Video(path, actions, split))
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + sidecar.read_bytes())
+        self._fingerprint = digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and actions."""
+        return self._fingerprint
+
+    def recorder(self, seed: int) -> VideoRecorder:
+        return VideoRecorder(self, seed)
+
+    def check(self) -> int:
+        """Decode every frame of every video; returns how many there are. Raises VideoDataError for the first bad
+        one.
+        """
+        for video in self.videos:
+            found = sum(1 for _ in self._pictures(video, 0))
+            if found != len(video.actions):
+                raise VideoDataError(f"{video.path}: {found} frames, but {len(video.actions)} rows of actions")
+        return sum(len(video.actions) for video in self.videos)
+
+    def read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
+        """Frames first, first + 1, … [count, height, width, 3] of a video. Raises VideoDataError."""
+        pictures = list(islice(self._pictures(video, first), count))
+        if len(pictures) < count:
+            raise VideoDataError(
+                f"{video.path}: it ends before frame {first + len(pictures)}; its actions go on to "
+                f"{len(video.actions) - 1}"
+            )
+        return np.stack(pictures)
+
+    def _pictures(self, video: _Video, first: int) -> Iterator[NDArray[np.uint8]]:
+        """Every frame from `first` on; numbers follow from time stamps, so a seek lands where it should."""
+        at = first
+        with _opened(video.path) as (container, stream):
+            rate, base, origin = stream.average_rate, stream.time_base, stream.start_time or 0
+            if first:
+                container.seek(origin + int(first / rate / base), stream=stream)
+            try:
+                for frame in container.decode(stream):
+                    if frame.pts is None:
+                        raise VideoDataError(f"{video.path}: frame {at} has no time stamp")
+                    number = round((frame.pts - origin) * base * rate)
+                    if number < at:
+                        continue
+                    if number > at:
+                        raise VideoDataError(
+                            f"{video.path}: frame {at} is missing (the next one is {number}); "
+                            "is the frame rate constant?"
+                        )
+                    yield frame.reformat(self.width, self.height, format="rgb24", interpolation="AREA").to_ndarray()
+                    at += 1
+            except av.error.FFmpegError as error:
+                raise VideoDataError(f"{video.path}: frame {at} cannot be decoded: {error}") from error
+
+
+class VideoRecorder:
+    """Draws clips from a data set's videos, at random (a `training.data.Recorder`)."""
+
+    def __init__(self, data: VideoActionDataset, seed: int) -> None:
+        """`seed` HELD_OUT_SEED draws from what is held out, all others from the rest."""
+        self._data, self._seed = data, seed
+
+    def record(self, num_frames: int, episode: int) -> Clip:
+        """`num_frames` successive frames; a pure function of (seed, episode, num_frames). Raises VideoDataError."""
+        videos = self._data.videos
+        parts = [video.part(self._seed == HELD_OUT_SEED) for video in videos]
+        room = np.array([max(0, last - first - num_frames + 1) for first, last in parts])
+        if not room.any():
+            what = "held-out part" if self._seed == HELD_OUT_SEED else "training part"
+            longest = max(last - first for first, last in parts)
+            raise VideoDataError(
+                f"{self._data.folder}: clips of {num_frames} frames are wanted, but the longest {what} of a video has "
+                f"{longest}; use longer videos or shorter clips"
+            )
+        place = int(np.random.default_rng([self._seed, episode]).integers(room.sum()))
+        index = int(np.searchsorted(room.cumsum(), place, side="right"))
+        video = videos[index]
+        first = parts[index][0] + place - int(room[:index].sum())
+        frames = self._data.read(video, first, num_frames)
+        poses = np.full((num_frames, 3), np.nan, np.float32)
+        return Clip(frames, video.actions[first : first + num_frames], poses)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream."""
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoDataError(f"{path}: not a video that can be read: {error}") from error
+    with container:
+        if not container.streams.video:
+            raise VideoDataError(f"{path}: no video in it")
+        yield container, container.streams.video[0]
+
+
+def _describe(path: Path) -> tuple[int, Fraction]:
+    """Frames as the container says (0: it does not) and frames a second."""
+    with _opened(path) as (_, stream):
+        if not stream.average_rate:
+            raise VideoDataError(f"{path}: it does not say its frame rate")
+        return int(stream.frames), stream.average_rate
+
+
+def _sidecar(path: Path) -> Path:
+    for suffix in (".json", ".npz"):
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    raise VideoDataError(f"{path}: no {path.stem}.json or {path.stem}.npz with its actions beside it")
+
+
+def _read_actions(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Keys and actions [F, A] of a sidecar."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                keys, actions = tuple(str(key) for key in stored["keys"]), np.asarray(stored["actions"])
+        else:
+            content = json.loads(path.read_text())
+            keys, actions = tuple(str(key) for key in content["keys"]), _rows(path, content["actions"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, VideoDataError):
+            raise
+        raise VideoDataError(f"{path}: it needs `keys` and `actions`: {error!r}") from error
+    if len(set(keys)) != len(keys) or not keys:
+        raise VideoDataError(f"{path}: keys {list(keys)} are none, or one is there twice")
+    if actions.ndim != 2 or actions.shape[1] != len(keys):
+        raise VideoDataError(f"{path}: actions of shape {actions.shape}; {len(keys)} keys need (frames, {len(keys)})")
+    bad = np.flatnonzero(~np.isin(actions, (0, 1)).all(1))
+    if len(bad):
+        raise VideoDataError(f"{path}: frame {bad[0]}: actions {actions[bad[0]].tolist()} are not 0 or 1")
+    return keys, actions.astype(np.uint8)
+
+
+def _rows(path: Path, rows: list[list[int]]) -> NDArray[Any]:
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise VideoDataError(f"{path}: frame {number}: {len(row)} actions, the first frame has {len(rows[0])}")
+    return np.array(rows)
