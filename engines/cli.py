@@ -1,4 +1,4 @@
-"""Command `streamgen generate`."""
+"""Commands `streamgen generate` and `streamgen student`."""
 
 from __future__ import annotations
 
@@ -54,3 +54,24 @@ def generate(
     except (EngineError, ScriptError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written} frames, {written / config.fps:.1f} s")
+
+
+@click.group()
+def student() -> None:
+    """Look after student folders."""
+
+
+@student.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def check(folder: Path) -> None:
+    """Check a student FOLDER (or a shipped student) before it is served or published; exit code 1 if it should not
+    be.
+    """
+    from engines.check import check_student
+
+    failed = False
+    for finding in check_student(folder):
+        mark = {True: "ok", False: "FAILED", None: "not checked"}[finding.ok]
+        click.echo(f"{mark:>11}  {finding.what}: {finding.detail}")
+        failed |= finding.ok is False
+    raise SystemExit(int(failed))

@@ -1,4 +1,4 @@
-"""Commands `streamgen train`, `streamgen evaluate` and `streamgen export`."""
+"""Commands `streamgen data`, `streamgen train`, `streamgen evaluate` and `streamgen export`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ import click
 from engines.select import ENGINES
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+@click.group()
+def data() -> None:
+    """Look after training data."""
+
+
+@data.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def check(folder: Path) -> None:
+    """Read every frame and every action of a FOLDER of videos to train on; the first fault ends it."""
+    from training.videos import VideoActionDataset, VideoDataError
+
+    try:
+        clips = VideoActionDataset(folder, 64, 64)
+        frames = clips.check()
+    except VideoDataError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{len(clips.videos)} videos, {frames} frames, {frames / clips.fps / 60:.1f} minutes at {clips.fps:g} frames "
+        f"a second, keys {' '.join(clips.keys)}"
+    )
 
 
 @click.command()
