@@ -115,6 +115,12 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
     default=None,
     help="Folder of videos with actions; default: the recorder of the world.",
 )
+@click.option(
+    "--judges",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Run folder of judges: adds control and drift.",
+)
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
@@ -130,6 +136,7 @@ def evaluate(
     student: str,
     engine: str,
     data: Path | None,
+    judges: Path | None,
     rollouts: int,
     seconds: float,
     json_file: Path,
@@ -143,14 +150,17 @@ def evaluate(
     from streamgen.student import Student, StudentError
     from training.data import open_data
     from training.evaluate import evaluate as judge
+    from training.judges import load_judges
+    from training.recipe import RecipeError
     from training.videos import VideoDataError
 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         opened = Student.from_pretrained(student)
         clips = open_data(data, opened.config.width, opened.config.height)
-        figures = judge(opened, clips, sheets or json_file.parent, engine, rollouts, seconds)
-    except (StudentError, VideoDataError) as error:
+        trained = None if judges is None else load_judges(judges)
+        figures = judge(opened, clips, sheets or json_file.parent, engine, rollouts, seconds, trained)
+    except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     json_file.write_text(json.dumps(figures, indent=2) + "\n")
     click.echo(json.dumps(figures, indent=2))

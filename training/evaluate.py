@@ -25,6 +25,7 @@ from streamgen.state import StreamState
 from streamgen.student import Student
 from training.clips import LatentClips, encode
 from training.data import Clip, ClipData, held_out
+from training.judges import Judges, recognised, turn_accuracy, yaw_difference
 from training.metrics import decode, detail, frames_psnr, other_actions, teacher_forced
 from training.sheets import contact_sheet
 
@@ -35,6 +36,9 @@ _JUDGED = 32
 _CLIPS = 12
 _SEGMENT_S = 2.0
 _MARKS_S = (5, 30, 60)
+_CONTROLLED = 20
+_CONTROLLED_S = 10.0
+_DRIFT_S = (1, 5, 10)
 
 
 def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
@@ -62,8 +66,11 @@ def evaluate(
     engine_name: str = "auto",
     rollouts: int = 3,
     rollout_s: float = 60.0,
+    judges: Judges | None = None,
 ) -> dict[str, Any]:
-    """All figures of a student on held-out clips; `folder` gets contact sheets and plots."""
+    """All figures of a student on held-out clips; `folder` gets contact sheets and plots. Control and drift need
+    judges.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
     real = held_out(data, _CLIPS, _CONTEXT + _JUDGED)
@@ -73,6 +80,9 @@ def evaluate(
     frames = _CONTEXT + round(rollout_s * student.config.fps)
     long = held_out(data, rollouts, frames, first=_CLIPS)
     figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
+    if judges is not None:
+        episodes = held_out(data, _CONTROLLED, _CONTEXT + round(_CONTROLLED_S * student.config.fps), _CLIPS + rollouts)
+        figures["control"] = _control(student, engine, autoencoder, episodes, judges)
     return figures
 
 
@@ -124,6 +134,46 @@ def roll(
     return np.concatenate(frames)
 
 
+def _play(student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int) -> NDArray[np.uint8]:
+    """Frames [F, H, W, 3] that the student makes of a real episode's keys after its first frames."""
+    head = Clip(clip.frames[:_CONTEXT], clip.actions[:_CONTEXT], clip.poses[:_CONTEXT])
+    start: LatentClips = encode(autoencoder, [head])
+    latents, actions = start.latents[0].half().numpy(), start.actions[0].numpy()
+    state = StreamState.begin(student.config, student.hash, seed, latents, actions)
+    return roll(engine, student, state, clip.actions[_CONTEXT:].astype(np.float32))
+
+
+def _control(
+    student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], judges: Judges
+) -> dict[str, Any]:
+    """Whether the keys can be recognised in what they brought about, and how far the view drifts from the real one.
+
+    Each figure stands beside the judge's own on the real frames: its ceiling.
+    """
+    made = [_play(student, engine, autoencoder, clip, seed) for seed, clip in enumerate(real)]
+    truth = [clip.frames[_CONTEXT:] for clip in real]
+    keys = np.concatenate([clip.actions[_CONTEXT + 1 :] for clip in real])
+    codes = student.config.keys
+    figures: dict[str, Any] = {"episodes": len(real), "seconds": _CONTROLLED_S}
+    for name, frames in (("generated", made), ("ceiling", truth)):
+        said = np.concatenate([judges.keys_of(part) for part in frames])
+        figures[name] = {"recognised": dict(zip(codes, map(float, recognised(said, keys)), strict=True))}
+        if {"ArrowLeft", "ArrowRight"} <= set(codes):
+            figures[name]["turn_accuracy"] = turn_accuracy(
+                said, keys, codes.index("ArrowLeft"), codes.index("ArrowRight")
+            )
+        for after_s in _DRIFT_S:
+            at = round(after_s * student.config.fps) - 1
+            poses = np.stack([clip.poses[_CONTEXT + at] for clip in real])
+            if np.isfinite(poses).all():
+                seen = np.concatenate([judges.poses_of(part[at : at + 1]) for part in frames])
+                figures[name][f"{after_s}_s"] = {
+                    "yaw_deg_median": float(np.median(yaw_difference(seen[:, 2], poses[:, 2]))),
+                    "distance_median": float(np.median(np.hypot(*(seen[:, :2] - poses[:, :2]).T))),
+                }
+    return figures
+
+
 def _rollouts(
     student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], folder: Path
 ) -> dict[str, Any]:
@@ -133,12 +183,7 @@ def _rollouts(
     curves: list[dict[str, list[float]]] = []
     rows = []
     for seed, clip in enumerate(real):
-        head = Clip(clip.frames[:_CONTEXT], clip.actions[:_CONTEXT], clip.poses[:_CONTEXT])
-        start: LatentClips = encode(autoencoder, [head])
-        state = StreamState.begin(
-            student.config, student.hash, seed, start.latents[0].half().numpy(), start.actions[0].numpy()
-        )
-        made = roll(engine, student, state, clip.actions[_CONTEXT:].astype(np.float32))
+        made = _play(student, engine, autoencoder, clip, seed)
         truth = clip.frames[_CONTEXT:]
         typical = detail(truth)
         colour = truth.reshape(-1, 3).mean(0)

@@ -97,6 +97,22 @@ class AutoencoderRecipe(BaseRecipe):
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
 
 
+class JudgesRecipe(BaseRecipe):
+    """Judges of generated frames, from pairs of real ones."""
+
+    stage: Literal["judges"]
+    width: int = Field(128, ge=32, multiple_of=8, description="pixels")
+    height: int = Field(96, ge=32, multiple_of=8, description="pixels")
+    frames: int = Field(4, ge=1, description="pairs from each clip")
+    scale: float = Field(512.0, gt=0, description="map units that count as 1")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.clip_length <= self.frames:
+            raise ValueError(f"clip_length {self.clip_length} has fewer than {self.frames} pairs of frames")
+        return self
+
+
 class StudentRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
     copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
@@ -153,12 +169,10 @@ class CausalConsistencyRecipe(StudentRecipe):
         return self
 
 
-Recipe = Annotated[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe, Field(discriminator="stage")]
+AnyRecipe = AutoencoderRecipe | JudgesRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
 
 
-def load_recipe(
-    path: Path, overrides: tuple[str, ...] = ()
-) -> AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe:
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:
     """Read a recipe; `key=value` overrides (dotted keys reach inside, values are YAML) come on top. Raises
     RecipeError.
     """
@@ -180,7 +194,7 @@ def load_recipe(
             target[leaf] = yaml.safe_load(value)
         except (TypeError, AttributeError, yaml.YAMLError) as error:
             raise RecipeError(f"override {override!r} does not fit the recipe: {error}") from error
-    adapter: TypeAdapter[AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe] = TypeAdapter(Recipe)
+    adapter: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="stage")])
     try:
         return adapter.validate_python(data)
     except ValidationError as error:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from training.loop import Stage
-from training.recipe import AutoencoderRecipe, CausalConsistencyRecipe, TeacherForcingRecipe
+from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, TeacherForcingRecipe
 
 
-def build_stage(recipe: AutoencoderRecipe | TeacherForcingRecipe | CausalConsistencyRecipe) -> Stage:
+def build_stage(recipe: AnyRecipe) -> Stage:
     """The stage of a recipe."""
     if isinstance(recipe, AutoencoderRecipe):
         from training.stages.autoencoder import AutoencoderStage
 
         return AutoencoderStage(recipe)
+    if isinstance(recipe, JudgesRecipe):
+        from training.stages.judges import JudgesStage
+
+        return JudgesStage(recipe)
     if isinstance(recipe, TeacherForcingRecipe):
         from training.stages.teacher_forcing import TeacherForcingStage
 
