@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,11 @@ _CLASSES = {
 
 class StudentError(ValueError):
     """A student folder is missing or cannot be used; the message names the file."""
+
+
+_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)")
+_HUB_FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
+"""Nothing that could run code is fetched."""
 
 
 def step_graph(steps: int) -> str:
@@ -75,14 +81,20 @@ class Student:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Student:
-        """Open a shipped student by name, or a folder by path. Raises StudentError."""
+        """Open a shipped student by name, a folder by path, or OWNER/NAME@REVISION from the Hugging Face Hub.
+
+        Raises StudentError.
+        """
         path = Path(name_or_path)
+        if not path.exists() and (hub := _HUB_ID.fullmatch(str(name_or_path))):
+            path = _download(hub["repository"], hub["revision"])
         if not (path / "model_index.json").is_file() and path.name == str(name_or_path):
             path = SHIPPED / path.name
         if not (path / "model_index.json").is_file():
             shipped = ", ".join(shipped_students()) or "none shipped"
             raise StudentError(
-                f"no student at {name_or_path}: give a folder with a model_index.json, or one of {shipped}"
+                f"no student at {name_or_path}: give a folder with a model_index.json, OWNER/NAME@REVISION of the hub, "
+                f"or one of {shipped}"
             )
         config = _read_config(path)
         digest = hashlib.sha256()
@@ -120,6 +132,19 @@ class Student:
         latents, actions = self._starts
         pick = seed % len(latents)
         return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick])
+
+
+def _download(repository: str, revision: str) -> Path:
+    """A repository's files at a revision, from the local cache or the hub."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise StudentError(f"{repository} is on the hub: install streamgen with the extra `hub`") from error
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise StudentError(f"{repository}@{revision} cannot be fetched from the hub: {error}") from error
 
 
 def _read_config(path: Path) -> StudentConfig:
