@@ -1,6 +1,6 @@
 """Watch and steer the generated video of a streamgen server. Start with `StreamClient`."""
 
-from streamgen_client.client import Acknowledgement, StreamClient
+from streamgen_client.client import StreamClient
 from streamgen_client.errors import (
     BadAddress,
     ClientError,
@@ -11,6 +11,7 @@ from streamgen_client.errors import (
     UnknownKey,
 )
 from streamgen_client.frames import Frame
+from streamgen_client.inputs import Acknowledgement
 from streamgen_client.session import Student, read_student
 from streamgen_client.stats import Stats
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, Self
 
 from streamgen_client.errors import (
     ClientError,
@@ -18,7 +17,8 @@ from streamgen_client.errors import (
     UnknownKey,
 )
 from streamgen_client.frames import Arrival, Buffer, Frame
-from streamgen_client.links import OPEN_TIMEOUT_S, Link, Message
+from streamgen_client.inputs import Acknowledgement, Inputs
+from streamgen_client.links import OPEN_TIMEOUT_S, Link, Listener, Message
 from streamgen_client.session import Session, Student
 from streamgen_client.stats import Meter, Stats
 from streamgen_client.webrtc import PeerLink
@@ -26,7 +26,10 @@ from streamgen_client.websocket import SocketLink
 
 Transport = Literal["webrtc", "websocket"]
 
-_LINKS = {"webrtc": PeerLink.open, "websocket": SocketLink.open}
+_LINKS: dict[str, Callable[[Session, Listener], Awaitable[Link]]] = {
+    "webrtc": PeerLink.open,
+    "websocket": SocketLink.open,
+}
 _HEARTBEAT_S = 1.0
 _SILENCE_S = 5.0
 """Every heartbeat is answered: a server that says nothing for this long is out of reach."""
@@ -37,35 +40,10 @@ _RETURN_WITHIN_S = 30.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """Which frame is the first to show an input.
-
-    frame, pts_us: its number and presentation time. server_ms: from the input's receipt to that frame's hand-over.
-    """
-
-    frame: int
-    pts_us: int
-    server_ms: float
-
-    def shown_by(self, frame: Frame) -> bool:
-        """Whether the frame is that one, or a later one."""
-        return frame.pts_us >= self.pts_us
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    """An input that no acknowledgement has answered yet."""
-
-    message: Message
-    sent_s: float
-    answer: asyncio.Future[Acknowledgement]
-
-
 class StreamClient:
     """A stream of one's own on the server at `url`; an asynchronous context manager, good for one use.
 
-    Iterating gives the frames as they come, newest first kept: a program that is slower than the stream skips frames.
+    Iterating gives the frames as they come; a program that is slower than the stream skips frames.
 
     >>> async def walk() -> tuple[int, ...]:
     ...     async with StreamClient(url, transport="websocket") as stream:
@@ -102,9 +80,7 @@ class StreamClient:
         self._url, self._wish, self._transport = url, (student, seed), transport
         self._buffer = Buffer(buffer_frames)
         self._meter = Meter()
-        self._held: frozenset[str] = frozenset()
-        self._seq = 0
-        self._pending: dict[int, _Pending] = {}
+        self._inputs = Inputs()
         self._heard_s = 0.0
         self._first_frame: int | None = None
         self._last_words: tuple[str, str] | None = None
@@ -165,7 +141,7 @@ class StreamClient:
         """
         if not codes:
             raise ValueError("keys() was given no key: name one of the student's, or use hold() to lift all")
-        held = self._held | set(codes) if down else self._held - set(codes)
+        held = self._inputs.held | set(codes) if down else self._inputs.held - set(codes)
         return await self._input(codes[0], down, held, codes)
 
     async def hold(self, codes: Iterable[str]) -> Acknowledgement:
@@ -182,7 +158,7 @@ class StreamClient:
         True
         """
         held = frozenset(codes)
-        code = min((held ^ self._held) or held or self.student.keys)
+        code = min((held ^ self._inputs.held) or held or self.student.keys)
         return await self._input(code, code in held, held, held)
 
     async def reset(self, seed: int) -> None:
@@ -199,7 +175,8 @@ class StreamClient:
                     self._first_frame = message["frame"]
                 self._answer_ready(None)
             case "ack":
-                self._acknowledge(message)
+                for answer, sent_s in self._inputs.acknowledged(message):
+                    self._meter.acknowledged(answer.pts_us, sent_s)
             case "error":
                 self._last_words = message["code"], message["message"]
                 self._answer_ready(SessionRefused(message["code"], message["message"], message["retryable"]))
@@ -209,43 +186,18 @@ class StreamClient:
         if self._meter.arrived(arrival.generation, arrival.number, arrival.pts_us):
             self._buffer.put(arrival)
 
-    # Inputs.
-
     async def _input(self, code: str, down: bool, held: Iterable[str], given: Iterable[str]) -> Acknowledgement:
         for each in given:
             if each not in self.student.keys:
                 raise UnknownKey(each, self.student.keys)
         if self._over is not None:
             raise self._over
-        self._held = frozenset(held)
-        message, now_s = self._edge(code, down), time.monotonic()
-        pending = _Pending(message, now_s, asyncio.get_running_loop().create_future())
-        self._pending[message["seq"]] = pending
+        pending = self._inputs.edge(code, down, held)
         try:
-            await self._link.send(message)
+            await self._link.send(pending.message)
             return await pending.answer
         finally:
-            self._pending.pop(message["seq"], None)
-
-    def _edge(self, code: str, down: bool) -> Message:
-        self._seq += 1
-        return {
-            "type": "input",
-            "seq": self._seq,
-            "t": time.monotonic() * 1e3,
-            "code": code,
-            "down": down,
-            "held": sorted(self._held),
-        }
-
-    def _acknowledge(self, ack: Message) -> None:
-        answer = Acknowledgement(ack["frame"], ack["pts_us"], ack["server_ms"])
-        # The server answers in order, and leaves answers out when too many wait: this one speaks for those before it.
-        for seq in [seq for seq in self._pending if seq <= ack["seq"]]:
-            pending = self._pending.pop(seq)
-            if not pending.answer.done():
-                self._meter.acknowledged(answer.pts_us, pending.sent_s)
-                pending.answer.set_result(answer)
+            self._inputs.forget(pending)
 
     # The connection.
 
@@ -255,28 +207,24 @@ class StreamClient:
         self._last_words = None
         link = await _LINKS[self._transport](self._session, self)
         try:
-            waited: set[asyncio.Future[str] | asyncio.Future[SessionRefused | None]] = {self._ready, link.lost}
-            await asyncio.wait(waited, timeout=OPEN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {self._ready, link.lost}
+            await asyncio.wait(either, timeout=OPEN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if not self._ready.done():
                 why = link.lost.result() if link.lost.done() else "the server did not say that it is ready"
                 raise TransportFailed(self._transport, why)
             if (refused := self._ready.result()) is not None:
                 raise refused
             sent = 0
-            while waiting := [seq for seq in self._pending if seq > sent]:
-                sent = waiting[0]
-                await link.send(self._pending[sent].message)
+            while (unanswered := self._inputs.next_unanswered(sent)) is not None:
+                sent = unanswered.seq
+                await link.send(unanswered.message)
         except BaseException:
             await link.close()
             raise
         self._link = link
         self._heard_s = time.monotonic()
         # It heals what was lost; and its acknowledgement ties the RTP clock to the stream's.
-        if self._held:
-            await link.send(self._edge(min(self._held), True))
-        else:
-            self._seq += 1
-            await link.send({"type": "release", "seq": self._seq, "t": time.monotonic() * 1e3})
+        await link.send(self._inputs.assertion())
 
     def _answer_ready(self, refused: SessionRefused | None) -> None:
         if not self._ready.done():
@@ -300,8 +248,7 @@ class StreamClient:
         while not link.lost.done():
             if time.monotonic() - self._heard_s > _SILENCE_S:
                 return f"the server said nothing for {_SILENCE_S:g} s"
-            now_ms = time.monotonic() * 1e3
-            await link.send({"type": "ping", "seq": self._seq, "t": now_ms, "held": sorted(self._held)})
+            await link.send(self._inputs.ping())
             await asyncio.wait({link.lost}, timeout=_HEARTBEAT_S)
         return link.lost.result()
 
@@ -331,9 +278,7 @@ class StreamClient:
         if self._over is None:
             self._over = error
             self._buffer.fail(error)
-        for pending in self._pending.values():
-            if not pending.answer.done():
-                pending.answer.set_exception(error)
+        self._inputs.fail(error)
 
     async def _give_back(self) -> None:
         """Make room on the server at once; where it is out of reach, it notices by itself."""

@@ -49,7 +49,7 @@ class Arrival:
             picture = self.picture
         # Video is sent enlarged, by a whole factor: averaging over each square gives the student's pixel back.
         rgb = picture.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-        return Frame(rgb, self.number, self.pts_us, self.generation)
+        return Frame(np.asarray(rgb, np.uint8), self.number, self.pts_us, self.generation)
 
 
 class Buffer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -54,7 +54,7 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     >>> env.close()
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(self, url: str, transport: Transport = "websocket", render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -86,7 +86,7 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
         picture, info = self._observe(self._loop.run(self._show(held)))
         return picture, 0.0, False, False, info
 
-    def render(self) -> Picture | None:  # type: ignore[override]
+    def render(self) -> Picture | None:
         """The last observation, in render mode rgb_array."""
         return None if self.render_mode is None or self._frame is None else self._frame.rgb.copy()
 

@@ -1,8 +1,8 @@
 """Which frame a picture is that came over WebRTC, where it carries nothing but its RTP timestamp.
 
-Two messages of the server tell: an acknowledgement names the RTP timestamp and the presentation time of one frame, which
-ties the two clocks together for the whole link; an epoch says that from frame n0 on, due at t0, frames follow each other
-at a fixed rate.
+Two messages of the server tell: an acknowledgement names the RTP timestamp and the presentation time of one frame,
+which ties the two clocks together for the whole link; an epoch says that from frame n0 on, due at t0, frames follow
+each other at a fixed rate.
 """
 
 from __future__ import annotations

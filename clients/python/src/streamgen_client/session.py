@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
+from http.client import HTTPException
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -91,7 +92,7 @@ def _base(url: str) -> str:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        good = False
+        raise BadAddress(url) from None
     if not good or parts.query or parts.fragment:
         raise BadAddress(url)
     return url.rstrip("/")
@@ -112,7 +113,7 @@ def _exchange(request: urllib.request.Request) -> tuple[Message, bytes]:
             return response.headers, response.read()
     except urllib.error.HTTPError as error:
         raise _refusal(error) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ServerUnreachable(request.full_url, getattr(error, "reason", error)) from error
 
 

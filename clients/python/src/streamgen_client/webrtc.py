@@ -95,7 +95,8 @@ class PeerLink:
             raise TransportFailed("webrtc", f"the server's answer cannot be read: {error}") from error
         opened = asyncio.create_task(self._opened.wait())
         try:
-            await asyncio.wait({opened, self.lost}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {opened, self.lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             opened.cancel()
         if self.lost.done():
@@ -124,7 +125,7 @@ class PeerLink:
         self._tasks.add(task)
 
     async def _receive(self, track: MediaStreamTrack) -> None:
-        with contextlib.suppress(MediaStreamError):
+        try:
             while True:
                 picture = await track.recv()
                 assert isinstance(picture, av.VideoFrame) and picture.pts is not None
@@ -133,7 +134,10 @@ class PeerLink:
                     self._name(rtp, picture)
                 else:
                     self._unnamed.append((rtp, picture))
-        self._lose("the video ended")
+        except MediaStreamError:
+            pass
+        finally:
+            self._lose("the video ended")
 
     def _name(self, rtp: int, picture: av.VideoFrame) -> None:
         name = self._numbering.name(rtp)

@@ -47,7 +47,7 @@ class SocketLink:
                 max_size=_MOST_BYTES,
             )
         except (OSError, TimeoutError, WebSocketException) as error:
-            raise TransportFailed("websocket", error or "timed out") from error
+            raise TransportFailed("websocket", str(error) or "timed out") from error
         link = cls(socket, listener)
         await link.send({"type": "hello", "version": _VERSION, "token": session.token})
         return link
