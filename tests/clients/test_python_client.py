@@ -20,6 +20,7 @@ from streamgen_client import (
     UnknownKey,
     read_student,
 )
+from streamgen_client.webrtc import PeerLink
 from tests.server.harness import Got, LiveServer, follow, until
 from tests.server.synthetic import START_FRAMES, read
 
@@ -141,22 +142,43 @@ async def test_a_broken_connection_is_made_again(serve: Callable[..., LiveServer
         await until(lambda: len(session.viewers) == 1, "one viewer")
 
 
-@BOTH
-async def test_an_input_whose_answer_was_lost_is_sent_again(serve: Callable[..., LiveServer], transport: Any) -> None:
+async def test_the_servers_end_of_a_broken_connection_is_ended(
+    serve: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def goes_nowhere() -> None:
+        pass
+
     server = serve()
-    async with StreamClient(server.url, transport=transport) as stream:
-        await stream.next()
+    async with StreamClient(server.url, transport="webrtc") as stream:
+        link, session = stream._link, session_of(server)
+        assert isinstance(link, PeerLink)
+        close = link._peer.close
+        monkeypatch.setattr(link._peer, "close", goes_nowhere)
+        link._lose("broken by the test")
+        await until(lambda: stream.stats.reconnects == 1, "a new connection")
+        await until(lambda: len(session.viewers) == 1, "one viewer")
+        await close()
+
+
+@BOTH
+async def test_a_tap_whose_answer_was_lost_is_sent_again(serve: Callable[..., LiveServer], transport: Any) -> None:
+    server = serve()
+    async with StreamClient(server.url, transport=transport, buffer_frames=64) as stream:
+        slow = server.order("slow", "1.0")
+        await take(stream, 3)
         session = session_of(server)
-        on_server(server, session.pause)
-        await until(lambda: session.paused, "the pause")
-        pressed = asyncio.create_task(stream.keys("Space", down=True))
-        await until(lambda: "Space" in session.stream.inputs.held, "the key at the server")
-        lifted = asyncio.create_task(stream.keys("Space", down=False))
+        # While a step is under way the next one's inputs wait; they are forgotten when nobody watches any more.
+        tap = [asyncio.create_task(stream.keys("Space", down=down)) for down in (True, False)]
+        await until(lambda: "Space" in {event.code for event in session.stream.inputs._events}, "the tap at the server")
         cut(server)
         await until(lambda: stream.stats.reconnects == 1, "a new connection")
-        on_server(server, session.resume)
-        down, up = await pressed, await lifted
-        assert down.frame <= up.frame
+        slow.unlink()
+        _, up = [await each for each in tap]
+        seen = []
+        while not seen or seen[-1].frame <= up.frame:
+            seen += await take(stream, 1)
+    assert {got.seen.keys for got in seen} == {frozenset(), frozenset({"Space"})}
+    assert not seen[-1].seen.keys
 
 
 async def test_a_session_that_the_server_ends_is_lost(serve: Callable[..., LiveServer]) -> None:

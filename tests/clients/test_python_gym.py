@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, MultiBinary
 from gymnasium.utils.env_checker import check_env
 
 from streamgen_client import StreamLost
@@ -50,7 +51,8 @@ def test_a_step_shows_its_action_and_counts_what_was_skipped(
     env = make(server.url, render_mode="rgb_array")
     assert isinstance(env, StreamEnv)
     assert env.metadata["render_fps"] == 20 and env.keys == server.student.config.keys
-    assert env.action_space.n == 5 and env.observation_space.shape == (96, 128, 3)
+    assert env.action_space == MultiBinary(5)
+    assert env.observation_space == Box(0, 255, (96, 128, 3), np.uint8)
     picture, info = env.reset(seed=9)
     assert (info["frame"], info["skipped"], info["generation"]) == (START_FRAMES, 0, 0)
     frames = [Got(0, info["frame"], 0, read(picture))]
@@ -62,7 +64,8 @@ def test_a_step_shows_its_action_and_counts_what_was_skipped(
         assert seen.keys == {key for key, down in zip(env.keys, action, strict=True) if down}
         assert seen.frame == info["frame"] == frames[-1].frame + 1 + info["skipped"]
         assert info["skipped"] >= 0
-        assert np.array_equal(env.render(), picture)
+        shown = env.render()
+        assert shown is not None and np.array_equal(shown, picture)
         frames.append(Got(0, info["frame"], 0, seen))
     assert follow(9, frames) == info["frame"] - START_FRAMES + 1
 

@@ -44,10 +44,8 @@ def test_every_frame_is_named_by_its_rtp_timestamp(
             frame += 1
         now_s += count / fps + pause_s
     on_wire = [(rtp_ticks(name.pts_us) + origin) % 2**32 for name in names]
-    assert not numbering.tied
     index = tied % len(names)
     numbering.tie(on_wire[index], names[index].pts_us)
-    assert numbering.tied
     assert [numbering.name(rtp) for rtp in on_wire] == names
 
 

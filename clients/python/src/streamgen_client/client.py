@@ -178,7 +178,8 @@ class StreamClient:
                 for answer, sent_s in self._inputs.acknowledged(message):
                     self._meter.acknowledged(answer.pts_us, sent_s)
             case "error":
-                self._last_words = message["code"], message["message"]
+                if not message["retryable"]:
+                    self._last_words = message["code"], message["message"]
                 self._answer_ready(SessionRefused(message["code"], message["message"], message["retryable"]))
 
     def arrived(self, arrival: Arrival) -> None:
