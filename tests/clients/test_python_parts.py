@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 from server.clock import MediaClock, rtp_ticks
 from server.mailbox import _encode
+from server.protocol import parse_client, schema
+from streamgen_client import websocket
 from streamgen_client.frames import Arrival, Buffer
 from streamgen_client.inputs import Inputs
 from streamgen_client.numbering import Name, Numbering
@@ -161,3 +164,15 @@ def test_a_wrong_key_script_names_the_line(tmp_path: Path, text: str, complaint:
     path.write_text(text)
     with pytest.raises(ScriptError, match=complaint):
         read_script(path, KEYS)
+
+
+async def test_messages_are_those_of_the_protocol() -> None:
+    inputs = Inputs()
+    written = [inputs.ping(), inputs.assertion(), inputs.edge("KeyW", True, KEYS).message, inputs.ping()]
+    for message in written:
+        assert parse_client(json.dumps(message)).model_dump() == message
+    assert [message["seq"] for message in written] == [0, 1, 2, 2]
+    assert written[-1]["held"] == sorted(KEYS)
+    binary = schema()["binary"]
+    assert websocket._HEADER.format == binary["struct"]
+    assert (b"SG", schema()["version"], binary["kinds"]["jpeg"]) == websocket._JPEG_FRAME
