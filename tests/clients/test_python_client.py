@@ -174,7 +174,7 @@ async def test_a_tap_whose_answer_was_lost_is_sent_again(serve: Callable[..., Li
         await until(lambda: stream.stats.reconnects == 1, "a new connection")
         slow.unlink()
         _, up = [await each for each in tap]
-        seen = []
+        seen: list[Got] = []
         while not seen or seen[-1].frame <= up.frame:
             seen += await take(stream, 1)
     assert {got.seen.keys for got in seen} == {frozenset(), frozenset({"Space"})}
