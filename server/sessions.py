@@ -205,7 +205,8 @@ class Session:
                 viewer.feed(frame)
 
     def _epoch_message(self, epoch: Epoch) -> EpochOpened:
-        return EpochOpened(n0=epoch.n0, t0_us=epoch.pts0_us, fps=self.stream.clock.fps)
+        stream = self.stream
+        return EpochOpened(n0=epoch.n0, t0_us=epoch.pts0_us, fps=stream.clock.fps, generation=stream.generation)
 
 
 class Sessions:

@@ -91,7 +91,7 @@ export type ServerMessage =
   | Ack
   | Pong
   | Status
-  | { type: "epoch"; n0: number; t0_us: number; fps: number }
+  | { type: "epoch"; n0: number; t0_us: number; fps: number; generation: number }
   | { type: "paused" }
   | { type: "resumed" }
   | ({ type: "error" } & ErrorBody);

@@ -28,7 +28,7 @@ async def test_frames_come_in_order_and_say_what_they_are(shared: LiveServer) ->
     config = shared.student.config
     assert ready["keys"] == list(config.keys)
     assert (ready["width"], ready["height"], ready["frame"]) == (config.width, config.height, START_FRAMES)
-    assert epoch == {"type": "epoch", "n0": START_FRAMES, "t0_us": 0, "fps": config.fps}
+    assert epoch == {"type": "epoch", "n0": START_FRAMES, "t0_us": 0, "fps": config.fps, "generation": 0}
     assert follow(5, client.frames) >= 20
     for got in client.frames[:3]:
         assert got.pts_us == round((got.frame - START_FRAMES) * 1e6 / config.fps)

@@ -1,0 +1,72 @@
+"""The `streamgen-client` command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamgen_client.client import StreamClient, Transport
+from streamgen_client.errors import ClientError
+from streamgen_client.recording import record as record_stream
+from streamgen_client.script import length_s, read_script
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"auto_envvar_prefix": "STREAMGEN_CLIENT", "show_default": True})
+@click.version_option(package_name="streamgen-client")
+def main() -> None:
+    """Watch and steer a streamgen server."""
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "--keys",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Key script: lines of SECONDS [KEY ...].",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=None,
+    help="Length; the script is repeated or cut. Default: as long as the script.",
+)
+@click.option("--transport", type=click.Choice(["webrtc", "websocket"]), default="webrtc")
+@click.option("--student", default=None, help="The student that is expected. Default: whichever the server has.")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of the stream. Default: the server's choice.")
+@click.option("--out", type=_FILE, required=True, help="MP4 file to write.")
+@click.option("--json", "json_file", type=_FILE, help="File for the figures.")
+def record(
+    url: str,
+    keys: Path,
+    seconds: float | None,
+    transport: Transport,
+    student: str | None,
+    seed: int | None,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Walk by a script on the server at URL; write the video, and figures of what this client measured."""
+
+    async def walk() -> dict[str, Any]:
+        async with StreamClient(url, student=student, seed=seed, transport=transport) as stream:
+            script = read_script(keys, stream.student.keys)
+            return await record_stream(stream, script, length_s(script) if seconds is None else seconds, out)
+
+    try:
+        for path in (out, json_file):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"transport": transport} | asyncio.run(walk())
+        text = json.dumps(figures, indent=2)
+        if json_file is not None:
+            json_file.write_text(text + "\n")
+    except (ClientError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(text)

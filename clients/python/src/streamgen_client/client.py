@@ -1,0 +1,287 @@
+"""The client: one session, watched and steered over one connection that is made again when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, Self
+
+from streamgen_client.errors import (
+    ClientError,
+    ServerUnreachable,
+    SessionRefused,
+    StreamLost,
+    TransportFailed,
+    UnknownKey,
+)
+from streamgen_client.frames import Arrival, Buffer, Frame
+from streamgen_client.inputs import Acknowledgement, Inputs
+from streamgen_client.links import OPEN_TIMEOUT_S, Link, Listener, Message
+from streamgen_client.session import Session, Student
+from streamgen_client.stats import Meter, Stats
+from streamgen_client.webrtc import PeerLink
+from streamgen_client.websocket import SocketLink
+
+Transport = Literal["webrtc", "websocket"]
+
+_LINKS: dict[str, Callable[[Session, Listener], Awaitable[Link]]] = {
+    "webrtc": PeerLink.open,
+    "websocket": SocketLink.open,
+}
+_HEARTBEAT_S = 1.0
+_SILENCE_S = 5.0
+"""Every heartbeat is answered: a server that says nothing for this long is out of reach."""
+
+_RETURN_WITHIN_S = 30.0
+"""For how long the server keeps a stream that nobody watches."""
+
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
+
+
+class StreamClient:
+    """A stream of one's own on the server at `url`; an asynchronous context manager, good for one use.
+
+    Iterating gives the frames as they come; a program that is slower than the stream skips frames.
+
+    >>> async def walk() -> tuple[int, ...]:
+    ...     async with StreamClient(url, transport="websocket") as stream:
+    ...         ack = await stream.keys("KeyW", down=True)
+    ...         async for frame in stream:
+    ...             if ack.shown_by(frame):
+    ...                 return frame.rgb.shape
+    >>> asyncio.run(walk())
+    (96, 128, 3)
+
+    student: the one that is expected, None: whichever the server has. seed: of the stream, None: the server's choice.
+    buffer_frames: how many frames wait for the program before the oldest is dropped.
+
+    A connection that breaks is made again, for as long as the server keeps the stream (30 s); the stream goes on where
+    it was, with the same keys held. An input whose acknowledgement was under way is sent again: a short tap may then
+    show twice, and is never lost.
+
+    Opening raises BadAddress, ServerUnreachable, SessionRefused or TransportFailed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        student: str | None = None,
+        seed: int | None = None,
+        transport: Transport = "webrtc",
+        buffer_frames: int = 2,
+    ) -> None:
+        if transport not in _LINKS:
+            raise ValueError(f"transport {transport!r}: give one of {', '.join(_LINKS)}")
+        if buffer_frames < 1:
+            raise ValueError(f"a buffer of {buffer_frames} frames: give 1 or more")
+        self._url, self._wish, self._transport = url, (student, seed), transport
+        self._buffer = Buffer(buffer_frames)
+        self._meter = Meter()
+        self._inputs = Inputs()
+        self._heard_s = 0.0
+        self._first_frame: int | None = None
+        self._last_words: tuple[str, str] | None = None
+        self._over: Exception | None = None
+        self._session: Session
+        self._link: Link
+        self._ready: asyncio.Future[SessionRefused | None]
+        self._keeping: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._session = await Session.create(self._url, *self._wish)
+        try:
+            await self._connect()
+        except BaseException:
+            await self._give_back()
+            raise
+        self._keeping = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._keeping.cancel()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+        self._end(StreamLost("closed", "this client was closed"))
+        await self._give_back()
+        await self._link.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        return await self.next()
+
+    @property
+    def student(self) -> Student:
+        """What generates the stream: its size, rate and keys."""
+        return self._session.student
+
+    @property
+    def first_frame(self) -> int:
+        """The number that the stream began with."""
+        assert self._first_frame is not None
+        return self._first_frame
+
+    @property
+    def stats(self) -> Stats:
+        """Figures since the client was opened."""
+        return self._meter.read(self._buffer.dropped)
+
+    async def next(self) -> Frame:
+        """The next frame, when there is one. Raises StreamLost."""
+        arrival = await self._buffer.get()
+        return await asyncio.to_thread(arrival.decoded, self.student.width, self.student.height)
+
+    async def keys(self, *codes: str, down: bool) -> Acknowledgement:
+        """Press or lift keys, all at once, and wait until the server says which frame shows it first.
+
+        Raises UnknownKey, StreamLost.
+        """
+        if not codes:
+            raise ValueError("keys() was given no key: name one of the student's, or use hold() to lift all")
+        held = self._inputs.held | set(codes) if down else self._inputs.held - set(codes)
+        return await self._input(codes[0], down, held, codes)
+
+    async def hold(self, codes: Iterable[str]) -> Acknowledgement:
+        """Hold exactly these keys, lift all others, and wait until the server says which frame shows it first.
+
+        Raises UnknownKey, StreamLost.
+
+        >>> async def turn_then_stand() -> bool:
+        ...     async with StreamClient(url, transport="websocket") as stream:
+        ...         turning = await stream.hold({"KeyW", "ArrowLeft"})
+        ...         standing = await stream.hold([])
+        ...         return turning.frame < standing.frame
+        >>> asyncio.run(turn_then_stand())
+        True
+        """
+        held = frozenset(codes)
+        code = min((held ^ self._inputs.held) or held or self.student.keys)
+        return await self._input(code, code in held, held, held)
+
+    async def reset(self, seed: int) -> None:
+        """Begin the stream anew from this seed, in a new generation. Raises SessionRefused, ServerUnreachable."""
+        await self._session.reset(seed)
+
+    # What the link brings (a `links.Listener`).
+
+    def heard(self, message: Message) -> None:
+        self._heard_s = time.monotonic()
+        match message["type"]:
+            case "ready":
+                if self._first_frame is None:
+                    self._first_frame = message["frame"]
+                self._answer_ready(None)
+            case "ack":
+                for answer, sent_s in self._inputs.acknowledged(message):
+                    self._meter.acknowledged(answer.pts_us, sent_s)
+            case "error":
+                if not message["retryable"]:
+                    self._last_words = message["code"], message["message"]
+                self._answer_ready(SessionRefused(message["code"], message["message"], message["retryable"]))
+
+    def arrived(self, arrival: Arrival) -> None:
+        self._heard_s = time.monotonic()
+        if self._meter.arrived(arrival.generation, arrival.number, arrival.pts_us):
+            self._buffer.put(arrival)
+
+    async def _input(self, code: str, down: bool, held: Iterable[str], given: Iterable[str]) -> Acknowledgement:
+        for each in given:
+            if each not in self.student.keys:
+                raise UnknownKey(each, self.student.keys)
+        if self._over is not None:
+            raise self._over
+        pending = self._inputs.edge(code, down, held)
+        try:
+            await self._link.send(pending.message)
+            return await pending.answer
+        finally:
+            self._inputs.forget(pending)
+
+    # The connection.
+
+    async def _connect(self) -> None:
+        """A new link that the server is ready on, with the keys told. Raises ClientError."""
+        self._ready = asyncio.get_running_loop().create_future()
+        self._last_words = None
+        link = await _LINKS[self._transport](self._session, self)
+        try:
+            either: set[asyncio.Future[Any]] = {self._ready, link.lost}
+            await asyncio.wait(either, timeout=OPEN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not self._ready.done():
+                why = link.lost.result() if link.lost.done() else "the server did not say that it is ready"
+                raise TransportFailed(self._transport, why)
+            if (refused := self._ready.result()) is not None:
+                raise refused
+            sent = 0
+            while (unanswered := self._inputs.next_unanswered(sent)) is not None:
+                sent = unanswered.seq
+                await link.send(unanswered.message)
+        except BaseException:
+            await link.close()
+            raise
+        self._link = link
+        self._heard_s = time.monotonic()
+        # It heals what was lost; and its acknowledgement ties the RTP clock to the stream's.
+        await link.send(self._inputs.assertion())
+
+    def _answer_ready(self, refused: SessionRefused | None) -> None:
+        if not self._ready.done():
+            self._ready.set_result(refused)
+
+    async def _keep(self) -> None:
+        """Hold the connection, and make it again, until the stream is lost."""
+        try:
+            while True:
+                why = await self._beat()
+                await self._link.close()
+                await self._return(why)
+                self._meter.reconnects += 1
+        except Exception as error:
+            # Whatever it was: those who wait for frames must hear of it.
+            self._end(error)
+
+    async def _beat(self) -> str:
+        """Heartbeats, until the connection is lost; returns why."""
+        link = self._link
+        while not link.lost.done():
+            if time.monotonic() - self._heard_s > _SILENCE_S:
+                return f"the server said nothing for {_SILENCE_S:g} s"
+            await link.send(self._inputs.ping())
+            await asyncio.wait({link.lost}, timeout=_HEARTBEAT_S)
+        return link.lost.result()
+
+    async def _return(self, why: str) -> None:
+        """Connect to the same session. Raises StreamLost."""
+        if self._last_words is not None:
+            why = f"{why}: {self._last_words[1]}"
+        code = self._last_words[0] if self._last_words else "unauthorized"
+        deadline_s, wait_s = time.monotonic() + _RETURN_WITHIN_S, _FIRST_RETRY_S
+        while True:
+            try:
+                return await self._connect()
+            except SessionRefused as refused:
+                if refused.code == "unauthorized":
+                    raise StreamLost(code, f"{why}; the session is no more: open another client") from refused
+                error: ClientError = refused
+            except (ServerUnreachable, TransportFailed) as failed:
+                error = failed
+            if time.monotonic() + wait_s > deadline_s:
+                raise StreamLost("unreachable", f"{why}; no way back within {_RETURN_WITHIN_S:g} s: {error}") from error
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
+
+    # The end.
+
+    def _end(self, error: Exception) -> None:
+        if self._over is None:
+            self._over = error
+            self._buffer.fail(error)
+        self._inputs.fail(error)
+
+    async def _give_back(self) -> None:
+        """Make room on the server at once; where it is out of reach, it notices by itself."""
+        with contextlib.suppress(ClientError):
+            await self._session.end()

@@ -1,0 +1,129 @@
+"""The session over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+from streamgen_client.errors import BadAddress, ServerUnreachable, SessionRefused
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """The model behind the stream. width, height: of its frames. keys: KeyboardEvent.code of those it understands."""
+
+    name: str
+    fps: float
+    width: int
+    height: int
+    keys: tuple[str, ...]
+
+    @classmethod
+    def read(cls, body: dict[str, Any]) -> Self:
+        return cls(body["name"], body["fps"], body["width"], body["height"], tuple(body["keys"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The right to a stream. address: of the session, without a slash at the end. token: proof of the right."""
+
+    address: str
+    token: str
+    seed: int
+    student: Student
+
+    @property
+    def socket_address(self) -> str:
+        """Where its WebSocket is."""
+        return "ws" + self.address.removeprefix("http") + "/stream"
+
+    @classmethod
+    async def create(cls, url: str, student: str | None, seed: int | None) -> Self:
+        """A new session on the server at `url`. Raises BadAddress, ServerUnreachable, SessionRefused."""
+        base = _base(url)
+        wish = {name: value for name, value in (("student", student), ("seed", seed)) if value is not None}
+        _, text = await _request("POST", f"{base}/v1/sessions", json.dumps(wish).encode(), "application/json")
+        body = json.loads(text)
+        address = f"{base}/v1/sessions/{quote(body['id'], safe='')}"
+        return cls(address, body["token"], body["seed"], Student.read(body["student"]))
+
+    async def offer(self, sdp: str) -> tuple[str, str]:
+        """The answer to a WebRTC offer, and the address of the server's end of the connection."""
+        headers, answer = await self._call("POST", "/webrtc", sdp.encode(), "application/sdp")
+        peer = (headers["Location"] or "").rpartition("/")[2]
+        return answer.decode(), f"/webrtc/{peer}"
+
+    async def end(self, path: str = "") -> None:
+        """End the session, or what stands below it under `path`."""
+        await self._call("DELETE", path)
+
+    async def reset(self, seed: int) -> None:
+        """Begin the stream anew."""
+        await self._call("POST", "/reset", json.dumps({"seed": seed}).encode(), "application/json")
+
+    async def _call(
+        self, method: str, path: str, body: bytes | None = None, media_type: str = ""
+    ) -> tuple[Message, bytes]:
+        return await _request(method, self.address + path, body, media_type, self.token)
+
+
+async def read_student(url: str) -> Student:
+    """The student that the server at `url` serves. Raises BadAddress, ServerUnreachable, SessionRefused.
+
+    >>> asyncio.run(read_student(url)).keys
+    ('KeyW', 'KeyS', 'ArrowLeft', 'ArrowRight', 'Space')
+    """
+    _, text = await _request("GET", f"{_base(url)}/v1/students")
+    return Student.read(json.loads(text)["students"][0])
+
+
+def _base(url: str) -> str:
+    """The server's address without a slash at the end. Raises BadAddress."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        raise BadAddress(url) from None
+    if not good or parts.query or parts.fragment:
+        raise BadAddress(url)
+    return url.rstrip("/")
+
+
+async def _request(
+    method: str, address: str, body: bytes | None = None, media_type: str = "", token: str = ""
+) -> tuple[Message, bytes]:
+    headers = {"Content-Type": media_type} if media_type else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return await asyncio.to_thread(_exchange, urllib.request.Request(address, body, headers, method=method))
+
+
+def _exchange(request: urllib.request.Request) -> tuple[Message, bytes]:
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            return response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        raise _refusal(error) from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise ServerUnreachable(request.full_url, getattr(error, "reason", error)) from error
+
+
+def _refusal(error: urllib.error.HTTPError) -> SessionRefused:
+    """The server's own words where it has some: something between may have answered in its place."""
+    with error:
+        try:
+            body = json.loads(error.read())["error"]
+            code, message, retryable = str(body["code"]), str(body["message"]), bool(body["retryable"])
+        except (OSError, ValueError, KeyError, TypeError):
+            code, message, retryable = f"http_{error.code}", str(error.reason), error.code >= 500
+    after = error.headers.get("Retry-After", "")
+    return SessionRefused(code, message, retryable, float(after) if after.isdecimal() else None)
