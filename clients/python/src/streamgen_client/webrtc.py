@@ -1,8 +1,8 @@
 """The link over WebRTC: VP8 video one way, control messages on the data channel `control`.
 
 Two things that aiortc keeps to itself are reached for here, and nowhere else: where a receiver's timestamps begin
-(aiortc subtracts the first one and does not tell), and which addresses aioice gathers candidates on (it leaves loopback
-out). Both say so when the installed version is another.
+(aiortc subtracts the first one and does not tell; an aiortc that names it differently is refused), and which addresses
+aioice gathers candidates on (it leaves loopback out).
 """
 
 from __future__ import annotations
