@@ -25,9 +25,11 @@ _START_SEED = 2**30
 ORIGIN = "origin.json"
 
 
-def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]]) -> None:
-    """Note in a run folder what its weights belong to: the autoencoder whose latents they know, and step plans."""
-    origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans}
+def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]], steps: int) -> None:
+    """Note in a run folder what its weights belong to: the autoencoder whose latents they know, step plans, and the one
+    to serve it with.
+    """
+    origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans, "steps": steps}
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
 
 
@@ -54,7 +56,7 @@ def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: 
         height=frames.shape[2],
         keys=WORLD_KEYS,
         step_plans=step_plans,
-        steps=max(step_plans),
+        steps=origin["steps"],
         transformer=transformer.config,
         vae=autoencoder.config,
     )

@@ -158,7 +158,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
     figures = json.loads(figures_file.read_text())
     forced = figures["teacher_forced"]
     assert forced["autoencoder"]["psnr"] > 5
-    assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_2"]["psnr"] - forced["copy_last"]["psnr"])
+    assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_1"]["psnr"] - forced["copy_last"]["psnr"])
     assert {path.name for path in figures_file.parent.glob("*.png")} == {
         "teacher_forced.png",
         "rollout.png",
@@ -208,6 +208,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
         (STUDENT, ("intervals=7",), "grid of 7"),
+        (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
     ):

@@ -34,7 +34,7 @@ class CausalConsistencyStage:
         self._loader = ClipLoader(recipe, first_step)
         self._held_out_clips = held_out(6, 96)
         self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
-        self._plan = recipe.step_plans[max(recipe.step_plans)]
+        self._plan = recipe.step_plans[recipe.serve]
 
     def batch(self, step: int) -> LatentClips:
         return self._loader.next()
@@ -85,7 +85,7 @@ class CausalConsistencyStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, self.recipe.step_plans)
+        write_origin(folder, self.recipe, self.recipe.step_plans, self.recipe.serve)
 
     def close(self) -> None:
         self._loader.close()

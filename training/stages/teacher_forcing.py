@@ -64,7 +64,7 @@ class TeacherForcingStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, {1: (1.0,), 2: (1.0, 0.5)})
+        write_origin(folder, self.recipe, {1: ROLLOUT_SIGMAS[:1], 2: ROLLOUT_SIGMAS}, 2)
 
     def close(self) -> None:
         self._loader.close()
