@@ -92,6 +92,9 @@ class StudentRecipe(BaseRecipe):
     recycle_clip: float = Field(
         2.0, gt=0, description="largest error that a rollout may put into the history, in latent units"
     )
+    drift: float = Field(
+        0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
+    )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
 
 
