@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from streamgen.actions import WORLD_KEYS
 from streamgen.config import StudentConfig
 from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_transformer
+from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import encode
 from training.recipe import RecipeError, StudentRecipe, weights_hash
 from training.world.recorder import FPS
@@ -33,19 +36,49 @@ def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[f
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
 
 
-def package_world(run: Path, autoencoder_run: Path, out: Path, card: str, name: str = "world") -> None:
-    """Write the world student: transformer of `run`, autoencoder, step plans, and starts from fresh real episodes.
-
-    Raises RecipeError when `run` is not finished or was trained on another autoencoder.
-    """
+def _origin(run: Path, autoencoder_run: Path) -> dict[str, Any]:
     try:
-        origin = json.loads((run / ORIGIN).read_text())
+        origin: dict[str, Any] = json.loads((run / ORIGIN).read_text())
     except OSError as error:
         raise RecipeError(f"{run / ORIGIN} is not there: finish the run first") from error
     if origin["autoencoder"] != weights_hash(autoencoder_run, "vae"):
         raise RecipeError(f"{run} was trained on the latents of another autoencoder than {autoencoder_run}")
+    return origin
+
+
+def averaged(a: CausalVideoTransformer, b: CausalVideoTransformer, share: float) -> CausalVideoTransformer:
+    """Weights (1 - share) a + share b, in place of a's. Both must descend from one model, or the mean is of no use.
+
+    Raises RecipeError when they have other shapes.
+    """
+    if a.config != b.config:
+        raise RecipeError(f"transformers of two shapes cannot be averaged: {a.config} and {b.config}")
+    with torch.no_grad():
+        for mine, other in zip(a.parameters(), b.parameters(), strict=True):
+            mine.copy_((1 - share) * mine + share * other)
+    return a
+
+
+def package_world(
+    run: Path,
+    autoencoder_run: Path,
+    out: Path,
+    card: str,
+    name: str = "world",
+    average: tuple[Path, float] | None = None,
+) -> None:
+    """Write the world student: transformer of `run`, autoencoder, step plans, and starts from fresh real episodes.
+
+    average: another run, and the share of its weights in the student's. Raises RecipeError when a run is not finished
+    or was trained on another autoencoder.
+    """
+    origin = _origin(run, autoencoder_run)
     step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
     transformer, autoencoder = load_transformer(run), load_autoencoder(autoencoder_run)
+    if average is not None:
+        other, share = average
+        _origin(other, autoencoder_run)
+        transformer = averaged(transformer, load_transformer(other), share)
     clips = [clip_for(_START_SEED, index, _START_FRAMES) for index in range(_STARTS)]
     starts = encode(autoencoder, clips)
     frames = np.stack([clip.frames for clip in clips])

@@ -130,7 +130,7 @@ class CausalConsistencyRecipe(StudentRecipe):
     intervals: int = Field(32, ge=2, description="N: the time grid has N intervals, the last one ends at zero noise")
     guidance: float = Field(1.0, ge=1)
     step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
-    serve: int = Field(1, description="steps that the student is served with; its own rollouts are made with them too")
+    serve: int = Field(1, description="steps that the student is served with")
     plan_weight: float = Field(
         0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans"
     )

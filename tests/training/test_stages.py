@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training.recipe import RecipeError, load_recipe
 
@@ -141,6 +142,14 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
     own = {"STREAMGEN_CACHE": str(tmp_path / "cache")}
     _streamgen("export", runs / "student", "--autoencoder", runs / "autoencoder", "--out", student, "--name", "toy")
+    mixed = tmp_path / "mixed"
+    mix = ("--average", runs / "teacher", "0.25")
+    _streamgen("export", runs / "student", "--autoencoder", runs / "autoencoder", *mix, "--out", mixed)
+    weights = [
+        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")["head.head.weight"].float()
+        for path in (mixed, runs / "student", runs / "teacher")
+    ]
+    torch.testing.assert_close(weights[0], 0.75 * weights[1] + 0.25 * weights[2], rtol=0.01, atol=1e-6)
     script = tmp_path / "walk.txt"
     script.write_text("0.5 KeyW\n0.5 KeyW ArrowLeft\n")
     video = tmp_path / "walk.mp4"

@@ -42,7 +42,7 @@ class CausalConsistencyStage:
         self._loader = ClipLoader(recipe, first_step)
         self._held_out_clips = held_out(6, 96)
         self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
-        self._plan = recipe.step_plans[recipe.serve]
+        self._plan = recipe.step_plans[max(recipe.step_plans)]
 
     def batch(self, step: int) -> LatentClips:
         return self._loader.next()
