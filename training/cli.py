@@ -83,9 +83,18 @@ def _torch() -> Any:
     default=None,
     help="Markdown file for its card.",
 )
+@click.option(
+    "--average",
+    type=(click.Path(exists=True, file_okay=False, path_type=Path), click.FloatRange(0, 1)),
+    default=None,
+    metavar="RUN SHARE",
+    help="Mix in this share of the weights of another run of the same line.",
+)
 @click.option("--name", default="world", help="The student's name.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
-def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path) -> None:
+def export(
+    run: Path, autoencoder: Path, card: Path | None, average: tuple[Path, float] | None, name: str, out: Path
+) -> None:
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
     _torch()
 
@@ -100,7 +109,7 @@ def export(run: Path, autoencoder: Path, card: Path | None, name: str, out: Path
             if card
             else f"# {name}\n\nExported from the run {run.name}. Nobody has written its card yet.\n"
         )
-        package(run, autoencoder, out, text, name)
+        package(run, autoencoder, out, text, name, average)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")

@@ -103,6 +103,14 @@ def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tu
     return add_noise(clean, torch.randn(clean.shape, generator=generator), level), level
 
 
+def drifted_history(history: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Half of the clips with another contrast and colour from start to end: what a long rollout drifts into."""
+    shape = len(history), 1, history.shape[2], 1, 1
+    gain, bias = (torch.randn(shape, generator=generator) * amount for _ in range(2))
+    chosen = torch.rand(len(history), 1, 1, 1, 1, generator=generator) < 0.5
+    return torch.where(chosen, history * gain.exp() + bias, history)
+
+
 @torch.no_grad()
 def recycled_history(
     model: CausalVideoTransformer,

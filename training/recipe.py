@@ -122,6 +122,9 @@ class StudentRecipe(BaseRecipe):
     recycle_clip: float = Field(
         2.0, gt=0, description="largest error that a rollout may put into the history, in latent units"
     )
+    drift: float = Field(
+        0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
+    )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
 
 
@@ -157,12 +160,15 @@ class CausalConsistencyRecipe(StudentRecipe):
     intervals: int = Field(32, ge=2, description="N: the time grid has N intervals, the last one ends at zero noise")
     guidance: float = Field(1.0, ge=1)
     step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
+    serve: int = Field(1, description="steps that the student is served with")
     plan_weight: float = Field(
         0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans"
     )
 
     @model_validator(mode="after")
     def _on_grid(self) -> Self:
+        if self.serve not in self.step_plans:
+            raise ValueError(f"serve {self.serve} has no step plan; plans exist for {sorted(self.step_plans)}")
         off = [s for plan in self.step_plans.values() for s in plan if not (s * self.intervals).is_integer()]
         if off:
             raise ValueError(f"noise level {off[0]} of a step plan is not on the grid of {self.intervals} intervals")

@@ -134,32 +134,40 @@ def test_two_walkers_see_two_undisturbed_worlds(walk: Open) -> None:
         assert w.complaints == []
 
 
+def idle_frames(student: Student, seed: int, count: int) -> list[NDArray[np.float32]]:
+    """The first frames of a stream whose keys nobody touches."""
+    idle = np.zeros((count, len(student.config.keys)), np.float32)
+    return [frame.astype(np.float32) for frame in generate(load_engine(student.path), student, idle, seed)]
+
+
 def test_both_streams_survive_kill_9_of_the_worker(walk: Open, world_server: Any) -> None:
     a, b = walk("?seed=1"), walk("?seed=4&transport=websocket")
     sessions = enter(a)["session"], enter(b)["session"]
     frames_later(a, 20)
     before = a.stats(), b.stats()
-    seen = picture(a)
     workers = [
         child for child in psutil.Process(world_server.pid).children() if "spawn_main" in " ".join(child.cmdline())
     ]
     assert len(workers) == 1
     os.kill(workers[0].pid, signal.SIGKILL)
-    frames_later(a, 5)
-    after = picture(a)
+    frames_later(a, 20)
+    number, after = a.stats()["frame"], picture(a)
     frames_later(b, 20)
     assert (a.stats()["session"], b.stats()["session"]) == sessions
     assert a.stats()["frame"] > before[0]["frame"] and b.stats()["frame"] > before[1]["frame"]
-    # Nobody touched a key: the world after the worker's death is the world before it.
-    assert abs(shift(seen, after)) <= 2
-    assert psnr(seen, after) > 16
+    # Nobody touched a key: the world after the worker's death is the one that an undisturbed engine makes.
+    student = Student.from_pretrained("world")
+    made = idle_frames(student, 1, number - student.start(1).frame + 4)
+    agreements = [psnr(frame, after) for frame in made]
+    assert max(agreements[-8:]) > 22, agreements
+    assert max(agreements[:4]) < max(agreements[-8:])
     # While there is no worker, a page may be told so (503).
     assert [said for w in (a, b) for said in w.complaints if "503" not in said] == []
 
 
 def test_the_picture_in_the_readme(walk: Open, tmp_path: Path) -> None:
     """The page during play; `STREAMGEN_PICTURE=docs/play.png` renews the README's."""
-    w = walk("?seed=2")
+    w = walk("?seed=1")
     enter(w)
     w.page.keyboard.down("w")
     w.page.wait_for_timeout(900)
@@ -191,12 +199,5 @@ def test_offline_generation_gives_the_frames_that_the_server_sends(world_server:
                 sent[frame] = np.asarray(Image.open(io.BytesIO(message[24:])).convert("RGB"), np.float32)
     world_server.call("DELETE", f"/v1/sessions/{session['id']}", token=session["token"])
     first = student.start(11).frame
-    idle = np.zeros((max(sent) - first + 1, len(student.config.keys)), np.float32)
-    engine = load_engine(student.path)
-
-    def agreement(steps: int) -> float:
-        made = [frame.astype(np.float32) for frame in generate(engine, student, idle, 11, steps)]
-        return min(psnr(made[frame - first], shown) for frame, shown in sent.items())
-
-    # A busy machine may get fewer steps.
-    assert max(agreement(steps) for steps in student.config.step_plans) > 32
+    made = idle_frames(student, 11, max(sent) - first + 1)
+    assert min(psnr(made[frame - first], shown) for frame, shown in sent.items()) > 32

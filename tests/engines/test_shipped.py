@@ -89,6 +89,23 @@ def test_forced_keys_turn_the_view(world: Student, engine: OpenVINOEngine) -> No
         assert _change(views[a][-1], views[b][-1]) > 4 * still
 
 
+def test_a_tap_of_space_flashes_the_lantern(world: Student, engine: OpenVINOEngine) -> None:
+    """For a frame or more the middle of the lower half lights up, and the rest of the picture does not."""
+    views = {}
+    for name, space in (("tapped", 1), ("still", 0)):
+        engine.open("s", world.start(0))
+        views[name] = []
+        for index in range(6):
+            action = np.zeros((1, 5), np.float32)
+            action[0, 4] = space * (index == 1)
+            views[name].append(engine.step([StepRequest("s", action, world.config.steps)])[0].frames[0].astype(float))
+    changes = [np.abs(a - b).mean(-1) for a, b in zip(views["tapped"], views["still"], strict=True)]
+    assert changes[0].max() == 0
+    flash = max(changes, key=lambda change: float(change[60:, 50:78].mean()))
+    assert flash[60:, 50:78].mean() > 12
+    assert flash[60:, 50:78].mean() > 4 * flash[:, :40].mean()
+
+
 def test_starts_are_real_frames_and_differ(world: Student, engine: OpenVINOEngine) -> None:
     firsts = []
     for seed in range(4):

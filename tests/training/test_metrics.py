@@ -9,7 +9,7 @@ import torch
 from streamgen.models.attention import CacheAttention
 from streamgen.models.rollout import Commit, RollingCache
 from tests.toy import toy_transformer, toy_transformer_config
-from training.clips import LatentClips, before, noisy_history, recycled_history
+from training.clips import LatentClips, before, drifted_history, noisy_history, recycled_history
 from training.evaluate import ssim
 from training.metrics import detail, frames_psnr, other_actions, teacher_forced
 from training.recipe import TeacherForcingRecipe
@@ -75,6 +75,19 @@ def test_half_of_the_clips_keep_a_clean_history() -> None:
     assert torch.equal(history[clean], x[clean])
     assert 0 < level.max() <= 0.3
     assert (history[~clean] - x[~clean]).abs().max() > 0.1
+
+
+def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> None:
+    x = torch.randn(400, 3, 2, 4, 4)
+    out = drifted_history(x, 0.3, torch.Generator().manual_seed(0))
+    same = (out == x).flatten(1).all(1)
+    assert 0.4 < same.float().mean() < 0.6
+    a, b = (t[~same].transpose(1, 2).flatten(2) for t in (x, out))
+    gain = b.std(2) / a.std(2)
+    bias = b.mean(2) - gain * a.mean(2)
+    torch.testing.assert_close(gain[..., None] * a + bias[..., None], b, atol=1e-5, rtol=1e-5)
+    assert 0.25 < gain.log().std() < 0.35
+    assert 0.25 < bias.std() < 0.35
 
 
 @pytest.mark.parametrize("sink", [0, 1])

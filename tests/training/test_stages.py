@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training.recipe import RecipeError, load_recipe
 
@@ -154,6 +155,14 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
     own = {"STREAMGEN_CACHE": str(tmp_path / "cache")}
     _streamgen("export", runs / "student", "--autoencoder", runs / "autoencoder", "--out", student, "--name", "toy")
+    mixed = tmp_path / "mixed"
+    mix = ("--average", runs / "teacher", "0.25")
+    _streamgen("export", runs / "student", "--autoencoder", runs / "autoencoder", *mix, "--out", mixed)
+    weights = [
+        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")["head.head.weight"].float()
+        for path in (mixed, runs / "student", runs / "teacher")
+    ]
+    torch.testing.assert_close(weights[0], 0.75 * weights[1] + 0.25 * weights[2], rtol=0.01, atol=1e-6)
     script = tmp_path / "walk.txt"
     script.write_text("0.5 KeyW\n0.5 KeyW ArrowLeft\n")
     video = tmp_path / "walk.mp4"
@@ -171,7 +180,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path) -> None:
     figures = json.loads(figures_file.read_text())
     forced = figures["teacher_forced"]
     assert forced["autoencoder"]["psnr"] > 5
-    assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_2"]["psnr"] - forced["copy_last"]["psnr"])
+    assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_1"]["psnr"] - forced["copy_last"]["psnr"])
     assert {path.name for path in figures_file.parent.glob("*.png")} == {
         "teacher_forced.png",
         "rollout.png",
@@ -223,6 +232,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
         (STUDENT, ("intervals=7",), "grid of 7"),
+        (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
     ):

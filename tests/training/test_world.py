@@ -182,7 +182,7 @@ def test_policy_turns_full_circles_and_leaves_walls() -> None:
     rng = np.random.default_rng(0)
     free, blocked = StickyPolicy(rng), StickyPolicy(rng)
     longest = run = 0
-    for _ in range(5000):
+    for _ in range(20_000):
         keys = free.next(moved=10.0)
         run = run + 1 if keys[LEFT] and not keys[RIGHT] else 0
         longest = max(longest, run)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, noisy_history, recycled_history
+from training.clips import ClipPass, LatentClips, drifted_history, encode, noisy_history, recycled_history
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
@@ -44,6 +44,7 @@ class TeacherForcingStage:
         history = x0
         if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
             history = recycled_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
+        history = drifted_history(history, recipe.drift, generator)
         history, level = noisy_history(history, recipe.context_noise, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
@@ -63,4 +64,4 @@ class TeacherForcingStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, self.data, {1: (1.0,), 2: (1.0, 0.5)})
+        write_origin(folder, self.recipe, {1: ROLLOUT_SIGMAS[:1], 2: ROLLOUT_SIGMAS}, 2)
