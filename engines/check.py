@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def check_student(path: Path) -> Iterator[Finding]:
         yield Finding("rollout", False, str(error))
         return
     for steps in sorted(student.config.step_plans):
-        yield _finding(f"rollout, {steps} steps", lambda s, steps=steps: _rollout(s, engine, steps), student)
-    yield _finding("parity with torch", lambda s: _parity(s, engine), student)
+        yield _finding(f"rollout, {steps} steps", partial(_rollout, engine=engine, steps=steps), student)
+    yield _finding("parity with torch", partial(_parity, engine=engine), student)
 
 
 def _finding(what: str, check: Callable[[Student], str | None], student: Student) -> Finding:
@@ -123,16 +124,17 @@ def _step(engine: Engine, actions: NDArray[np.float32], steps: int) -> StepResul
 
 
 def _rollout(student: Student, engine: Engine, steps: int) -> str:
-    runs = []
-    for _ in range(2):
+    def frames() -> NDArray[np.uint8]:
         engine.open("check", student.start(0))
-        runs.append(np.concatenate([_step(engine, block, steps).frames for block in _keys(student)]))
-    if not np.array_equal(*runs):
+        return np.concatenate([_step(engine, block, steps).frames for block in _keys(student)])
+
+    first, again = frames(), frames()
+    if not np.array_equal(first, again):
         raise _Wrong("the same seed and keys gave other frames the second time")
-    flat = runs[0].reshape(len(runs[0]), -1).std(1)
+    flat = first.reshape(len(first), -1).std(1)
     if flat.min() < 1:
         raise _Wrong(f"frame {int(flat.argmin())} is one flat colour")
-    return f"{len(runs[0])} frames, the same twice"
+    return f"{len(first)} frames, the same twice"
 
 
 def _parity(student: Student, engine: Engine) -> str | None:
