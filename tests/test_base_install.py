@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 SERVING = {
     "streamgen": ["actions", "cache", "cli", "config", "noise", "state", "student"],
-    "engines": ["cli", "openvino", "protocol", "select"],
+    "engines": ["check", "cli", "openvino", "protocol", "select"],
     "server": sorted(path.stem for path in (ROOT / "server").glob("*.py")),
 }
 

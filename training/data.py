@@ -81,17 +81,16 @@ def open_data(folder: Path | None, width: int, height: int) -> ClipData:
     return VideoActionDataset(folder, width, height)
 
 
-def clip_for(data: ClipData, seed: int, index: int, length: int) -> Clip:
-    """The clip number `index` (from 0) that `ClipSource(data, seed, length)` yields, recorded here and now."""
-    _check_seed(seed)
+def recorded(data: ClipData, seed: int, episodes: range, length: int) -> Iterator[Clip]:
+    """The clips of these numbers that `ClipSource(data, seed, length)` yields, recorded here and now."""
     with data.recorder(seed) as recorder:
-        return recorder.record(length, index)
+        for episode in episodes:
+            yield recorder.record(length, episode)
 
 
 def held_out(data: ClipData, count: int, length: int, first: int = 0) -> list[Clip]:
     """`count` clips of `length` frames from episode `first` of the seed that no ClipSource accepts; always the same."""
-    with data.recorder(HELD_OUT_SEED) as recorder:
-        return [recorder.record(length, first + index) for index in range(count)]
+    return list(recorded(data, HELD_OUT_SEED, range(first, first + count), length))
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,8 @@ class ClipSource:
 
     def __init__(self, data: ClipData, seed: int, length: int, workers: int = 1, share: Share | None = None) -> None:
         """share: None takes all. Raises ValueError for a seed out of range or no workers."""
-        _check_seed(seed)
+        if not 0 <= seed < HELD_OUT_SEED:
+            raise ValueError(f"a training seed lies in 0..{HELD_OUT_SEED - 1}, got {seed}")
         if workers < 1:
             raise ValueError(f"workers must be 1 or more, got {workers}")
         self._share = share or Share()
@@ -174,11 +174,6 @@ class ClipSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < HELD_OUT_SEED:
-        raise ValueError(f"a training seed lies in 0..{HELD_OUT_SEED - 1}, got {seed}")
 
 
 def _work(writer: Connection, data: ClipData, seed: int, length: int, share: Share, first: int, step: int) -> None:

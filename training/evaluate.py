@@ -6,6 +6,7 @@ error is averaged over all frames before the logarithm.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from training.clips import LatentClips, encode
 from training.data import Clip, ClipData, held_out
 from training.judges import Judges, recognised, turn_accuracy, yaw_difference
 from training.metrics import decode, detail, frames_psnr, other_actions, teacher_forced
+from training.recipe import RecipeError
 from training.sheets import contact_sheet
 
 matplotlib.use("Agg")
@@ -69,19 +71,32 @@ def evaluate(
     judges: Judges | None = None,
 ) -> dict[str, Any]:
     """All figures of a student on held-out clips; `folder` gets contact sheets and plots. Control and drift need
-    judges.
+    judges. Raises RecipeError when the clips have other keys than the student, or the judges were trained on other ones
+    or on frames of another size.
     """
+    config = student.config
+    if data.keys != config.keys:
+        raise RecipeError(
+            f"the clips have the keys {' '.join(data.keys)}, but {config.name} has {' '.join(config.keys)}: "
+            "judge it on what it learned from (`--data`)"
+        )
+    if judges is not None and (judges.keys, judges.width, judges.height) != (config.keys, config.width, config.height):
+        raise RecipeError(
+            f"the judges know the keys {' '.join(judges.keys)} in frames of {judges.width}x{judges.height}, but "
+            f"{config.name} has {' '.join(config.keys)} in {config.width}x{config.height}: train judges for it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
     real = held_out(data, _CLIPS, _CONTEXT + _JUDGED)
-    figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
+    figures: dict[str, Any] = {"student": config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     engine = load_engine(student.path, engine_name)
-    frames = _CONTEXT + round(rollout_s * student.config.fps)
-    long = held_out(data, rollouts, frames, first=_CLIPS)
+    long = held_out(data, rollouts, _CONTEXT + round(rollout_s * config.fps), first=_CLIPS)
     figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
     if judges is not None:
-        episodes = held_out(data, _CONTROLLED, _CONTEXT + round(_CONTROLLED_S * student.config.fps), _CLIPS + rollouts)
+        blocks = math.ceil(_CONTROLLED_S * config.fps / config.transformer.block_size)
+        frames = _CONTEXT + blocks * config.transformer.block_size
+        episodes = held_out(data, _CONTROLLED, frames, first=_CLIPS + rollouts)
         figures["control"] = _control(student, engine, autoencoder, episodes, judges)
     return figures
 
@@ -157,7 +172,7 @@ def _control(
     figures: dict[str, Any] = {"episodes": len(real), "seconds": _CONTROLLED_S}
     for name, frames in (("generated", made), ("ceiling", truth)):
         said = np.concatenate([judges.keys_of(part) for part in frames])
-        figures[name] = {"recognised": dict(zip(codes, map(float, recognised(said, keys)), strict=True))}
+        figures[name] = {"recognised": recognised(said, keys, codes)}
         if {"ArrowLeft", "ArrowRight"} <= set(codes):
             figures[name]["turn_accuracy"] = turn_accuracy(
                 said, keys, codes.index("ArrowLeft"), codes.index("ArrowRight")

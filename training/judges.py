@@ -7,6 +7,7 @@ A judge errs on real frames too; that is its ceiling, reported beside what it sa
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,11 +41,11 @@ class _Network(nn.Sequential):
 class Judges(nn.Module):
     """keys: inverse dynamics, from two successive frames; pose: from one frame. Map units are divided by `scale`."""
 
-    def __init__(self, keys: int, height: int, width: int, scale: float) -> None:
+    def __init__(self, keys: Sequence[str], height: int, width: int, scale: float) -> None:
+        """keys: KeyboardEvent.code of each action; height and width in pixels."""
         super().__init__()
-        self.shape = {"keys": keys, "height": height, "width": width, "scale": scale}
-        self.scale = scale
-        self._keys = _Network(6, keys, height, width)
+        self.keys, self.height, self.width, self.scale = tuple(keys), height, width, scale
+        self._keys = _Network(6, len(self.keys), height, width)
         self._pose = _Network(3, 4, height, width)
 
     def key_logits(self, before: Tensor, after: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def pose_target(poses: Tensor, scale: float) -> Tensor:
 
 def save_judges(judges: Judges, run: Path) -> None:
     save_weights(judges, run / JUDGES / WEIGHTS)
-    (run / JUDGES / "config.json").write_text(json.dumps(judges.shape, indent=2) + "\n")
+    config = {"keys": judges.keys, "height": judges.height, "width": judges.width, "scale": judges.scale}
+    (run / JUDGES / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_judges(run: Path) -> Judges:
@@ -95,21 +97,25 @@ def load_judges(run: Path) -> Judges:
     return judges.requires_grad_(False).eval()
 
 
-def recognised(said: NDArray[np.float32], keys: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Balanced accuracy of each key [A] from probabilities and truth [N, A]: mean of the shares of frames found with
-    and without it. NaN for a key that was always held or never.
+def recognised(said: NDArray[np.float32], keys: NDArray[np.uint8], codes: Sequence[str]) -> dict[str, float]:
+    """Balanced accuracy of each key by its code, from probabilities and truth [N, A]: mean of the shares of frames
+    found with and without it. A key that was always held or never is left out.
     """
     held, found = keys > 0, said > 0.5
-    with np.errstate(invalid="ignore"):
-        out: NDArray[np.float64] = ((held & found).sum(0) / held.sum(0) + (~held & ~found).sum(0) / (~held).sum(0)) / 2
-    return out
+    return {
+        code: float((found[held[:, k], k].mean() + (~found[~held[:, k], k]).mean()) / 2)
+        for k, code in enumerate(codes)
+        if held[:, k].any() and not held[:, k].all()
+    }
 
 
-def turn_accuracy(said: NDArray[np.float32], keys: NDArray[np.uint8], left: int, right: int) -> float:
+def turn_accuracy(said: NDArray[np.float32], keys: NDArray[np.uint8], left: int, right: int) -> float | None:
     """Of the frames with exactly one of two opposite keys held, the share in which that key, and not the other, is the
-    likelier one and likelier than not.
+    likelier one and likelier than not. None without such frames.
     """
     turning = keys[:, left] != keys[:, right]
+    if not turning.any():
+        return None
     towards = np.where(keys[turning, left] > 0, left, right)
     away = left + right - towards
     row = np.arange(len(towards))

@@ -13,7 +13,7 @@ from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import encode
-from training.data import ClipData, open_data
+from training.data import ClipData, open_data, recorded
 from training.recipe import RecipeError, StudentRecipe, weights_hash
 
 _STARTS = 12
@@ -39,12 +39,9 @@ def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[f
     """Note in a run folder what its weights belong to: the autoencoder whose latents they know, the clips, the step
     plans, and how many steps to serve with.
     """
-    origin = {
-        "autoencoder": weights_hash(recipe.autoencoder, "vae"),
-        "data": None if recipe.data is None else str(recipe.data),
-        "step_plans": step_plans,
-        "steps": steps,
-    }
+    origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans, "steps": steps}
+    if recipe.data is not None:
+        origin["data"] = str(recipe.data)
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
 
 
@@ -87,10 +84,8 @@ def package(
         _origin(other, autoencoder_run)
         transformer = averaged(transformer, load_transformer(other), share)
     width, height = transformer.config.width * LATENT_PIXEL, transformer.config.height * LATENT_PIXEL
-    data = open_data(origin["data"] and Path(origin["data"]), width, height)
-    with data.recorder(_START_SEED) as recorder:
-        clips = [recorder.record(_START_FRAMES, index) for index in range(_STARTS)]
-    starts = encode(autoencoder, clips)
+    data = open_data(Path(origin["data"]) if "data" in origin else None, width, height)
+    starts = encode(autoencoder, list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES)))
     config = StudentConfig(
         name=name,
         fps=data.fps,

@@ -67,6 +67,7 @@ _MAY_CHANGE = {
     "data_workers",
     "precision",
     "recycle_share",
+    "serve",
 }
 
 

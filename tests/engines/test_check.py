@@ -49,6 +49,15 @@ def test_a_sound_student_passes(sound: Path) -> None:
     assert "FAILED" not in result.output
 
 
+def test_without_torch_it_says_what_was_not_checked(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.check.find_spec", lambda name: None)
+    findings = {finding.what: finding for finding in check_student(sound)}
+    assert {what for what, finding in findings.items() if finding.ok is None} == {"weights", "parity with torch"}
+    result = CliRunner().invoke(command, ["check", str(sound)])
+    assert result.exit_code == 0
+    assert "not checked  parity with torch: needs PyTorch" in result.output
+
+
 def _pickle(folder: Path) -> None:
     (folder / "vae" / "weights.bin").write_bytes(b"\x80")
 

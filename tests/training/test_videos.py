@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from training.data import HELD_OUT_SEED, clip_for, held_out
+from training.data import HELD_OUT_SEED, held_out, recorded
 from training.videos import VideoActionDataset, VideoDataError
 
 KEYS = ["KeyW", "Space"]
@@ -50,8 +50,8 @@ def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
     assert (data.keys, data.fps) == (tuple(KEYS), 20.0)
     assert data.check() == 2 * FRAMES
     seen = set()
-    for index in range(40):
-        clip = clip_for(data, 3, index, 9)
+    clips = list(recorded(data, 3, range(40), 9))
+    for clip in clips:
         assert clip.frames.shape == (9, 24, 32, 3)
         first = number_of(clip.frames[0])
         assert [number_of(picture) for picture in clip.frames] == list(range(first, first + 9))
@@ -59,8 +59,8 @@ def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
         assert np.isnan(clip.poses).all()
         seen.add(first)
     assert len(seen) > 15
-    again = clip_for(data, 3, 7, 9)
-    assert np.array_equal(again.frames, clip_for(data, 3, 7, 9).frames)
+    (again,) = recorded(data, 3, range(7, 8), 9)
+    assert np.array_equal(again.frames, clips[7].frames)
 
 
 def test_the_last_tenth_is_held_out(folder: Path) -> None:
@@ -152,4 +152,4 @@ def test_clips_that_do_not_fit_are_refused(folder: Path) -> None:
     with pytest.raises(VideoDataError, match=r"clips of 7 frames are wanted, but the longest held-out part .* has 6"):
         held_out(data, 1, 7)
     with pytest.raises(VideoDataError, match=r"longest training part .* has 54"):
-        clip_for(data, 0, 0, 55)
+        list(recorded(data, 0, range(1), 55))

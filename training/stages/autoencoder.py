@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, save_autoencoder
-from training.data import Clip, held_out, open_data
+from training.data import Clip, held_out, open_data, recorded
 from training.losses import psnr, reconstruction
 from training.recipe import AutoencoderRecipe
 from training.sheets import contact_sheet
@@ -62,10 +62,8 @@ class AutoencoderStage:
     @torch.no_grad()
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Autoencoder)
-        with self.data.recorder(self.recipe.seed) as recorder:
-            clips = [
-                recorder.record(self.recipe.clip_length, _STATISTICS_EPISODE + i) for i in range(_STATISTICS_CLIPS)
-            ]
+        episodes = range(_STATISTICS_EPISODE, _STATISTICS_EPISODE + _STATISTICS_CLIPS)
+        clips = recorded(self.data, self.recipe.seed, episodes, self.recipe.clip_length)
         z = torch.cat([ema.encoder(self.batch([clip], number)) for number, clip in enumerate(clips)])
         ema.latents_mean.copy_(z.mean((0, 2, 3)))
         ema.latents_std.copy_(z.std((0, 2, 3)))

@@ -16,6 +16,7 @@ from training.recipe import JudgesRecipe
 from training.sheets import contact_sheet
 
 _JUDGED = 24, 32
+"""Held-out clips and the frames of each."""
 
 
 class JudgesStage:
@@ -25,7 +26,7 @@ class JudgesStage:
         self.recipe = recipe
         self.data = open_data(recipe.data, recipe.width, recipe.height)
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = Judges(len(self.data.keys), recipe.height, recipe.width, recipe.scale)
+        self.model: nn.Module = Judges(self.data.keys, recipe.height, recipe.width, recipe.scale)
         self._held_out = held_out(self.data, *_JUDGED)
 
     def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,8 +59,7 @@ class JudgesStage:
         contact_sheet([clip.frames[::4] for clip in self._held_out[:4]], sheet)
         said = np.concatenate([ema.keys_of(clip.frames) for clip in self._held_out])
         keys = np.concatenate([clip.actions[1:] for clip in self._held_out])
-        found = recognised(said, keys)
-        figures = {code: float(value) for code, value in zip(self.data.keys, found, strict=True)}
+        figures = recognised(said, keys, self.data.keys)
         poses = np.concatenate([clip.poses for clip in self._held_out])
         if np.isfinite(poses).all():
             seen = np.concatenate([ema.poses_of(clip.frames) for clip in self._held_out])
