@@ -13,9 +13,8 @@ from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
-from tests.toy import toy_transformer, toy_transformer_config
+from tests.toy import toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
-from training.recipe import TeacherForcingRecipe
 
 POLICIES = [
     {"sink": 0, "block_size": 1},
@@ -149,19 +148,7 @@ def test_noisy_copies_see_the_clean_past_and_themselves_only() -> None:
 def test_no_gradient_reaches_earlier_frames_of_a_rollout() -> None:
     """What the stages generate themselves for the history carries no gradient, whatever the model's parameters want."""
     model = toy_transformer(toy_transformer_config(window=4)).requires_grad_()
-    recipe = TeacherForcingRecipe.model_validate(
-        {
-            "stage": "teacher_forcing",
-            "name": "t",
-            "steps": 1,
-            "learning_rate": 1e-3,
-            "autoencoder": "nowhere",
-            "clips": 1,
-            "clip_length": 12,
-            "recycle": 3,
-            "model": model.config.model_dump(),
-        }
-    )
+    recipe = toy_recipe(model.config, recycle=3)
     x, actions = _clip(model.config, 12)
     x.requires_grad_()
     history = recycled_history(model, LatentClips(x, actions), recipe, (1.0, 0.5), torch.Generator().manual_seed(0))

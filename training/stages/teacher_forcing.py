@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from streamgen.models.loading import load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import (
-    ClipLoader,
-    ClipPass,
-    LatentClips,
-    drifted_history,
-    encode,
-    noisy_history,
-    recycled_history,
-)
+from training.clips import ClipLoader, ClipPass, LatentClips, encode, imperfect_history
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import evaluate_transformer
 from training.package import write_origin
@@ -48,11 +40,7 @@ class TeacherForcingStage:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe, x0 = self.recipe, batch.latents
         rows, frames = x0.shape[:2]
-        history = x0
-        if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
-            history = recycled_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
-        history = drifted_history(history, recipe.drift, generator)
-        history, level = noisy_history(history, recipe.context_noise, generator)
+        history, level = imperfect_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
         eps = torch.randn(target.shape, generator=generator)
