@@ -27,6 +27,7 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
         "action_dim": len(WORLD_KEYS),
         "concat_previous": True,
         "ffn_conv": True,
+        "detail_dim": 8,
     }
     return TransformerConfig.model_validate(settings | changes)
 

@@ -213,14 +213,32 @@ def test_patches_are_put_back_where_they_came_from() -> None:
 
 def test_a_residual_model_with_a_silent_head_stands_still() -> None:
     model = toy_transformer(toy_transformer_config(residual=True))
-    model.head.head.weight.zero_()
-    model.head.head.bias.zero_()
+    for last in (model.head.head, model.detail.conv_out):
+        last.weight.zero_()
+        last.bias.zero_()
     rollout = Rollout(model, None, (1.0, 0.5))
     cache = RollingCache.empty(model.config, 1)
     cache.clean(Commit(model), *(t[:, :1] for t in _clip(model.config)))
     noise = torch.randn(2, 1, 1, *cache.previous.shape[1:])
     made = rollout.denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())
     torch.testing.assert_close(made[:, 0], cache.previous, atol=1e-5, rtol=0)
+
+
+def test_a_new_detail_head_says_nothing_and_one_with_weights_sees_four_pixels_far() -> None:
+    plain = toy_transformer(toy_transformer_config(detail_dim=0, height=16, width=16))
+    model = CausalVideoTransformer(toy_transformer_config(height=16, width=16)).requires_grad_(False)
+    assert model.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+    x, actions = _clip(model.config, 1)
+    call = torch.full((1, 1), 0.7), ClipAttention(model.config, model.space, 1, 1), actions
+    assert torch.equal(model(x, *call, x), plain(x, *call, x))
+    # What the convolutions add to the same tokens: four of 3x3 reach four pixels in each direction, not further.
+    torch.nn.init.normal_(model.detail.conv_out.weight)
+    y = x.clone()
+    y[:, :, :, 8, 8] += 1
+    steering = torch.randn(1, 1, 4 * model.config.detail_dim, 16, 16)
+    a, b = (model.detail(torch.cat([t, t], 2), steering) for t in (x, y))
+    changed = (a != b).any(2)[0, 0].nonzero()
+    assert changed.amin(0).tolist() == [4, 4] and changed.amax(0).tolist() == [12, 12]
 
 
 def test_residual_needs_the_previous_latent() -> None:

@@ -13,7 +13,7 @@ from training.clips import ClipLoader, ClipPass, LatentClips, encode, imperfect_
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import evaluate_transformer
 from training.package import write_origin
-from training.recipe import TeacherForcingRecipe
+from training.recipe import RecipeError, TeacherForcingRecipe
 from training.world.source import held_out
 
 ROLLOUT_SIGMAS = (1.0, 0.5)
@@ -28,7 +28,11 @@ class TeacherForcingStage:
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = CausalVideoTransformer(recipe.model)
         if recipe.start is not None:
-            self.model.load_state_dict(load_transformer(recipe.start).state_dict())
+            unknown = self.model.load_state_dict(
+                load_transformer(recipe.start).state_dict(), strict=False
+            ).unexpected_keys
+            if unknown:
+                raise RecipeError(f"start: {recipe.start} has weights that this model does not: {unknown[0]}, ...")
         self._loader = ClipLoader(recipe, first_step)
         self._held_out_clips = held_out(6, 96)
         self._held_out = encode(self._loader.autoencoder, self._held_out_clips)
