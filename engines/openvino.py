@@ -19,9 +19,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13
 
-from engines.protocol import Capacity, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
+from engines.protocol import Capacity, EngineError, StepRequest, StepResult
 from engines.store import ArtefactStore
-from engines.streams import check_request, step_noise
+from engines.streams import StreamTable, check_request, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
 from streamgen.student import COMMIT_GRAPH, Student, StudentError, step_graph
@@ -111,11 +111,10 @@ class OpenVINOEngine:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._commit = self._request(COMMIT_GRAPH)
         self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
-        self._streams: dict[str, _Stream] = {}
+        self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
     def open(self, stream_id: str, state: StreamState) -> None:
-        if stream_id not in self._streams and len(self._streams) >= self.capacity.streams:
-            raise EngineFull(f"all {self.capacity.streams} streams of the engine are in use")
+        self._streams.check_room(stream_id)
         config = self.student.config.transformer
         shape = (config.num_layers, 1, config.num_heads, config.slots * config.tokens, config.head_dim)
         nothing = np.zeros(self.student.config.latent_shape, np.float32)
@@ -138,9 +137,7 @@ class OpenVINOEngine:
     def _one(self, request: StepRequest) -> StepResult:
         config = self.student.config
         check_request(request, config)
-        stream = self._streams.get(request.stream_id)
-        if stream is None:
-            raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
+        stream = self._streams[request.stream_id]
         infer = self._steps[request.steps]
         frame = stream.frame
         noise = step_noise(stream.seed, frame, request.steps, config)

@@ -1,13 +1,33 @@
-"""What engines share on the host: a stream's noise and the checks of a request."""
+"""What engines share on the host: the table of open streams, a stream's noise and the checks of a request."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.protocol import StepRequest
+from engines.protocol import Capacity, EngineFull, StepRequest, UnknownStream
 from streamgen.config import StudentConfig
 from streamgen.noise import block_noise
+
+_T = TypeVar("_T")
+
+
+class StreamTable(dict[str, _T]):
+    """What an engine keeps for each open stream. Asking for one that is not open raises UnknownStream."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        super().__init__()
+        self._limit = capacity.streams
+
+    def check_room(self, stream_id: str) -> None:
+        """Raises EngineFull when there is none for a stream of this name; an open one has its place."""
+        if stream_id not in self and len(self) >= self._limit:
+            raise EngineFull(f"all {self._limit} streams of the engine are in use")
+
+    def __missing__(self, stream_id: str) -> _T:
+        raise UnknownStream(f"stream {stream_id} is not open in this engine")
 
 
 def check_request(request: StepRequest, config: StudentConfig) -> None:

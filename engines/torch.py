@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from engines.protocol import Capacity, EngineFull, StepRequest, StepResult, UnknownStream
-from engines.streams import check_request, step_noise
+from engines.protocol import Capacity, StepRequest, StepResult
+from engines.streams import StreamTable, check_request, step_noise
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.state import StreamState
@@ -32,12 +32,11 @@ class TorchEngine:
         self._rollouts = {
             count: Rollout(transformer, autoencoder, sigmas) for count, sigmas in student.config.step_plans.items()
         }
-        self._streams: dict[str, tuple[RollingCache, int]] = {}
+        self._streams: StreamTable[tuple[RollingCache, int]] = StreamTable(self.capacity)
 
     @torch.inference_mode()
     def open(self, stream_id: str, state: StreamState) -> None:
-        if stream_id not in self._streams and len(self._streams) >= self.capacity.streams:
-            raise EngineFull(f"all {self.capacity.streams} streams of the engine are in use")
+        self._streams.check_room(stream_id)
         self._streams[stream_id] = recache(self._commit, state), state.seed
 
     @torch.inference_mode()
@@ -50,8 +49,6 @@ class TorchEngine:
     def _one(self, request: StepRequest) -> StepResult:
         config = self.student.config
         check_request(request, config)
-        if request.stream_id not in self._streams:
-            raise UnknownStream(f"stream {request.stream_id} is not open in this engine")
         cache, seed = self._streams[request.stream_id]
         frame = cache.frame
         noise = step_noise(seed, frame, request.steps, config)

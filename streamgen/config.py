@@ -38,6 +38,9 @@ class TransformerConfig(_Config):
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(False, description="x0 is predicted as the previous clean latent plus the head's output")
     ffn_conv: bool = Field(False, description="depthwise 3x3 convolution inside the FFN")
+    detail_dim: int = Field(
+        0, ge=0, description="channels of the convolutional detail head at the latents' own resolution; 0: none"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

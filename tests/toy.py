@@ -11,6 +11,7 @@ from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.export import write_student
 from streamgen.models.transformer import CausalVideoTransformer
+from training.recipe import TeacherForcingRecipe
 
 
 def toy_transformer_config(**changes: object) -> TransformerConfig:
@@ -26,6 +27,7 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
         "action_dim": len(WORLD_KEYS),
         "concat_previous": True,
         "ffn_conv": True,
+        "detail_dim": 8,
     }
     return TransformerConfig.model_validate(settings | changes)
 
@@ -37,6 +39,21 @@ def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTran
     for parameter in model.parameters():
         parameter += torch.randn_like(parameter) * 0.05
     return model
+
+
+def toy_recipe(config: TransformerConfig, **changes: object) -> TeacherForcingRecipe:
+    """A recipe for `toy_transformer`s, for what reads settings from one; its autoencoder does not exist."""
+    settings = {
+        "stage": "teacher_forcing",
+        "name": "toy",
+        "steps": 1,
+        "learning_rate": 1e-3,
+        "autoencoder": "nowhere",
+        "clips": 1,
+        "clip_length": 12,
+        "model": config.model_dump(),
+    }
+    return TeacherForcingRecipe.model_validate(settings | changes)
 
 
 def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:

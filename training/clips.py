@@ -111,6 +111,23 @@ def drifted_history(history: Tensor, amount: float, generator: torch.Generator) 
     return torch.where(chosen, history * gain.exp() + bias, history)
 
 
+def imperfect_history(
+    model: CausalVideoTransformer,
+    clips: LatentClips,
+    recipe: StudentRecipe,
+    sigmas: tuple[float, ...],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The past that a step trains on: recycled in a share of the steps, drifted and noised as the recipe says.
+
+    Returns the history [B, F, C, h, w] and its noise level [B, F].
+    """
+    history = clips.latents
+    if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
+        history = recycled_history(model, clips, recipe, sigmas, generator)
+    return noisy_history(drifted_history(history, recipe.drift, generator), recipe.context_noise, generator)
+
+
 @torch.no_grad()
 def recycled_history(
     model: CausalVideoTransformer,

@@ -141,7 +141,9 @@ class TeacherForcingRecipe(StudentRecipe):
     sigma_floor: float = Field(
         0.0, ge=0, lt=1, description="an error of x0 counts 1 / max(sigma, this) squared; 0: plain flow matching"
     )
-    start: Path | None = Field(None, description="run or student folder whose weights to start from")
+    start: Path | None = Field(
+        None, description="run or student folder whose weights to start from; what they lack is made new"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -105,9 +105,36 @@ class _Head(nn.Module):
         self.head = nn.Linear(config.dim, config.patch**2 * config.in_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
-    def forward(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
+    def modulate(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
+        """Tokens as the last linear layer takes them."""
         shift, scale = (t[:, :, None] for t in (self.modulation + temb_BFd[:, :, None]).unbind(2))
-        out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
+        out: Tensor = self.norm(x) * (1 + scale) + shift
+        return out
+
+
+class _DetailHead(nn.Module):
+    """Convolutions over the latents themselves, scaled and shifted at every latent pixel by the tokens.
+
+    A token carries a whole patch, and its width does not hold the patch and its neighbours sharply enough to move them
+    by less than a patch. Here the tokens only say how things move, and the convolutions move them.
+    """
+
+    def __init__(self, config: TransformerConfig, in_channels: int, layers: int = 2) -> None:
+        super().__init__()
+        dim = config.detail_dim
+        self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
+        self.conv_in = nn.Conv2d(in_channels, dim, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
+        self.conv_out = nn.Conv2d(dim, config.in_channels, 3, padding=1)
+
+    def forward(self, inputs_BFCHW: Tensor, steering_BFCHW: Tensor) -> Tensor:
+        """[B, F, C, h, w] to add to the head's output; steering as `steer` gives it, put back into the image."""
+        channels_last = torch.channels_last
+        x = self.conv_in(inputs_BFCHW.flatten(0, 1).contiguous(memory_format=channels_last))
+        steering = steering_BFCHW.flatten(0, 1).contiguous(memory_format=channels_last).chunk(2 * len(self.convs), 1)
+        for conv, scale, shift in zip(self.convs, steering[::2], steering[1::2], strict=True):
+            x = x + F.gelu(conv(x) * (1 + scale) + shift, approximate="tanh")
+        out: Tensor = self.conv_out(x).unflatten(0, inputs_BFCHW.shape[:2])
         return out
 
 
@@ -143,6 +170,8 @@ class CausalVideoTransformer(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.head = _Head(config)
+        if config.detail_dim:
+            self.detail = _DetailHead(config, channels)
         self.register_buffer("space", space_rotation(config), persistent=False)
         self._initialise()
 
@@ -158,6 +187,9 @@ class CausalVideoTransformer(nn.Module):
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
         nn.init.zeros_(self.head.head.weight)
+        if self.config.detail_dim:
+            nn.init.zeros_(self.detail.conv_out.weight)
+            nn.init.zeros_(cast(Tensor, self.detail.conv_out.bias))
 
     def forward(
         self,
@@ -188,7 +220,10 @@ class CausalVideoTransformer(nn.Module):
         context = None if context_BXd is None else self.text_embedding(context_BXd)
         for layer, block in enumerate(self.blocks):
             x = block(x, e_BF6d, layer, attend, context)
-        out_BFCHW = self._unpatchify(self.head(x, temb_BFd))
+        x = self.head.modulate(x, temb_BFd)
+        out_BFCHW = self._unpatchify(self.head.head(x))
+        if config.detail_dim:
+            out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
         if not config.residual:
             return out_BFCHW
         # What moves little stays, by construction, and the network need not carry the noise through its width.
@@ -206,7 +241,8 @@ class CausalVideoTransformer(nn.Module):
 
     def _unpatchify(self, x_BFNd: Tensor) -> Tensor:
         """[B, F, N, p p C] (channel innermost) to [B, F, C, h, w]."""
-        p, c = self.config.patch, self.config.in_channels
+        p = self.config.patch
+        c = x_BFNd.shape[-1] // p**2
         height, width = self.config.height // p, self.config.width // p
         x = x_BFNd.reshape(*x_BFNd.shape[:2], height, width, p, p, c)
         return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(*x_BFNd.shape[:2], c, height * p, width * p)

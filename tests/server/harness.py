@@ -8,6 +8,7 @@ import itertools
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ class Got:
 
 
 @dataclass
-class Client:
+class Client(ABC):
     """What both transports share: messages, keys, heartbeat."""
 
     ticket: Ticket
@@ -161,9 +162,13 @@ class Client:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
 
-    async def send(self, message: dict[str, Any]) -> None:
-        """Each transport's own."""
-        raise NotImplementedError
+    async def _end_tasks(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    @abstractmethod
+    async def send(self, message: dict[str, Any]) -> None: ...
 
     async def key(self, code: str, down: bool) -> int:
         (self.held.add if down else self.held.discard)(code)
@@ -206,9 +211,7 @@ class SocketClient(Client):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.socket.close()
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -270,9 +273,7 @@ class PeerClient(Client):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.peer.close()
 
     async def send(self, message: dict[str, Any]) -> None:

@@ -13,9 +13,8 @@ from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
-from tests.toy import toy_transformer, toy_transformer_config
+from tests.toy import toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
-from training.recipe import TeacherForcingRecipe
 
 POLICIES = [
     {"sink": 0, "block_size": 1},
@@ -149,19 +148,7 @@ def test_noisy_copies_see_the_clean_past_and_themselves_only() -> None:
 def test_no_gradient_reaches_earlier_frames_of_a_rollout() -> None:
     """What the stages generate themselves for the history carries no gradient, whatever the model's parameters want."""
     model = toy_transformer(toy_transformer_config(window=4)).requires_grad_()
-    recipe = TeacherForcingRecipe.model_validate(
-        {
-            "stage": "teacher_forcing",
-            "name": "t",
-            "steps": 1,
-            "learning_rate": 1e-3,
-            "autoencoder": "nowhere",
-            "clips": 1,
-            "clip_length": 12,
-            "recycle": 3,
-            "model": model.config.model_dump(),
-        }
-    )
+    recipe = toy_recipe(model.config, recycle=3)
     x, actions = _clip(model.config, 12)
     x.requires_grad_()
     history = recycled_history(model, LatentClips(x, actions), recipe, (1.0, 0.5), torch.Generator().manual_seed(0))
@@ -226,14 +213,32 @@ def test_patches_are_put_back_where_they_came_from() -> None:
 
 def test_a_residual_model_with_a_silent_head_stands_still() -> None:
     model = toy_transformer(toy_transformer_config(residual=True))
-    model.head.head.weight.zero_()
-    model.head.head.bias.zero_()
+    for last in (model.head.head, model.detail.conv_out):
+        last.weight.zero_()
+        last.bias.zero_()
     rollout = Rollout(model, None, (1.0, 0.5))
     cache = RollingCache.empty(model.config, 1)
     cache.clean(Commit(model), *(t[:, :1] for t in _clip(model.config)))
     noise = torch.randn(2, 1, 1, *cache.previous.shape[1:])
     made = rollout.denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())
     torch.testing.assert_close(made[:, 0], cache.previous, atol=1e-5, rtol=0)
+
+
+def test_a_new_detail_head_says_nothing_and_one_with_weights_sees_four_pixels_far() -> None:
+    plain = toy_transformer(toy_transformer_config(detail_dim=0, height=16, width=16))
+    model = CausalVideoTransformer(toy_transformer_config(height=16, width=16)).requires_grad_(False)
+    assert model.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+    x, actions = _clip(model.config, 1)
+    call = torch.full((1, 1), 0.7), ClipAttention(model.config, model.space, 1, 1), actions
+    assert torch.equal(model(x, *call, x), plain(x, *call, x))
+    # What the convolutions add to the same tokens: four of 3x3 reach four pixels in each direction, not further.
+    torch.nn.init.normal_(model.detail.conv_out.weight)
+    y = x.clone()
+    y[:, :, :, 8, 8] += 1
+    steering = torch.randn(1, 1, 4 * model.config.detail_dim, 16, 16)
+    a, b = (model.detail(torch.cat([t, t], 2), steering) for t in (x, y))
+    changed = (a != b).any(2)[0, 0].nonzero()
+    assert changed.amin(0).tolist() == [4, 4] and changed.amax(0).tolist() == [12, 12]
 
 
 def test_residual_needs_the_previous_latent() -> None:

@@ -8,11 +8,10 @@ import torch
 
 from streamgen.models.attention import CacheAttention
 from streamgen.models.rollout import Commit, RollingCache
-from tests.toy import toy_transformer, toy_transformer_config
+from tests.toy import toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import LatentClips, before, drifted_history, noisy_history, recycled_history
 from training.evaluate import ssim
 from training.metrics import detail, frames_psnr, other_actions, teacher_forced
-from training.recipe import TeacherForcingRecipe
 
 
 def _picture(seed: int, shape: tuple[int, ...] = (3, 32, 40, 3)) -> np.ndarray:
@@ -93,20 +92,7 @@ def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> N
 @pytest.mark.parametrize("sink", [0, 1])
 def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     config = toy_transformer_config(window=4, sink=sink)
-    recipe = TeacherForcingRecipe.model_validate(
-        {
-            "stage": "teacher_forcing",
-            "name": "t",
-            "steps": 1,
-            "learning_rate": 1e-3,
-            "autoencoder": "nowhere",
-            "clips": 2,
-            "clip_length": 14,
-            "recycle": 4,
-            "recycle_clip": 0.5,
-            "model": config.model_dump(),
-        }
-    )
+    recipe = toy_recipe(config, clips=2, clip_length=14, recycle=4, recycle_clip=0.5)
     model = toy_transformer(config)
     clips = LatentClips(torch.randn(2, 14, 4, 4, 6), torch.zeros(2, 14, 5))
     out = recycled_history(model, clips, recipe, (1.0, 0.5), torch.Generator().manual_seed(1))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, drifted_history, encode, noisy_history, recycled_history
+from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, consistency_target, denoised
 from training.metrics import JUDGED, evaluate_transformer
@@ -43,11 +43,7 @@ class CausalConsistencyStage:
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe, x0 = self.recipe, batch.latents
-        history = x0
-        if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
-            history = recycled_history(ema, batch, recipe, self._plan, generator)
-        history = drifted_history(history, recipe.drift, generator)
-        history, level = noisy_history(history, recipe.context_noise, generator)
+        history, level = imperfect_history(ema, batch, recipe, self._plan, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma, below = self._levels(len(x0), generator)
         sigma, below = (t[..., None].expand(target.shape[:3]) for t in (sigma, below))

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, drifted_history, encode, noisy_history, recycled_history
+from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
-from training.recipe import TeacherForcingRecipe
+from training.recipe import RecipeError, TeacherForcingRecipe
 
 ROLLOUT_SIGMAS = (1.0, 0.5)
 """Steps of the teacher in its own rollouts: recycling and the contact sheet."""
@@ -28,7 +28,10 @@ class TeacherForcingStage:
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = CausalVideoTransformer(recipe.model)
         if recipe.start is not None:
-            self.model.load_state_dict(load_transformer(recipe.start).state_dict())
+            weights = load_transformer(recipe.start).state_dict()
+            unknown = self.model.load_state_dict(weights, strict=False).unexpected_keys
+            if unknown:
+                raise RecipeError(f"start: {recipe.start} has weights that this model does not: {unknown[0]}, ...")
         self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
@@ -41,11 +44,7 @@ class TeacherForcingStage:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe, x0 = self.recipe, batch.latents
         rows, frames = x0.shape[:2]
-        history = x0
-        if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
-            history = recycled_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
-        history = drifted_history(history, recipe.drift, generator)
-        history, level = noisy_history(history, recipe.context_noise, generator)
+        history, level = imperfect_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
         eps = torch.randn(target.shape, generator=generator)
