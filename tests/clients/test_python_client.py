@@ -38,30 +38,28 @@ async def to_the_end(stream: StreamClient) -> None:
         pass
 
 
-def session_of(server: LiveServer) -> Session:
-    """The only session."""
-    (session,) = server.service.sessions._sessions.values()
-    return session
+def session_of(server: LiveServer, stream: StreamClient) -> Session:
+    return server.service.sessions.find(stream._session.address.rpartition("/")[2], stream._session.token)
 
 
 def on_server(server: LiveServer, act: Callable[..., Any], *arguments: Any) -> None:
     server.loop.call_soon_threadsafe(act, *arguments)
 
 
-def cut(server: LiveServer) -> None:
-    """End every connection of the only session, as a failing network does."""
+def cut(server: LiveServer, session: Session) -> None:
+    """End every connection of a session, as a failing network does."""
 
     def close() -> None:
-        for viewer in list(session_of(server).viewers.values()):
+        for viewer in list(session.viewers.values()):
             viewer.transport.close(1011, "cut by the test")
 
     on_server(server, close)
 
 
 @BOTH
-async def test_frames_come_in_order_and_say_what_they_are(serve: Callable[..., LiveServer], transport: Any) -> None:
-    server = serve()
-    async with StreamClient(server.url, student="synthetic", seed=5, transport=transport) as stream:
+async def test_frames_come_in_order_and_say_what_they_are(shared: LiveServer, transport: Any) -> None:
+    misunderstood = shared.metric("streamgen_messages_dropped_total", reason="bad_message")
+    async with StreamClient(shared.url, student="synthetic", seed=5, transport=transport) as stream:
         frame = await stream.next()
         assert frame.rgb.shape == (96, 128, 3) and frame.rgb.dtype == "uint8"
         frames = [Got(frame.generation, frame.number, frame.pts_us, read(frame.rgb)), *await take(stream, 15)]
@@ -73,7 +71,7 @@ async def test_frames_come_in_order_and_say_what_they_are(serve: Callable[..., L
         # A busy server may open another epoch; frames of the first one are dated exactly.
         assert got.pts_us >= round((got.frame - START_FRAMES) * 1e6 / 20)
     assert frames[0].pts_us == round((frames[0].frame - START_FRAMES) * 1e6 / 20)
-    assert server.metric("streamgen_messages_dropped_total", reason="bad_message") == 0
+    assert shared.metric("streamgen_messages_dropped_total", reason="bad_message") == misunderstood
 
 
 @BOTH
@@ -122,13 +120,12 @@ async def test_a_reset_begins_a_generation(shared: LiveServer, transport: Any) -
 
 
 @BOTH
-async def test_a_broken_connection_is_made_again(serve: Callable[..., LiveServer], transport: Any) -> None:
-    server = serve()
-    async with StreamClient(server.url, transport=transport) as stream:
+async def test_a_broken_connection_is_made_again(shared: LiveServer, transport: Any) -> None:
+    async with StreamClient(shared.url, transport=transport) as stream:
         await stream.keys("KeyW", down=True)
-        session, last = session_of(server), (await take(stream, 3))[-1]
+        session, last = session_of(shared, stream), (await take(stream, 3))[-1]
         for times in (1, 2):
-            cut(server)
+            cut(shared, session)
             while stream.stats.reconnects < times or "KeyW" not in last.seen.keys or last.frame < START_FRAMES + 10:
                 before, (last,) = last, await take(stream, 1)
                 assert last.seen.frame == last.frame > before.frame
@@ -137,20 +134,19 @@ async def test_a_broken_connection_is_made_again(serve: Callable[..., LiveServer
         while not ack.shown_by(frame := await stream.next()):
             pass
         assert not read(frame.rgb).keys
-        assert session_of(server) is session and session.stream.generation == 0
+        assert session_of(shared, stream) is session and session.stream.generation == 0
         # The server's ends of the broken connections are gone too.
         await until(lambda: len(session.viewers) == 1, "one viewer")
 
 
 async def test_the_servers_end_of_a_broken_connection_is_ended(
-    serve: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+    shared: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def goes_nowhere() -> None:
         pass
 
-    server = serve()
-    async with StreamClient(server.url, transport="webrtc") as stream:
-        link, session = stream._link, session_of(server)
+    async with StreamClient(shared.url, transport="webrtc") as stream:
+        link, session = stream._link, session_of(shared, stream)
         assert isinstance(link, PeerLink)
         close = link._peer.close
         monkeypatch.setattr(link._peer, "close", goes_nowhere)
@@ -166,11 +162,11 @@ async def test_a_tap_whose_answer_was_lost_is_sent_again(serve: Callable[..., Li
     async with StreamClient(server.url, transport=transport, buffer_frames=64) as stream:
         slow = server.order("slow", "1.0")
         await take(stream, 3)
-        session = session_of(server)
+        session = session_of(server, stream)
         # While a step is under way the next one's inputs wait; they are forgotten when nobody watches any more.
         tap = [asyncio.create_task(stream.keys("Space", down=down)) for down in (True, False)]
         await until(lambda: "Space" in {event.code for event in session.stream.inputs._events}, "the tap at the server")
-        cut(server)
+        cut(server, session)
         await until(lambda: stream.stats.reconnects == 1, "a new connection")
         slow.unlink()
         _, up = [await each for each in tap]
@@ -181,13 +177,13 @@ async def test_a_tap_whose_answer_was_lost_is_sent_again(serve: Callable[..., Li
     assert not seen[-1].seen.keys
 
 
-async def test_a_session_that_the_server_ends_is_lost(serve: Callable[..., LiveServer]) -> None:
-    server = serve()
-    async with StreamClient(server.url, transport="websocket") as stream:
+async def test_a_session_that_the_server_ends_is_lost(shared: LiveServer) -> None:
+    async with StreamClient(shared.url, transport="websocket") as stream:
         await stream.next()
         waiting = asyncio.create_task(stream.keys("KeyW", down=True))
         await asyncio.sleep(0)
-        on_server(server, server.service.sessions.free, session_of(server), "session_expired", "time is up")
+        session = session_of(shared, stream)
+        on_server(shared, shared.service.sessions.free, session, "session_expired", "time is up")
         with pytest.raises(StreamLost, match="time is up") as lost:
             await to_the_end(stream)
         assert lost.value.code == "session_expired"
@@ -195,7 +191,7 @@ async def test_a_session_that_the_server_ends_is_lost(serve: Callable[..., LiveS
             await waiting
         with pytest.raises(StreamLost):
             await stream.hold([])
-        assert server.service.sessions._sessions == {}
+        assert session not in shared.service.sessions._sessions.values()
 
 
 async def test_a_server_that_stays_away_loses_the_stream(
@@ -246,11 +242,10 @@ class Wire:
 
 
 async def test_a_connection_that_falls_silent_is_made_again(
-    serve: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+    shared: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamgen_client.client._SILENCE_S", 1.0)
-    server = serve()
-    wire = Wire(server.port)
+    wire = Wire(shared.port)
     async with wire as url, StreamClient(url, transport="websocket") as stream:
         last = await stream.next()
         wire.freeze()

@@ -44,13 +44,10 @@ def test_gymnasium_finds_nothing_wrong(shared: LiveServer, make: Callable[..., A
         check_env(make(shared.url, transport=transport, render_mode="rgb_array"))
 
 
-def test_a_step_shows_its_action_and_counts_what_was_skipped(
-    serve: Callable[..., LiveServer], make: Callable[..., Any]
-) -> None:
-    server = serve()
-    env = make(server.url, render_mode="rgb_array")
+def test_a_step_shows_its_action_and_counts_what_was_skipped(shared: LiveServer, make: Callable[..., Any]) -> None:
+    env = make(shared.url, render_mode="rgb_array")
     assert isinstance(env, StreamEnv)
-    assert env.metadata["render_fps"] == 20 and env.keys == server.student.config.keys
+    assert env.metadata["render_fps"] == 20 and env.keys == shared.student.config.keys
     assert env.action_space == MultiBinary(5)
     assert env.observation_space == Box(0, 255, (96, 128, 3), np.uint8)
     picture, info = env.reset(seed=9)

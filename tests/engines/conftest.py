@@ -11,9 +11,9 @@ from tests.toy import toy_student
 
 
 @pytest.fixture(scope="session")
-def plain_student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def plain_student(toy_folder: Path) -> Student:
     """Sink 0, one frame a block, as the world student."""
-    return Student.from_pretrained(toy_student(tmp_path_factory.mktemp("students") / "plain"))
+    return Student.from_pretrained(toy_folder)
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from engines.check import check_student
 from engines.cli import student as command
 from streamgen.student import WEIGHTS
-from tests.toy import toy_student
 
 CARD = "# A toy\n\n" + "It was trained on nothing and knows nothing. " * 10
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = toy_student(tmp_path_factory.mktemp("check") / "toy")
+def sound(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(toy_folder, tmp_path_factory.mktemp("check") / "toy"))
     (folder / "README.md").write_text(CARD)
     return folder
 

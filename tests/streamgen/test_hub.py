@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,15 +16,14 @@ from pathlib import Path
 import pytest
 
 from streamgen.student import Student, StudentError
-from tests.toy import toy_student
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def hub(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address of a hub that has `someone/toy`, and the folder behind it."""
-    folder = toy_student(tmp_path_factory.mktemp("hub") / "toy")
+    folder = Path(shutil.copytree(toy_folder, tmp_path_factory.mktemp("hub") / "toy"))
     (folder / "run_me.py").write_text("raise SystemExit('it ran')\n")
     (folder / "pytorch_model.bin").write_bytes(b"\x80pickle")
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
