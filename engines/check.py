@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from engines.openvino import OpenVINOEngine
 from engines.protocol import Engine, EngineError, StepRequest, StepResult
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, Student, StudentError, step_graph
+from streamgen.student import COMMIT_GRAPH, NO_CARD, STARTS, WEIGHTS, Student, StudentError, step_graph
 
 _BLOCKS = 50
 _TOLERANCE = 1e-4 + 2**-10
 """fp32 engines agree within 1e-4 of the latents' range; latents are rounded to fp16, one part in 1,024."""
 _HARMLESS = {".json", ".md", ".onnx", ".png", ".safetensors"}
 _CARD_CHARACTERS = 400
-_PLACEHOLDER = "Nobody has written its card yet"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _starts(student: Student) -> str:
 def _card(student: Student) -> str:
     card = student.path / "README.md"
     text = card.read_text() if card.is_file() else ""
-    if len(text) < _CARD_CHARACTERS or _PLACEHOLDER in text:
+    if len(text) < _CARD_CHARACTERS or NO_CARD in text:
         raise _Wrong("README.md says too little: what it was trained on, how, what it reaches, its limits, its licence")
     return text.splitlines()[0].lstrip("# ")
 

@@ -28,6 +28,9 @@ from streamgen.state import StreamState
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT_GRAPH = "commit.onnx"
 STARTS = "starts.safetensors"
+NO_CARD = "Nobody has written its card yet."
+"""What the card of an exported student says until somebody has."""
+
 SHIPPED = Path(__file__).parent / "students"
 _CLASSES = {
     "_class_name": "StreamgenPipeline",

@@ -10,6 +10,7 @@ import click
 from engines.select import ENGINES
 
 RECIPES = Path(__file__).parent / "recipes"
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group()
@@ -18,7 +19,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=_FOLDER)
 def check(folder: Path) -> None:
     """Read every frame and every action of a FOLDER of videos to train on; the first fault ends it."""
     from training.videos import VideoActionDataset, VideoDataError
@@ -71,12 +72,8 @@ def _torch() -> Any:
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--autoencoder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("runs/world-autoencoder"),
-)
+@click.argument("run", type=_FOLDER)
+@click.option("--autoencoder", type=_FOLDER, default=Path("runs/world-autoencoder"))
 @click.option(
     "--card",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -85,7 +82,7 @@ def _torch() -> Any:
 )
 @click.option(
     "--average",
-    type=(click.Path(exists=True, file_okay=False, path_type=Path), click.FloatRange(0, 1)),
+    type=(_FOLDER, click.FloatRange(0, 1)),
     default=None,
     metavar="RUN SHARE",
     help="Mix in this share of the weights of another run of the same line.",
@@ -98,17 +95,13 @@ def export(
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
     _torch()
 
-    from streamgen.student import StudentError
+    from streamgen.student import NO_CARD, StudentError
     from training.package import package
     from training.recipe import RecipeError
     from training.videos import VideoDataError
 
     try:
-        text = (
-            card.read_text()
-            if card
-            else f"# {name}\n\nExported from the run {run.name}. Nobody has written its card yet.\n"
-        )
+        text = card.read_text() if card else f"# {name}\n\nExported from the run {run.name}. {NO_CARD}\n"
         package(run, autoencoder, out, text, name, average)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
@@ -119,17 +112,9 @@ def export(
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
 @click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=None,
-    help="Folder of videos with actions; default: the recorder of the world.",
+    "--data", type=_FOLDER, default=None, help="Folder of videos with actions; default: the recorder of the world."
 )
-@click.option(
-    "--judges",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=None,
-    help="Run folder of judges: adds control and drift.",
-)
+@click.option("--judges", type=_FOLDER, default=None, help="Run folder of judges: adds control and drift.")
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
