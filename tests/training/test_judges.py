@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
 from streamgen.student import Student, write_config
-from tests.toy import toy_student
 from training import cli, evaluate
 from training.data import Clip
 from training.judges import Judges, load_judges, pose_target, recognised, save_judges, turn_accuracy, yaw_difference
@@ -35,6 +35,7 @@ def write_walk(path: Path, frames: int = 1000) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.gop_size = 16  # every clip is a seek
         for number in range(frames):
             if number % 3 == 0:
                 held = (rng.random(len(WORLD_KEYS)) < 0.4).astype(int)
@@ -58,9 +59,9 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def student(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Student:
     """It shows frames of the walks' size at their rate, and knows nothing."""
-    folder = toy_student(tmp_path_factory.mktemp("students") / "toy")
+    folder = Path(shutil.copytree(toy_folder, tmp_path_factory.mktemp("students") / "toy"))
     write_config(folder, Student.from_pretrained(folder).config.model_copy(update={"fps": float(FPS)}))
     return Student.from_pretrained(folder)
 
