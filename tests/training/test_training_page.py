@@ -33,6 +33,7 @@ TOY: dict[str, dict[str, Any]] = {
         "width": 64,
         "height": 48,
         "frames": 2,
+        "clip_length": 8,
         "model": {"latent_channels": 4, "encoder_dims": [8, 8], "decoder_dims": [8, 8], "decoder_blocks": [1, 1]},
     },
     "teacher": {
@@ -53,6 +54,7 @@ def _walk(path: Path, frames: int = 1000) -> list[list[int]]:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=16)
         stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        stream.codec_context.gop_size = 16  # every clip is a seek
         held = [0, 0, 0]
         for number in range(frames):
             if number % 6 == 0:
