@@ -252,8 +252,9 @@ export class Player {
         this.#stage.notice("That world has ended. Here is a new one.");
         return true;
       }
+      if (error.locked) return this.#giveUp("locked", error.code === "key_unknown" ? error.message : "");
       if (error.full) {
-        const kind = error.code === "starting" ? "starting" : "full";
+        const kind = error.code === "starting" ? "starting" : error.status === 429 ? "limited" : "full";
         return this.#wait(kind, error.message, error.retryAfterS ?? FULL_RETRY_S);
       }
       if (error.retryable) return this.#wait("unreachable", error.message, backoffS);

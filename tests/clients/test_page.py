@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from server.protocol import Input, Ping, Release
-from tests.clients.walking import PHONE, Open, enter
+from server.settings import Settings
+from tests.clients.walking import DESKTOP, PHONE, Open, Walk, enter
+from tests.server.harness import LiveServer, make_certificate
+from tests.server.synthetic import make_student
 
+KEY = "sg_friend"
 TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
 
@@ -241,3 +248,40 @@ def test_on_a_phone_two_thumbs_steer(walk: Open) -> None:
     # Down: forward, left, fire; up: left, forward, fire.
     w.until(lambda stats: len(stats["inputToPhotonMs"]) == 6, 3)
     assert w.complaints == []
+
+
+def test_a_key_is_asked_for_over_https(browser: Browser, keyed_server: LiveServer) -> None:
+    page = browser.new_context(ignore_https_errors=True, **DESKTOP).new_page()
+    page.goto(keyed_server.url)
+    page.get_by_role("button", name="Walk in").click()
+    field = page.get_by_label("API key")
+    expect(field).to_be_focused()
+    page.keyboard.type("sg_wrong pn")  # letters that mean something elsewhere on the page are typed here
+    expect(field).to_have_value("sg_wrong pn")
+    field.fill("sg_wrong")
+    field.press("Enter")
+    expect(page.locator("#detail")).to_have_text("The server does not know this API key.")
+    field.fill(f" {KEY} ")
+    page.get_by_role("button", name="Walk in").click()
+    walk = Walk(page, page.context)
+    first = walk.plays()
+    assert first["transport"] == "webrtc"
+    expect(field).to_be_hidden()
+    # The tab remembers: neither a reload nor another session asks again.
+    assert page.evaluate("sessionStorage.getItem('streamgen.key')") == KEY
+    page.goto(f"{keyed_server.url}/?seed=6&transport=websocket")
+    page.get_by_role("button", name="Walk in").click()
+    assert walk.plays()["transport"] == "websocket"
+    # No other tab and no address knows it.
+    assert KEY not in page.url
+    page.context.close()
+
+
+@pytest.fixture
+def keyed_server(tmp_path: Path) -> Iterator[LiveServer]:
+    """HTTPS and one key, on the engine without a model."""
+    known = "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()
+    settings = Settings(api_key=(known,), **make_certificate(tmp_path))  # type: ignore[arg-type]
+    server = LiveServer(make_student(tmp_path / "student"), tmp_path, settings).start()
+    yield server
+    server.stop()
