@@ -260,25 +260,34 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         (lambda name: ENV_PREFIX + name.upper(), {**_unknown_variables(), **EnvSettingsSource(Settings)()}),
         (lambda name: f"{config}: {name}", _read_file(config) if config else {}),
     ]
-    merged: dict[str, Any] = {}
-    for _, values in reversed(sources):
-        merged |= values
+    known: dict[str, Any] = {}
+    mistakes = []
+    for spell, values in reversed(sources):
+        for name, value in values.items():
+            if name in Settings.model_fields:
+                known[name] = value
+            else:
+                alike = difflib.get_close_matches(name, Settings.model_fields, 1)
+                mistakes.append(
+                    f"{spell(name)}: there is no such setting" + (f"; is {alike[0]} meant?" if alike else "")
+                )
 
-    def complaint(error: ErrorDetails) -> str:
-        if not error["loc"]:
-            return str(error["msg"]).removeprefix("Value error, ")
+    def mistake(error: ErrorDetails) -> str:
+        what = error["msg"].removeprefix("Value error, ")
+        if not error["loc"]:  # several settings that do not go together: the message names them
+            return what
         name = str(error["loc"][0])
         spell = next(spell for spell, values in sources if name in values)
-        if name not in Settings.model_fields:
-            alike = difflib.get_close_matches(name, Settings.model_fields, 1)
-            return f"{spell(name)}: there is no such setting" + (f"; is {alike[0]} meant?" if alike else "")
-        said = "" if not Settings.model_fields[name].repr else f" (given: {str(error['input'])[:80]!r})"
-        return f"{spell(name)}: {str(error['msg']).removeprefix('Value error, ')}{said}"
+        given = f" (given: {str(error['input'])[:80]!r})" if Settings.model_fields[name].repr else ""
+        return f"{spell(name)}: {what}{given}"
 
     try:
-        return Settings(**merged)
+        settings = Settings(**known)
     except ValidationError as error:
-        raise SettingsError("\n".join(map(complaint, error.errors(include_url=False)))) from None
+        mistakes += map(mistake, error.errors(include_url=False))
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    return settings
 
 
 def _unknown_variables() -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_every_form_of_value_in_every_place(file: Path, monkeypatch: pytest.Monk
 
 
 def test_a_mistake_is_told_once_with_its_place(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.write_text("max_sesions: 3\nmax_viewers: many\nport: wrong too, but the variable wins\n")
+    file.write_text("_case_sensitive: x\nmax_sesions: 3\nmax_viewers: many\nport: wrong too, but the variable wins\n")
     monkeypatch.setenv("STREAMGEN_SERVE_PORT", "70000")
     monkeypatch.setenv("STREAMGEN_SERVE_ALOW_HOST", "x")
     monkeypatch.setenv("STREAMGEN_SERVE_CONFIG", str(file))  # is known
@@ -72,6 +72,7 @@ def test_a_mistake_is_told_once_with_its_place(file: Path, monkeypatch: pytest.M
         "--allow-origin: give scheme and host, such as https://play.example (given: 'site')",
         "--engine: choose one of auto, openvino, torch (given: 'fast')",
         "--media-ports: give FIRST-LAST between 1024 and 65535, such as 50000-50100 (given: '9-1')",
+        f"{file}: _case_sensitive: there is no such setting",
         f"{file}: max_sesions: there is no such setting; is max_sessions meant?",
         f"{file}: max_viewers: Input should be a valid integer, unable to parse string as an integer (given: 'many')",
         "STREAMGEN_SERVE_ALOW_HOST: there is no such setting; is allow_host meant?",
