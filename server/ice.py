@@ -67,7 +67,7 @@ def _replace_gathering(connection: Connection, addresses: list[str], media_ip: s
     async def gather_on_ours(component: int, addresses: list[str]) -> list[Candidate]:
         candidates = await gather(component, chosen)
         if not candidates:
-            raise Refused(503, "no_media_port", "every UDP port for media is taken: try again later", retry_after_s=10)
+            raise Refused(503, "no_media_port", "no UDP port for media is free: try again later", retry_after_s=10)
         for candidate in candidates:
             if media_ip is not None and candidate.type == "host":
                 candidate.host = media_ip

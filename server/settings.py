@@ -285,6 +285,7 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         settings = Settings(**known)
     except ValidationError as error:
         mistakes += map(mistake, error.errors(include_url=False))
+        raise SettingsError("\n".join(mistakes)) from None
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return settings

@@ -245,7 +245,8 @@ export class Player {
    */
   async #recover(error, failures) {
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
-    if (error instanceof Refused) {
+    // Media ports are for WebRTC alone: without one it goes on below, by the other way.
+    if (error instanceof Refused && error.code !== "no_media_port") {
       if (error.gone && this.#session) {
         forget();
         this.#session = null;

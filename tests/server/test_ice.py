@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
@@ -15,6 +16,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 from server.ice import bound_ports, choose_addresses, media_addresses, without_mdns
 from server.settings import PortRange
 from tests.server.harness import PATIENCE_S, LiveServer, PeerClient, until
+from tests.server.synthetic import make_student
 from tests.server.turn import RELAYED, turn_server
 
 
@@ -95,9 +97,11 @@ async def test_sockets_take_ports_of_the_range_until_none_is_left() -> None:
         transport.close()
 
 
-async def test_viewers_share_the_media_ports(serve: Callable[..., LiveServer]) -> None:
+async def test_viewers_share_the_media_ports(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
     ports = free_ports(1)
-    server = serve(settings={"media_ports": f"{ports.first}-{ports.last}"})
+    server = serve(
+        own=make_student(tmp_path / "calm", fps=5.0), settings={"media_ports": f"{ports.first}-{ports.last}"}
+    )
     first, second = server.create(), server.create()
     async with PeerClient(first) as client:
         found = re.findall(r"^a=candidate:\S+ 1 udp \d+ \S+ (\d+) ", client.response.text, re.MULTILINE)

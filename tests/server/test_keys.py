@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from server.errors import Refused
 from server.keys import ApiKey, Keyring, key
 from tests.server.harness import LiveServer, SocketClient, bearer, follow
+from tests.server.synthetic import make_student
 
 ONE, TWO = "sg_one", "sg_two"
 
@@ -98,8 +100,10 @@ def test_addresses_are_forgotten_before_they_fill_the_memory() -> None:
     assert len(keyring._tries) == 4096
 
 
-async def test_sessions_are_for_who_has_a_key(serve: Callable[..., LiveServer]) -> None:
-    server = serve(settings={"api_key": (hashed(ONE), hashed(TWO) + ",1"), "max_sessions_per_key": 2})
+async def test_sessions_are_for_who_has_a_key(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    # Few frames a second: a busy machine shall have room for four streams.
+    calm = make_student(tmp_path / "calm", fps=4.0)
+    server = serve(own=calm, settings={"api_key": (hashed(ONE), hashed(TWO) + ",1"), "max_sessions_per_key": 2})
     playing = server.create(seed=31, key=ONE)
     async with SocketClient(playing) as client:
         await client.watch(3)
