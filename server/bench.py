@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import shutil
@@ -23,6 +24,7 @@ import numpy as np
 from engines.bench import bench as bench_engine
 from engines.protocol import EngineError
 from engines.select import ENGINES
+from server.settings import ENV_PREFIX
 from streamgen.student import Student, StudentError
 
 _READY_S = 60.0
@@ -135,7 +137,11 @@ def _cpu_s(processes: list[Any]) -> float:
 def _server(student: Student, engine: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`streamgen serve` on a free port, ready."""
     command = [sys.executable, "-c", "from server.cli import serve; serve()", "--port", "0", "--engine", engine]
-    process = subprocess.Popen([*command, "--student", str(student.path)], stderr=subprocess.PIPE, text=True)
+    # With the settings of a fresh installation, whatever this shell has set for a server of its own.
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+    process = subprocess.Popen(
+        [*command, "--student", str(student.path)], stderr=subprocess.PIPE, text=True, env=environment
+    )
     try:
         lines: queue.Queue[str] = queue.Queue()
         stream = process.stderr

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+
+from server.metrics import Metrics
 
 
 class Refused(Exception):
@@ -27,8 +30,14 @@ def error_body(code: str, message: str, retryable: bool = False) -> dict[str, An
     return {"error": {"code": code, "message": message, "retryable": retryable}}
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Give every error of the application the same form."""
+def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Give every error of the application the same form, and count it."""
+
+    def answer(
+        status: int, code: str, message: str, retryable: bool = False, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        metrics.requests_refused.labels(code).inc()
+        return JSONResponse(error_body(code, message, retryable), status, headers)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -37,19 +46,19 @@ def install_error_handlers(app: FastAPI) -> None:
             headers["Retry-After"] = str(error.retry_after_s)
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(error_body(error.code, error.message, error.retryable), error.status, headers)
+        return answer(error.status, error.code, error.message, error.retryable, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(error_body("invalid_request", f"{where}: {first['msg']}"), 422)
+        return answer(422, "invalid_request", f"{where}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, f"http_{error.status_code}")
-        return JSONResponse(error_body(code, str(error.detail)), error.status_code, error.headers)
+        return answer(error.status_code, code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body("internal", "an internal error", retryable=True), 500)
+        return answer(500, "internal", "an internal error", retryable=True)

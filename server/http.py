@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server import protocol
 from server.errors import Refused
+from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
 from server.service import Service
 from server.sessions import Session
@@ -67,6 +68,7 @@ class SessionInfo(BaseModel):
     viewers: int
     fps: float
     links: dict[str, str]
+    ice_servers: list[dict[str, str]] = Field(description="RTCIceServer dictionaries, as browsers take them")
 
 
 class CreatedSession(SessionInfo):
@@ -78,17 +80,27 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _session(
-    request: Request, session_id: str, authorization: Annotated[str, Header(description="Bearer TOKEN")] = ""
-) -> Session:
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Refused(401, "unauthorized", "the session's token is missing: Authorization: Bearer TOKEN")
-    return _service(request).sessions.find(session_id, token.strip())
+def _bearer(authorization: Annotated[str, Header(description="Bearer SECRET")] = "") -> str | None:
+    scheme, _, secret = authorization.partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None
 
 
 Served = Annotated[Service, Depends(_service)]
+Bearer = Annotated[str | None, Depends(_bearer)]
+
+
+def _session(service: Served, session_id: str, token: Bearer) -> Session:
+    if token is None:
+        raise Refused(401, "unauthorized", "the session's token is missing: Authorization: Bearer TOKEN")
+    return service.sessions.find(session_id, token)
+
+
+def _key(service: Served, request: Request, given: Bearer) -> ApiKey | None:
+    return service.keyring.check(given, request.client.host if request.client else "", service.now_s())
+
+
 Owned = Annotated[Session, Depends(_session)]
+Keyed = Annotated[ApiKey | None, Depends(_key)]
 
 router = APIRouter()
 
@@ -106,19 +118,20 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
         "viewers": len(session.viewers),
         "fps": session.stream.measured_fps(service.now_s()),
         "links": {"self": base, "webrtc": f"{base}/webrtc", "stream": f"{base}/stream"},
+        "ice_servers": [server.for_browser() for server in service.settings.ice_server],
     }
 
 
 @router.post("/v1/sessions", status_code=201)
 async def create_session(
-    service: Served, response: Response, wish: Annotated[NewSession | None, Body()] = None
+    service: Served, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
 ) -> CreatedSession:
     wish = wish or NewSession()
     if wish.student not in (None, service.student.config.name):
         raise Refused(
             404, "unknown_student", f"the server has no such student; it serves {service.student.config.name}"
         )
-    session = service.sessions.create(wish.seed)
+    session = service.sessions.create(wish.seed, key)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
     return CreatedSession(token=session.token, **_info(session, service))
 

@@ -7,14 +7,21 @@ a connection is enough to choose them. tests/server/test_ice.py holds this again
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import ipaddress
+import itertools
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from aioice import Candidate
 from aioice.ice import Connection, get_host_addresses
 from aiortc import RTCPeerConnection
+
+from server.errors import Refused
+from server.settings import PortRange
 
 _MDNS_CANDIDATE = re.compile(r"^a=candidate:\S+ \d+ \S+ \d+ \S+\.local ")
 
@@ -42,9 +49,11 @@ def choose_addresses(peer: RTCPeerConnection, addresses: Iterable[str], media_ip
     To be called between setRemoteDescription, which makes the transports, and setLocalDescription, which gathers.
     """
     wanted = list(addresses)
-    if media_ip is not None and not ipaddress.ip_address(media_ip).is_loopback:
-        # Nobody reaches this machine's loopback under another address.
-        wanted = [a for a in wanted if not ipaddress.ip_address(a).is_loopback] or wanted
+    if media_ip is not None:
+        said = ipaddress.ip_address(media_ip)
+        # Nobody reaches this machine's loopback, nor a socket of the other IP version, under that address.
+        for reached in (lambda a: a.version == said.version, lambda a: said.is_loopback or not a.is_loopback):
+            wanted = [a for a in wanted if reached(ipaddress.ip_address(a))] or wanted
     transports = [transceiver.sender.transport for transceiver in peer.getTransceivers()]
     if peer.sctp is not None:
         transports.append(peer.sctp.transport)
@@ -57,6 +66,8 @@ def _replace_gathering(connection: Connection, addresses: list[str], media_ip: s
 
     async def gather_on_ours(component: int, addresses: list[str]) -> list[Candidate]:
         candidates = await gather(component, chosen)
+        if not candidates:
+            raise Refused(503, "no_media_port", "no UDP port for media is free: try again later", retry_after_s=10)
         for candidate in candidates:
             if media_ip is not None and candidate.type == "host":
                 candidate.host = media_ip
@@ -64,6 +75,34 @@ def _replace_gathering(connection: Connection, addresses: list[str], media_ip: s
 
     chosen = addresses
     setattr(connection, "get_component_candidates", gather_on_ours)  # noqa: B010 - a plain assignment is a type error
+
+
+def bound_ports(loop: asyncio.AbstractEventLoop, ports: PortRange) -> None:
+    """Let UDP sockets that may have any port take one of these; aioice asks for any and knows no range.
+
+    It asks the loop (`create_datagram_endpoint` with port 0), and goes on without an address that has no port left.
+    Sockets with a remote address, as towards a TURN server, keep any port: nothing comes in on them unasked.
+    """
+    create = loop.create_datagram_endpoint
+    first = itertools.count()
+
+    async def create_in_range(
+        factory: Callable[[], asyncio.BaseProtocol], local_addr: Any = None, **options: Any
+    ) -> tuple[asyncio.DatagramTransport, asyncio.BaseProtocol]:
+        if local_addr is None or local_addr[1] != 0:
+            return await create(factory, local_addr=local_addr, **options)
+        count = ports.last - ports.first + 1
+        start = next(first)  # a port that was just given back may still get packets of its last peer
+        for offset in range(count):
+            port = ports.first + (start + offset) % count
+            try:
+                return await create(factory, local_addr=(local_addr[0], port), **options)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, f"every port from {ports.first} to {ports.last} is taken")
+
+    setattr(loop, "create_datagram_endpoint", create_in_range)  # noqa: B010 - a plain assignment is a type error
 
 
 def without_mdns(offer: str) -> str:

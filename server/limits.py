@@ -10,11 +10,15 @@ class TokenBucket:
         self._rate, self._burst = rate, burst
         self._tokens, self._at_s = burst, now_s
 
-    def take(self, now_s: float) -> bool:
-        """Whether one more is allowed now; if so it counts."""
+    def left(self, now_s: float) -> bool:
+        """Whether one more is allowed now; it does not count yet."""
         self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+        return self._tokens >= 1
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more is allowed now; if so it counts."""
+        allowed = self.left(now_s)
+        if allowed:
+            self._tokens -= 1
+        return allowed

@@ -61,5 +61,8 @@ def uvicorn_config(settings: Settings, student: Student, build: BuildEngine, web
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,
         limit_concurrency=_MOST_CONNECTIONS,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        loop="asyncio",  # ice.bound_ports changes the loop, which others do not allow
         timeout_graceful_shutdown=_GRACE_S,
     )

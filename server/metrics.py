@@ -37,6 +37,9 @@ class Metrics:
         )
         self.sessions = Gauge("streamgen_sessions", "Sessions, by whether they play", ["state"], registry=r)
         self.sessions_refused = Counter("streamgen_sessions_refused", "Sessions not let in", ["reason"], registry=r)
+        self.requests_refused = Counter(
+            "streamgen_requests_refused", "Requests and WebSockets answered with an error", ["code"], registry=r
+        )
         self.viewers = Gauge("streamgen_viewers", "Viewers connected", ["transport"], registry=r)
         self.worker_ready = Gauge("streamgen_worker_ready", "1 while the worker answers", registry=r)
         self.worker_restarts = Counter(

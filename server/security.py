@@ -15,10 +15,9 @@ from aioice.ice import get_host_addresses
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
 
 from server.errors import error_body
-from server.viewers import CLOSE_POLICY
+from server.metrics import Metrics
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _SECURITY_HEADERS = {
@@ -48,10 +47,15 @@ def allowed_hosts(host: str, media_ip: str | None, more: Iterable[str]) -> froze
 
 
 class Gatekeeper:
-    """Refuses requests with a foreign Host (421) or Origin (403) or a long body (413), and adds security headers."""
+    """Refuses requests with a foreign Host (421) or Origin (403) or a long body (413), and adds security headers.
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], origins: Iterable[str], max_body_bytes: int) -> None:
-        self._app, self._hosts, self._max_body_bytes = app, hosts, max_body_bytes
+    A WebSocket is refused in its handshake, with the same answers.
+    """
+
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], origins: Iterable[str], max_body_bytes: int, metrics: Metrics
+    ) -> None:
+        self._app, self._hosts, self._max_body_bytes, self._metrics = app, hosts, max_body_bytes, metrics
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,13 +65,15 @@ class Gatekeeper:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if _hostname(host) not in self._hosts:
-            await _refuse(scope, receive, send, 421, "unknown_host", "the server does not answer under this host name")
-        elif not self._same_site(headers.get("origin"), host):
-            await _refuse(scope, receive, send, 403, "foreign_origin", "requests from other sites are refused")
+            message = f"the server does not answer under the host name {_hostname(host)[:100]!r}: see --allow-host"
+            await self._refuse(scope, receive, send, 421, "unknown_host", message)
+        elif not self._same_site(origin := headers.get("origin"), host):
+            message = f"pages of {(origin or '')[:100]!r} may not use this server: see --allow-origin"
+            await self._refuse(scope, receive, send, 403, "foreign_origin", message)
         elif scope["type"] == "websocket":
             await self._app(scope, receive, send)
         elif not _short_enough(headers.get("content-length"), self._max_body_bytes):
-            await _refuse(scope, receive, send, 413, "body_too_large", f"the limit is {self._max_body_bytes} bytes")
+            await self._refuse_body(scope, receive, send)
         else:
             await self._limited(scope, receive, send)
 
@@ -107,7 +113,15 @@ class Gatekeeper:
             if not refused:
                 raise
         if refused and not started:
-            await _refuse(scope, receive, send, 413, "body_too_large", f"the limit is {self._max_body_bytes} bytes")
+            await self._refuse_body(scope, receive, send)
+
+    async def _refuse_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = f"the body is too long: the limit is {self._max_body_bytes} bytes"
+        await self._refuse(scope, receive, send, 413, "body_too_large", message)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:
+        self._metrics.requests_refused.labels(code).inc()
+        await JSONResponse(error_body(code, message), status)(scope, receive, send)
 
 
 def _hostname(host: str) -> str:
@@ -120,10 +134,3 @@ def _hostname(host: str) -> str:
 
 def _short_enough(length: str | None, limit: int) -> bool:
     return length is None or (length.isdecimal() and int(length) <= limit)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:
-    if scope["type"] == "websocket":
-        await WebSocketClose(CLOSE_POLICY, code)(scope, receive, send)
-    else:
-        await JSONResponse(error_body(code, message), status)(scope, receive, send)

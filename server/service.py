@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from server.ice import bound_ports
+from server.keys import Keyring
 from server.metrics import Metrics
 from server.pages import pages
 from server.scheduler import Scheduler
@@ -28,20 +30,22 @@ _MOST_SLOTS = 16
 class Service:
     """The parts of one server; made on the event loop."""
 
-    def __init__(self, settings: Settings, student: Student, build_engine: BuildEngine, web: Path | None) -> None:
-        self.settings, self.student = settings, student
-        self.metrics = Metrics()
+    def __init__(
+        self, settings: Settings, student: Student, build_engine: BuildEngine, web: Path | None, metrics: Metrics
+    ) -> None:
+        self.settings, self.student, self.metrics = settings, student, metrics
+        self.keyring = Keyring(settings.keys)
         self.pool = ThreadPoolExecutor(_ENCODER_THREADS, "encoder")
         self.scheduler = Scheduler(
             student,
             build_engine,
-            self.metrics,
+            metrics,
             slots=min(settings.max_sessions, _MOST_SLOTS),
             hang_after_s=settings.hang_after_s,
             ready_within_s=settings.ready_within_s,
         )
-        self.sessions = Sessions(student, self.scheduler, settings, self.metrics)
-        self.peers = Peers(settings, self.metrics)
+        self.sessions = Sessions(student, self.scheduler, settings, metrics)
+        self.peers = Peers(settings, metrics)
         self.pages = pages(web)
 
     @staticmethod
@@ -51,8 +55,11 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The server while it serves; at the end no process and no shared memory is left."""
+        loop = asyncio.get_running_loop()
         # aiortc encodes on the loop's default executor.
-        asyncio.get_running_loop().set_default_executor(self.pool)
+        loop.set_default_executor(self.pool)
+        if self.settings.media_ports is not None:
+            bound_ports(loop, self.settings.media_ports)
         tasks = [asyncio.create_task(self.scheduler.run()), asyncio.create_task(self.sessions.run())]
         for task in tasks:
             task.add_done_callback(_report)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from server.clock import Epoch
 from server.errors import Refused
 from server.inputs import Event
+from server.keys import ApiKey
 from server.mailbox import Frame
 from server.metrics import Metrics
 from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
@@ -33,13 +34,13 @@ _RETRY_STARTING_S = 2
 class Session:
     """One stream with its viewers. It plays while it is not paused and some viewer is present.
 
-    expires_at: wall-clock end of the session. token: the bearer's proof.
+    expires_at: wall-clock end of the session. token: the bearer's proof. key: the API key that it was opened with.
     """
 
-    def __init__(self, owner: Sessions, student: Student, seed: int, now_s: float) -> None:
+    def __init__(self, owner: Sessions, student: Student, seed: int, key: ApiKey | None, now_s: float) -> None:
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(32)
-        self.seed = seed
+        self.seed, self.key = seed, key
         self.paused = False
         self.viewers: dict[str, Viewer] = {}
         self.stream = Stream(self.id, student, seed, self)
@@ -219,18 +220,27 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, seed: int | None) -> Session:
-        """A new session. Raises Refused when the worker is not ready, or another stream would starve those that run."""
+    def create(self, seed: int | None, key: ApiKey | None) -> Session:
+        """A new session. Raises Refused when the worker is not ready, when another stream would starve those that run,
+        or when the key has as many as it may.
+        """
         if not self.scheduler.ready:
             self.metrics.sessions_refused.labels("starting").inc()
             raise Refused(503, "starting", "the engine is not ready yet", retry_after_s=_RETRY_STARTING_S)
+        if key is not None:
+            most = key.sessions or self.settings.max_sessions_per_key
+            if sum(session.key == key for session in self._sessions.values()) >= most:
+                self.metrics.sessions_refused.labels("key_full").inc()
+                message = f"this key has {most} sessions, as many as it may: end one"
+                raise Refused(429, "key_full", message, retry_after_s=_RETRY_FULL_S)
         if len(self) >= self.settings.max_sessions or not self.scheduler.admits_another():
             self.metrics.sessions_refused.labels("full").inc()
             raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
-        session = Session(self, self.student, secrets.randbits(32) if seed is None else seed, time.monotonic())
+        seed = secrets.randbits(32) if seed is None else seed
+        session = Session(self, self.student, seed, key, time.monotonic())
         self._sessions[session.id] = session
         self.scheduler.add(session.stream)
-        log.info("session %s opened, seed %d", session.id, session.seed)
+        log.info("session %s opened, seed %d, key %s", session.id, seed, key.name if key else "none")
         return session
 
     def find(self, session_id: str, token: str) -> Session:

@@ -50,7 +50,7 @@ class Peer:
         self._peers = peers
         self._channel: RTCDataChannel | None = None
         self._closing = False
-        servers = [RTCIceServer(s.url, s.username, s.credential) for s in peers.settings.ice_servers]
+        servers = [RTCIceServer(s.url, s.username, s.credential) for s in peers.settings.ice_server]
         # An empty list, not the absence of one: aiortc would then ask a public STUN server.
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self.viewer: Viewer = session.attach(self)
@@ -242,7 +242,7 @@ def _parse(offer: str) -> SessionDescription:
 def ice_links(settings: Settings) -> list[str]:
     """Values of Link headers that name the ICE servers (RFC 9725, section 4.6)."""
     links = []
-    for server in settings.ice_servers:
+    for server in settings.ice_server:
         link = f'<{server.url}>; rel="ice-server"'
         if server.username is not None and server.credential is not None:
             username, credential = (re.sub(r'(["\\])', r"\\\1", text) for text in (server.username, server.credential))

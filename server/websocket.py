@@ -86,6 +86,7 @@ async def serve_socket(
     except WebSocketDisconnect:
         return
     except Refused as refused:
+        metrics.requests_refused.labels(refused.code).inc()
         transport.send(
             Error(code=refused.code, message=refused.message, retryable=refused.retryable).model_dump_json(),
             important=True,

@@ -24,7 +24,7 @@
 import { Keys, listenToKeyboard } from "./input.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
-import { fetchDevice, recall } from "./session.js";
+import { fetchDevice, recall, rememberKey } from "./session.js";
 import { Meter } from "./stats.js";
 import * as view from "./view.js";
 
@@ -116,6 +116,13 @@ for (const [id, pressed] of buttons) {
     if (event.detail > 0) focusStage(); // by a pointer; a keyboard keeps its place
   });
 }
+
+view.element("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  rememberKey(view.keyField.value.trim());
+  view.keyField.value = "";
+  walkIn(performance.now());
+});
 
 const NOT_A_START = /^(Tab|Escape|Meta|Control|Alt|Shift|CapsLock|F\d+$)/;
 /** @type {Record<string, () => void>} */

@@ -245,15 +245,17 @@ export class Player {
    */
   async #recover(error, failures) {
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
-    if (error instanceof Refused) {
+    // Media ports are for WebRTC alone: without one it goes on below, by the other way.
+    if (error instanceof Refused && error.code !== "no_media_port") {
       if (error.gone && this.#session) {
         forget();
         this.#session = null;
         this.#stage.notice("That world has ended. Here is a new one.");
         return true;
       }
+      if (error.locked) return this.#giveUp("locked", error.code === "key_unknown" ? error.message : "");
       if (error.full) {
-        const kind = error.code === "starting" ? "starting" : "full";
+        const kind = error.code === "starting" ? "starting" : error.status === 429 ? "limited" : "full";
         return this.#wait(kind, error.message, error.retryAfterS ?? FULL_RETRY_S);
       }
       if (error.retryable) return this.#wait("unreachable", error.message, backoffS);

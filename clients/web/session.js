@@ -3,6 +3,7 @@
 /** @import { ErrorBody, Session, Wish } from "./types.d.ts" */
 
 const STORAGE_KEY = "streamgen.session";
+const API_KEY_KEY = "streamgen.key";
 const REQUEST_TIMEOUT_MS = 10_000;
 
 /** The server answered, and the answer is no. */
@@ -25,6 +26,11 @@ export class Refused extends Error {
     return this.status === 503 || this.status === 429;
   }
 
+  /** A session cannot be opened without an API key, or not with this one. */
+  get locked() {
+    return this.code === "key_needed" || this.code === "key_unknown";
+  }
+
   /** The session is unknown, has ended, or is not ours. */
   get gone() {
     return this.status === 401 || this.status === 404 || this.status === 410;
@@ -37,12 +43,12 @@ export class Unreachable extends Error {}
 /**
  * @param {string} path below the page's own address, so that the page also works behind a proxy's prefix
  * @param {RequestInit} options
- * @param {Session} [session] whose token is sent
+ * @param {string | null} [secret] the session's token, or the API key that opens sessions
  * @returns {Promise<Response>} only for 2xx; anything else throws
  */
-export async function request(path, options, session) {
+export async function request(path, options, secret) {
   const headers = new Headers(options.headers);
-  if (session) headers.set("Authorization", `Bearer ${session.token}`);
+  if (secret) headers.set("Authorization", `Bearer ${secret}`);
   let response;
   try {
     const signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
@@ -88,9 +94,9 @@ const pathOf = (id) => `v1/sessions/${encodeURIComponent(id)}`;
  * @returns {Promise<Session>}
  */
 export async function createSession(wish) {
-  const response = await request("v1/sessions", postJson(wish));
-  const { id, token, seed, student } = await response.json();
-  return remember({ id, token, seed, student, wish });
+  const response = await request("v1/sessions", postJson(wish), apiKey);
+  const { id, token, seed, student, ice_servers } = await response.json();
+  return remember({ id, token, seed, student, ice_servers, wish });
 }
 
 /**
@@ -98,7 +104,7 @@ export async function createSession(wish) {
  * @param {Session} session
  */
 export async function checkSession(session) {
-  await request(pathOf(session.id), { method: "GET" }, session);
+  await request(pathOf(session.id), { method: "GET" }, session.token);
 }
 
 /**
@@ -107,7 +113,7 @@ export async function checkSession(session) {
  * @param {number} seed
  */
 export async function resetSession(session, seed) {
-  await request(`${pathOf(session.id)}/reset`, postJson({ seed }), session);
+  await request(`${pathOf(session.id)}/reset`, postJson({ seed }), session.token);
   return remember({ ...session, seed });
 }
 
@@ -118,7 +124,7 @@ export async function resetSession(session, seed) {
  */
 export async function postOffer(session, offer) {
   const headers = { "Content-Type": "application/sdp" };
-  const response = await request(`${pathOf(session.id)}/webrtc`, { method: "POST", headers, body: offer }, session);
+  const response = await request(`${pathOf(session.id)}/webrtc`, { method: "POST", headers, body: offer }, session.token);
   return { answer: await response.text(), peer: response.headers.get("Location") };
 }
 
@@ -128,7 +134,7 @@ export async function postOffer(session, offer) {
  * @param {string} peer
  */
 export function deletePeer(session, peer) {
-  request(peer, { method: "DELETE", keepalive: true }, session).catch(() => {
+  request(peer, { method: "DELETE", keepalive: true }, session.token).catch(() => {
     // It is being left either way: the server also notices by the silence.
   });
 }
@@ -146,19 +152,24 @@ export function streamAddress(session) {
  */
 export function recall(wish) {
   try {
-    const session = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "null");
+    const session = JSON.parse(load(STORAGE_KEY) ?? "null");
     return JSON.stringify(session?.wish) === JSON.stringify(wish) ? session : null;
   } catch {
-    return null; // storage switched off, or not ours
+    return null; // not ours
   }
 }
 
 export function forget() {
-  try {
-    sessionStorage.removeItem(STORAGE_KEY);
-  } catch {
-    // storage switched off: nothing was kept
-  }
+  save(STORAGE_KEY, null);
+}
+
+/** What opens sessions on a server that wants a key; kept for this tab. */
+let apiKey = load(API_KEY_KEY);
+
+/** @param {string} key */
+export function rememberKey(key) {
+  apiKey = key;
+  save(API_KEY_KEY, key);
 }
 
 /**
@@ -166,12 +177,30 @@ export function forget() {
  * @param {S} session
  */
 function remember(session) {
-  try {
-    sessionStorage.setItem(STORAGE_KEY, JSON.stringify(session));
-  } catch {
-    // storage switched off: a reload will start a new stream
-  }
+  save(STORAGE_KEY, JSON.stringify(session));
   return session;
+}
+
+/** @param {string} name */
+function load(name) {
+  try {
+    return sessionStorage.getItem(name);
+  } catch {
+    return null; // storage switched off
+  }
+}
+
+/**
+ * @param {string} name
+ * @param {string | null} text null removes it
+ */
+function save(name, text) {
+  try {
+    if (text === null) sessionStorage.removeItem(name);
+    else sessionStorage.setItem(name, text);
+  } catch {
+    // storage switched off: a reload will begin anew
+  }
 }
 
 /** @param {object} body */

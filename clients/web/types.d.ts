@@ -15,6 +15,8 @@ export interface Session {
   token: string;
   seed: number;
   student: Student;
+  /** STUN and TURN servers for its WebRTC links, credentials included. */
+  ice_servers: RTCIceServer[];
   /** What it was asked for. */
   wish: Wish;
 }
@@ -143,7 +145,8 @@ export type PlayerState =
 
 /** Why the player waits or has stopped, for a person to read. */
 export interface Trouble {
-  kind: "full" | "starting" | "unreachable" | "refused" | "interrupted";
+  /** locked: the server wants an API key. limited: this person has had enough of something for now. */
+  kind: "full" | "starting" | "limited" | "locked" | "unreachable" | "refused" | "interrupted";
   detail: string;
   /** Counts down to the next try; null when there is none. */
   seconds: number | null;

@@ -20,6 +20,7 @@ export function element(id) {
 
 export const video = /** @type {HTMLVideoElement} */ (element("video"));
 export const canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
+export const keyField = /** @type {HTMLInputElement} */ (element("key"));
 const glow = /** @type {HTMLCanvasElement} */ (element("glow"));
 
 /**
@@ -38,6 +39,8 @@ function words({ state, trouble }) {
   const soon = trouble?.seconds ? `Trying again in ${trouble.seconds} s.` : "Trying now …";
   if (trouble?.kind === "full")
     return { title: "Every place is taken", detail: `This server has no room for one more right now. ${soon}`, action: "Try now" };
+  if (trouble?.kind === "limited") return { title: "Not now", detail: `${sentence(trouble.detail)} ${soon}`, action: "Try now" };
+  if (trouble?.kind === "locked") return { title: "This server asks for a key", detail: trouble.detail && sentence(trouble.detail) };
   if (trouble?.kind === "starting") return { title: "The server is waking up", detail: `Its network is being loaded. ${soon}`, busy: true };
   if (trouble?.kind === "unreachable")
     return { title: "The server does not answer", detail: `Is it running, and are you online? ${soon}`, action: "Try now" };
@@ -56,7 +59,7 @@ function sentence(text) {
 
 /** @param {Snapshot} snapshot */
 export function showState(snapshot) {
-  const { state, session, transport } = snapshot;
+  const { state, session, transport, trouble } = snapshot;
   document.body.dataset.state = state;
   const said = words(snapshot);
   document.body.classList.toggle("speaking", said !== null);
@@ -67,6 +70,11 @@ export function showState(snapshot) {
     const action = element("action");
     action.hidden = !said.action;
     setText("action", said.action ?? "");
+  }
+  const asks = trouble?.kind === "locked";
+  if (element("unlock").hidden === asks) {
+    element("unlock").hidden = !asks;
+    if (asks) keyField.focus();
   }
   const walking = state === "playing" || state === "paused";
   for (const id of ["pause", "renew"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;

@@ -19,7 +19,7 @@ export async function openWebRTC(session, video, events) {
   if (!("RTCPeerConnection" in window && "requestVideoFrameCallback" in video)) {
     throw new Error("this browser lacks WebRTC or requestVideoFrameCallback");
   }
-  const peer = new RTCPeerConnection({ iceServers: [] });
+  const peer = new RTCPeerConnection({ iceServers: session.ice_servers });
   const channel = peer.createDataChannel("control", { ordered: true });
   const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
   if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;

@@ -6,13 +6,16 @@ import asyncio
 import io
 import itertools
 import json
+import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +24,9 @@ import numpy as np
 import uvicorn
 import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from server.ice import choose_addresses
@@ -58,7 +64,8 @@ class LiveServer:
         self.config = uvicorn_config(self.settings, student, build, web)
         self._listener = bind("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if self.settings.tls_cert else 'http'}://127.0.0.1:{self.port}"
+        self.trust = trusting(self.settings.tls_cert)
         self._server = uvicorn.Server(self.config)
         self._thread = threading.Thread(target=self._run)
 
@@ -74,7 +81,7 @@ class LiveServer:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             with suppress(httpx.TransportError):
-                response = httpx.get(self.url + ("/readyz" if wait_ready else "/healthz"))
+                response = self.get("/readyz" if wait_ready else "/healthz")
                 if response.status_code == 200:
                     return self
             time.sleep(0.02)
@@ -99,16 +106,46 @@ class LiveServer:
         return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, **options)
+        return httpx.get(self.url + path, verify=self.trust, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, **options)
+        return httpx.post(self.url + path, verify=self.trust, **options)
 
-    def create(self, seed: int = 1) -> Ticket:
-        response = httpx.post(self.url + "/v1/sessions", json={"seed": seed})
+    def create(self, seed: int = 1, key: str | None = None) -> Ticket:
+        response = self.post("/v1/sessions", json={"seed": seed}, headers=bearer(key))
         assert response.status_code == 201, response.text
         body = response.json()
         return Ticket(self, body["id"], body["token"], body)
+
+
+def bearer(secret: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"} if secret else {}
+
+
+def trusting(certificate: Path | None) -> ssl.SSLContext:
+    """What a client believes in: the machine's authorities, and this certificate."""
+    return ssl.create_default_context(cafile=certificate)
+
+
+def make_certificate(folder: Path) -> dict[str, str]:
+    """A self-signed certificate of 127.0.0.1: the settings that make a server use it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return {"tls_cert": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
 
 
 @dataclass
@@ -126,11 +163,11 @@ class Ticket:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
+        return bearer(self.token)
 
     def call(self, method: str, path: str = "", **options: Any) -> httpx.Response:
         headers = self.headers | options.pop("headers", {})
-        return httpx.request(method, self.url + path, headers=headers, **options)
+        return httpx.request(method, self.url + path, headers=headers, verify=self.server.trust, **options)
 
     def state(self) -> dict[str, Any]:
         body: dict[str, Any] = self.call("GET").json()
@@ -203,7 +240,8 @@ class SocketClient(Client):
         self.frames: list[Got] = []
         self.closed: tuple[int, str] | None = None
         address = self.ticket.url.replace("http", "ws") + "/stream"
-        self.socket = await websockets.connect(address, max_size=None, ping_interval=None)
+        trust = self.ticket.server.trust if address.startswith("wss") else None
+        self.socket = await websockets.connect(address, max_size=None, ping_interval=None, ssl=trust)
         await self.send({"type": "hello", "version": 1, "token": self.ticket.token})
         self.tasks = [asyncio.create_task(self._read())]
         if self.beats:

@@ -7,4 +7,4 @@ from tests.server.synthetic import build_served
 
 if __name__ == "__main__":
     server.cli.build_engine = build_served
-    server.cli.serve(auto_envvar_prefix="STREAMGEN_SERVE")
+    server.cli.serve()

@@ -19,15 +19,18 @@ import pytest
 from click.testing import CliRunner
 
 from server.cli import page_url, serve
+from server.keys import key
+from server.settings import Settings
 from streamgen.student import Student
-from tests.server.harness import PATIENCE_S, SocketClient, Ticket, until
+from tests.server.harness import PATIENCE_S, SocketClient, Ticket, bearer, make_certificate, trusting, until
 from tests.server.synthetic import ORDERS
 
 
 class Process:
-    """A server process; `url` and `create` as in LiveServer."""
+    """A server process; `url`, `trust` and `create` as in LiveServer."""
 
-    def __init__(self, student: Student, orders: Path, *arguments: str) -> None:
+    def __init__(self, student: Student, orders: Path, *arguments: str, certificate: Path | None = None) -> None:
+        self.trust = trusting(certificate)
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "tests.server.served", "--student", str(student.path), *arguments],
             stderr=subprocess.PIPE,
@@ -40,13 +43,13 @@ class Process:
         self.url = ""
         for line in self.popen.stderr:
             self.log.append(line)
-            if found := re.search(r"http://[\d.:]+", line):
+            if found := re.search(r"https?://[\d.:]+", line):
                 self.url = found[0].rstrip("/")
                 break
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             try:
-                if httpx.get(self.url + "/readyz").status_code == 200:
+                if httpx.get(self.url + "/readyz", verify=self.trust).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -56,8 +59,11 @@ class Process:
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.popen.pid).children(recursive=True)
 
-    def create(self) -> Ticket:
-        body = httpx.post(self.url + "/v1/sessions", json={"seed": 1}).json()
+    def post(self, key: str | None) -> httpx.Response:
+        return httpx.post(self.url + "/v1/sessions", json={"seed": 1}, headers=bearer(key), verify=self.trust)
+
+    def create(self, key: str | None = None) -> Ticket:
+        body = self.post(key).json()
         return Ticket(self, body["id"], body["token"], body)  # type: ignore[arg-type]
 
     def wait(self) -> int:
@@ -67,9 +73,9 @@ class Process:
 
 
 @contextmanager
-def process(student: Student, orders: Path, *arguments: str) -> Iterator[Process]:
+def process(student: Student, orders: Path, *arguments: str, certificate: Path | None = None) -> Iterator[Process]:
     """A server that is checked, once it has ended, to have left neither a process nor shared memory."""
-    server = Process(student, orders, *arguments)
+    server = Process(student, orders, *arguments, certificate=certificate)
     family = server.family()
     assert any("multiprocessing.spawn" in " ".join(child.cmdline()) for child in family)
     if (maps := Path(f"/proc/{server.popen.pid}/maps")).exists():
@@ -108,6 +114,28 @@ async def test_a_killed_server_leaves_nothing(student: Student, tmp_path: Path) 
             await until(lambda: client.closed, "the connection breaks")
 
 
+async def test_a_server_for_strangers_from_a_file(student: Student, tmp_path: Path) -> None:
+    """HTTPS, and sessions only for who has a key, all from a configuration file; a flag wins over it."""
+    made = CliRunner().invoke(key, ["--sessions", "1"]).output.split()
+    secret, known = made[1], made[3]
+    (tmp_path / "keys").write_text(f"# the first friend\n{known}  # one session\n")
+    certificate = make_certificate(tmp_path)
+    (tmp_path / "serve.yaml").write_text(
+        json.dumps({**certificate, "api_key_file": str(tmp_path / "keys"), "host": "192.0.2.1", "max_sessions": 3})
+    )
+    flags = ("--config", str(tmp_path / "serve.yaml"), "--host", "127.0.0.1")
+    with process(student, tmp_path, *flags, certificate=tmp_path / "cert.pem") as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        assert server.post(None).status_code == 401
+        async with SocketClient(server.create(secret)) as client:
+            await client.watch(3)
+            assert server.post(secret).json()["error"]["code"] == "key_full"
+            server.popen.send_signal(signal.SIGTERM)
+            await until(lambda: client.closed, "the viewer is shown out")
+        assert server.wait() == 0
+    assert not any(secret in line for line in server.log)
+
+
 def test_mistakes_are_explained(tmp_path: Path, student: Student) -> None:
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(serve, list(arguments))
@@ -116,7 +144,14 @@ def test_mistakes_are_explained(tmp_path: Path, student: Student) -> None:
 
     assert "no student at" in run("--student", str(tmp_path / "nowhere"))
     assert "ICE server" in run("--student", str(student.path), "--ice-server", "http://x")
-    assert "cannot listen" in run("--student", str(student.path), "--host", "192.0.2.1")
+    assert "cannot listen" in run("--student", str(student.path), "--host", "192.0.2.1", "--allow-anyone")
+    assert "192.0.2.1 can be reached from other machines" in run("--host", "192.0.2.1")
+    assert "No such option" in run("--prot", "80")
+    (tmp_path / "serve.yaml").write_text("prot: 80\nthreads: many\n")
+    output = run("--config", str(tmp_path / "serve.yaml"), "--port", "x")
+    assert f"{tmp_path}/serve.yaml: prot: there is no such setting; is port meant?\n" in output
+    assert f"{tmp_path}/serve.yaml: threads: Input should be a valid integer" in output
+    assert "--port: Input should be a valid integer" in output
 
 
 @pytest.mark.parametrize(
@@ -130,4 +165,4 @@ def test_mistakes_are_explained(tmp_path: Path, student: Student) -> None:
     ],
 )
 def test_the_page_has_an_address(host: str, url: str) -> None:
-    assert page_url(host, 80) == url
+    assert page_url(Settings(host=host, allow_anyone=True), 80) == url

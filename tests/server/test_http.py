@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,7 +14,7 @@ from websockets import Origin
 
 from server.pages import pages
 from server.security import allowed_hosts
-from tests.server.harness import LiveServer, SocketClient
+from tests.server.harness import LiveServer, SocketClient, follow
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -69,8 +71,11 @@ def test_other_hosts_and_other_sites_are_refused(shared: LiveServer) -> None:
     port = shared.port
     assert shared.get("/healthz", headers={"Host": f"localhost:{port}"}).status_code == 200
     assert shared.get("/healthz", headers={"Host": f"[::1]:{port}"}).status_code == 200
+    refused = shared.metric("streamgen_requests_refused_total", code="unknown_host")
     for host in (f"evil.example:{port}", "127.0.0.1.evil.example", "[", ""):
         assert code(shared.get("/healthz", headers={"Host": host})) == (421, "unknown_host")
+    assert "'evil.example'" in shared.get("/healthz", headers={"Host": "evil.example"}).json()["error"]["message"]
+    assert shared.metric("streamgen_requests_refused_total", code="unknown_host") == refused + 5
     assert shared.get("/healthz", headers={"Origin": shared.url}).status_code == 200
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{port + 1}", f"http://localhost:{port}"):
         response = shared.post("/v1/sessions", headers={"Origin": origin})
@@ -79,10 +84,42 @@ def test_other_hosts_and_other_sites_are_refused(shared: LiveServer) -> None:
 
 
 async def test_websockets_of_other_sites_are_refused(shared: LiveServer) -> None:
-    ticket = shared.create()
-    with pytest.raises(websockets.InvalidStatus, match="403"):
-        await websockets.connect(ticket.url.replace("http", "ws") + "/stream", origin=Origin("http://evil.example"))
+    ticket = shared.create(seed=9)
+    path = f"/v1/sessions/{ticket.id}/stream"
+    foreign: list[tuple[str, str | None, tuple[int, str]]] = [
+        (f"ws://127.0.0.1:{shared.port}", "http://evil.example", (403, "foreign_origin")),
+        (f"ws://127.0.0.1:{shared.port}", "null", (403, "foreign_origin")),
+        ("ws://evil.example", "http://evil.example", (421, "unknown_host")),
+        ("ws://evil.example", None, (421, "unknown_host")),
+    ]
+    async with SocketClient(ticket) as client:
+        for address, origin, refusal in foreign:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(
+                    address + path,
+                    origin=None if origin is None else Origin(origin),
+                    host="127.0.0.1",
+                    port=shared.port,
+                )
+            answer = refused.value.response
+            assert (answer.status_code, json.loads(answer.body or b"")["error"]["code"]) == refusal
+        await client.watch(5)
+    follow(9, client.frames)
     ticket.call("DELETE")
+
+
+async def test_other_names_and_sites_can_be_allowed(serve: Callable[..., LiveServer]) -> None:
+    server = serve(settings={"allow_host": ("Play.Example",), "allow_origin": ("https://site.example",)})
+    for headers in ({"Host": "play.example:8443"}, {"Origin": "https://site.example"}):
+        assert server.get("/healthz", headers=headers).status_code == 200
+    for headers in ({"Host": "other.play.example"}, {"Origin": "http://site.example"}, {"Origin": "https://x.example"}):
+        assert server.get("/healthz", headers=headers).status_code in (403, 421)
+    address = f"ws://play.example/v1/sessions/{server.create().id}/stream"
+    origin = Origin("https://site.example")
+    async with websockets.connect(address, origin=origin, host="127.0.0.1", port=server.port) as socket_:
+        await socket_.send("{")
+        told = json.loads(await socket_.recv())
+    assert told["code"] == "bad_message"  # let in as far as the session's own check
 
 
 def test_allowed_hosts_follow_the_bound_address() -> None:
@@ -93,9 +130,9 @@ def test_allowed_hosts_follow_the_bound_address() -> None:
 
 def test_long_bodies_are_refused_with_and_without_a_length(shared: LiveServer) -> None:
     long = b" " * (shared.settings.max_body_bytes + 1)
-    json = {"Content-Type": "application/json"}
-    assert code(shared.post("/v1/sessions", content=long, headers=json)) == (413, "body_too_large")
-    assert code(shared.post("/v1/sessions", content=iter([long[:40_000], long]), headers=json)) == (
+    headers = {"Content-Type": "application/json"}
+    assert code(shared.post("/v1/sessions", content=long, headers=headers)) == (413, "body_too_large")
+    assert code(shared.post("/v1/sessions", content=iter([long[:40_000], long]), headers=headers)) == (
         413,
         "body_too_large",
     )
