@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -280,6 +281,16 @@ async def test_refusals_carry_the_servers_code_and_when_to_try_again(serve: Call
     # The room is given back at once.
     async with StreamClient(server.url, transport="websocket"):
         pass
+
+
+async def test_a_server_with_keys_lets_in_who_has_one(serve: Callable[..., LiveServer]) -> None:
+    server = serve(settings={"api_key": ("sha256:" + hashlib.sha256(b"sg_one").hexdigest(),)})
+    for given, code in (("", "key_needed"), ("sg_two", "key_unknown")):
+        with pytest.raises(SessionRefused) as refused:
+            await StreamClient(server.url, api_key=given).__aenter__()
+        assert refused.value.code == code
+    async with StreamClient(server.url, api_key="sg_one", transport="websocket") as stream:
+        assert (await stream.next()).number >= START_FRAMES
 
 
 @BOTH

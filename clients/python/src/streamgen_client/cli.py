@@ -38,6 +38,9 @@ def main() -> None:
     help="Length; the script is repeated or cut. Default: as long as the script.",
 )
 @click.option("--transport", type=click.Choice(["webrtc", "websocket"]), default="webrtc")
+@click.option(
+    "--api-key", default="", help="For a server that asks for one; better as STREAMGEN_CLIENT_RECORD_API_KEY."
+)
 @click.option("--student", default=None, help="The student that is expected. Default: whichever the server has.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Of the stream. Default: the server's choice.")
 @click.option("--out", type=_FILE, required=True, help="MP4 file to write.")
@@ -47,6 +50,7 @@ def record(
     keys: Path,
     seconds: float | None,
     transport: Transport,
+    api_key: str,
     student: str | None,
     seed: int | None,
     out: Path,
@@ -55,7 +59,7 @@ def record(
     """Walk by a script on the server at URL; write the video, and figures of what this client measured."""
 
     async def walk() -> dict[str, Any]:
-        async with StreamClient(url, student=student, seed=seed, transport=transport) as stream:
+        async with StreamClient(url, api_key=api_key, student=student, seed=seed, transport=transport) as stream:
             script = read_script(keys, stream.student.keys)
             return await record_stream(stream, script, length_s(script) if seconds is None else seconds, out)
 

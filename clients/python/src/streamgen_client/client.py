@@ -54,6 +54,7 @@ class StreamClient:
     >>> asyncio.run(walk())
     (96, 128, 3)
 
+    api_key: what a server that is not open to everybody asks for; "": none.
     student: the one that is expected, None: whichever the server has. seed: of the stream, None: the server's choice.
     buffer_frames: how many frames wait for the program before the oldest is dropped.
 
@@ -68,6 +69,7 @@ class StreamClient:
         self,
         url: str,
         *,
+        api_key: str = "",
         student: str | None = None,
         seed: int | None = None,
         transport: Transport = "webrtc",
@@ -77,7 +79,7 @@ class StreamClient:
             raise ValueError(f"transport {transport!r}: give one of {', '.join(_LINKS)}")
         if buffer_frames < 1:
             raise ValueError(f"a buffer of {buffer_frames} frames: give 1 or more")
-        self._url, self._wish, self._transport = url, (student, seed), transport
+        self._url, self._wish, self._transport = url, (student, seed, api_key), transport
         self._buffer = Buffer(buffer_frames)
         self._meter = Meter()
         self._inputs = Inputs()

@@ -41,6 +41,7 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     reset() opens a new session and gives back the old one. Its observation is the stream's first frame, the same for
     the same seed. What follows depends on when the agent acts: Gymnasium is told that it is nondeterministic.
 
+    api_key: what a server that is not open to everybody asks for; "": none.
     transport: a WebSocket's frames are sharper than WebRTC's, and the same each time; WebRTC suits bad networks.
 
     Raises what StreamClient raises. Needs closing.
@@ -56,11 +57,13 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium declares it so
 
-    def __init__(self, url: str, transport: Transport = "websocket", render_mode: str | None = None) -> None:
+    def __init__(
+        self, url: str, transport: Transport = "websocket", render_mode: str | None = None, api_key: str = ""
+    ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render mode {render_mode!r}: give rgb_array or None")
         self.render_mode = render_mode
-        self._url, self._transport = url, transport
+        self._url, self._transport, self._api_key = url, transport, api_key
         self._loop = _LoopThread()
         student = self._loop.run(read_student(url))
         self.keys = student.keys
@@ -107,7 +110,7 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     async def _begin(self, seed: int) -> Frame:
         for _ in range(_MOST_TRIES):
             await self._leave()
-            stream = StreamClient(self._url, seed=seed, transport=self._transport)
+            stream = StreamClient(self._url, api_key=self._api_key, seed=seed, transport=self._transport)
             self._stream = await stream.__aenter__()
             frame = await stream.next()
             # Another would make what an agent starts from depend on how busy the machine was.

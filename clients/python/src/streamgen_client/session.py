@@ -47,11 +47,11 @@ class Session:
         return "ws" + self.address.removeprefix("http") + "/stream"
 
     @classmethod
-    async def create(cls, url: str, student: str | None, seed: int | None) -> Self:
+    async def create(cls, url: str, student: str | None, seed: int | None, api_key: str) -> Self:
         """A new session on the server at `url`. Raises BadAddress, ServerUnreachable, SessionRefused."""
         base = _base(url)
         wish = {name: value for name, value in (("student", student), ("seed", seed)) if value is not None}
-        _, text = await _request("POST", f"{base}/v1/sessions", json.dumps(wish).encode(), "application/json")
+        _, text = await _request("POST", f"{base}/v1/sessions", json.dumps(wish).encode(), "application/json", api_key)
         body = json.loads(text)
         address = f"{base}/v1/sessions/{quote(body['id'], safe='')}"
         return cls(address, body["token"], body["seed"], Student.read(body["student"]))
@@ -99,11 +99,11 @@ def _base(url: str) -> str:
 
 
 async def _request(
-    method: str, address: str, body: bytes | None = None, media_type: str = "", token: str = ""
+    method: str, address: str, body: bytes | None = None, media_type: str = "", bearer: str = ""
 ) -> tuple[Message, bytes]:
     headers = {"Content-Type": media_type} if media_type else {}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+    if bearer:
+        headers["Authorization"] = f"Bearer {bearer}"
     return await asyncio.to_thread(_exchange, urllib.request.Request(address, body, headers, method=method))
 
 
