@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LATENT_PIXEL = 8
 """Pixels of a frame along the side of a latent pixel."""
 
+DETAIL_LAYERS = 2
+"""Convolutions of the detail head that the tokens steer."""
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

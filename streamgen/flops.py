@@ -5,7 +5,7 @@ Matrix products, convolutions and attention are counted; norms, activations and 
 
 from __future__ import annotations
 
-from streamgen.config import StudentConfig, TransformerConfig
+from streamgen.config import DETAIL_LAYERS, StudentConfig, TransformerConfig
 
 
 def pass_flops(config: TransformerConfig) -> int:
@@ -19,8 +19,16 @@ def pass_flops(config: TransformerConfig) -> int:
         per_frame += (config.action_dim + 1) * d + d * d
     attention = 2 * tokens * 4 * d * d + 4 * tokens * keys * d
     ffn = 4 * tokens * d * config.ffn_dim + (2 * 9 * tokens * config.ffn_dim if config.ffn_conv else 0)
-    head = 2 * tokens * d * patch
-    return embed + 2 * config.block_size * per_frame + config.num_layers * (attention + ffn) + head
+    return embed + 2 * config.block_size * per_frame + config.num_layers * (attention + ffn) + _head_flops(config)
+
+
+def _head_flops(config: TransformerConfig) -> int:
+    """What comes after the last layer: the linear head, and the detail head where there is one."""
+    tokens, out, detail = config.block_size * config.tokens, config.in_channels, config.detail_dim
+    inputs = out * (2 if config.concat_previous else 1)
+    linear = 2 * tokens * config.dim * config.patch**2 * (out + 2 * DETAIL_LAYERS * detail)
+    pixels = config.block_size * config.height * config.width
+    return linear + 2 * 9 * pixels * detail * (inputs + DETAIL_LAYERS * detail + out)
 
 
 def decoder_flops(config: StudentConfig) -> int:
@@ -33,5 +41,9 @@ def decoder_flops(config: StudentConfig) -> int:
 
 
 def frame_flops(config: StudentConfig, steps: int) -> int:
-    """A frame: `steps` denoising passes and the commit, shared by the block's frames, and its decoding."""
-    return (steps + 1) * pass_flops(config.transformer) // config.transformer.block_size + decoder_flops(config)
+    """A frame: `steps` denoising passes and the commit, which needs no head, shared by the block's frames, and its
+    decoding.
+    """
+    transformer = config.transformer
+    block = (steps + 1) * pass_flops(transformer) - _head_flops(transformer)
+    return block // transformer.block_size + decoder_flops(config)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.config import TransformerConfig
+from streamgen.config import DETAIL_LAYERS, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
 
 TIME_SCALE = 1000.0
@@ -119,9 +119,9 @@ class _DetailHead(nn.Module):
     by less than a patch. Here the tokens only say how things move, and the convolutions move them.
     """
 
-    def __init__(self, config: TransformerConfig, in_channels: int, layers: int = 2) -> None:
+    def __init__(self, config: TransformerConfig, in_channels: int) -> None:
         super().__init__()
-        dim = config.detail_dim
+        dim, layers = config.detail_dim, DETAIL_LAYERS
         self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
         self.conv_in = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
