@@ -233,7 +233,7 @@ def processes_naming(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the orphans in /proc, which only Linux has")
 @pytest.mark.parametrize("victim", ["recorder", "source"])
 def test_nothing_outlives_an_owner_that_is_killed(victim: str, tmp_path: Path) -> None:
     code = {
