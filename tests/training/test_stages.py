@@ -217,8 +217,9 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
     assert "another learning_rate" in said
     said = _refusal("train", runs / "teacher.yaml", "autoencoder=/nowhere", "--runs", runs)
     assert "/nowhere" in said
-    said = _refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", "model.ffn_conv=false", "--runs", runs)
-    assert "has weights that this model does not: blocks" in said
+    for other in ("model.ffn_conv=false", "model.ffn_dim=40"):
+        said = _refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", other, "--runs", runs)
+        assert "has weights that do not fit this model: blocks" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
 

@@ -28,10 +28,11 @@ class TeacherForcingStage:
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = CausalVideoTransformer(recipe.model)
         if recipe.start is not None:
-            weights = load_transformer(recipe.start).state_dict()
-            unknown = self.model.load_state_dict(weights, strict=False).unexpected_keys
-            if unknown:
-                raise RecipeError(f"start: {recipe.start} has weights that this model does not: {unknown[0]}, ...")
+            weights, own = load_transformer(recipe.start).state_dict(), self.model.state_dict()
+            other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+            if other:
+                raise RecipeError(f"start: {recipe.start} has weights that do not fit this model: {other[0]}, ...")
+            self.model.load_state_dict(weights, strict=False)
         self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
