@@ -185,7 +185,7 @@ class Session:
         for event in shown:
             viewer = self.viewers.get(event.viewer)
             if viewer is not None and event.seq is not None:
-                viewer.expect(event, frames[0].generation, frames[0].index)
+                viewer.expect(event, frames[0])
         self._hand_over(frames[0])
         for i, frame in enumerate(frames[1:], 1):
             asyncio.get_running_loop().call_later(i * period_s, self._hand_over, frame)

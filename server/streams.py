@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.protocol import StepRequest, StepResult
 from server.clock import Epoch, MediaClock
 from server.inputs import Event, InputLog, Intake
-from server.mailbox import Frame
+from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
 from streamgen.student import Student
 
@@ -135,7 +135,7 @@ class Stream:
         self._in_flight = [self.clock.stamp(frame + i) for i in range(self.block_size)]
         return StepRequest(self.id, self._pending.actions, self._pending.steps)
 
-    def accept(self, result: StepResult, step_s: float, now_s: float) -> bool:
+    def accept(self, result: StepResult, making: Making) -> bool:
         """Take the block that was asked for and hand it over. False: it is not the expected one."""
         if self._in_flight is None or self._pending is None:
             return False
@@ -144,14 +144,14 @@ class Stream:
             self.failed(f"the engine generated frame {result.frame}, frame {self.state.frame} was due")
             return False
         frames = [
-            Frame(self.generation, result.frame + i, pts, rgb)
+            Frame(self.generation, result.frame + i, pts, rgb, making)
             for i, (pts, rgb) in enumerate(zip(stamps, result.frames, strict=True))
         ]
         self.state = self.state.extended(self.student.config, result.latents, pending.actions)
         self._pending = self._in_flight = None
         self._failures, self.alone = 0, False
-        self.steps, self.step_s = pending.steps, step_s
-        self._handed_s.extend([now_s] * len(frames))
+        self.steps, self.step_s = pending.steps, making.step_s
+        self._handed_s.extend([making.made_s] * len(frames))
         self.listener.block_ready(frames, pending.intake.events, self.clock.period_s)
         return True
 
