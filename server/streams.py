@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.protocol import StepRequest, StepResult
 from server.clock import Epoch, MediaClock
+from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
 from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
@@ -33,7 +34,7 @@ class StreamListener(Protocol):
 
     def epoch_opened(self, epoch: Epoch) -> None: ...
 
-    def stream_ended(self, code: str, message: str) -> None:
+    def stream_ended(self, code: ErrorCode, message: str) -> None:
         """The stream cannot go on."""
         ...
 
@@ -167,7 +168,7 @@ class Stream:
         if self._failures >= _MOST_FAILURES:
             self.end("stream_failed", f"the stream cannot be continued: {reason}")
 
-    def end(self, code: str, message: str) -> None:
+    def end(self, code: ErrorCode, message: str) -> None:
         """The stream is over."""
         if not self.ended:
             self.ended, self.playing = True, False
