@@ -151,7 +151,7 @@ def page() -> str:
         header=_table(("Field", "Type", "About"), _header(binary)),
         kinds=", ".join(f"{number} {name}" for name, number in binary["kinds"].items()),
         errors=_table(("Code", "Means"), ((f"`{code}`", meaning) for code, meaning in sorted(MEANINGS.items()))),
-        hello=protocol.Hello(version=protocol.VERSION, token="s3cr3t").model_dump_json(),
+        hello=protocol.Hello.model_validate({"version": protocol.VERSION, "token": "s3cr3t"}).model_dump_json(),
         ping=protocol.Ping(seq=0, t=1001.0, held=[]).model_dump_json(),
         input=protocol.Input(seq=1, t=1042.5, code="KeyW", down=True, held=["KeyW"]).model_dump_json(),
         ack_socket=ack.model_dump_json(),

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from server.limits import TokenBucket
-from server.mailbox import Frame, Mailbox, MailboxClosed, Making
+from server.mailbox import Frame, Mailbox, MailboxClosed
+from tests.server.synthetic import MADE
 
 
 def frame(index: int) -> Frame:
-    making = Making("stream", worker=1, rows=1, steps=2, began_s=0.0, made_s=0.0, open_s=0.0, step_s=0.0)
-    return Frame(0, index, index * 1000, np.full((16, 16, 3), index, np.uint8), making)
+    return Frame(0, index, index * 1000, np.full((16, 16, 3), index, np.uint8), MADE)
 
 
 async def test_the_older_of_three_frames_is_dropped() -> None:
