@@ -27,8 +27,8 @@ class Refused(Exception):
         return self.retry_after_s is not None
 
 
-class ErrorInfo(BaseModel):
-    """`code` is for programs, `message` for people."""
+class ErrorBody(BaseModel):
+    """`code` is for programs, `message` for people. retryable: whether another try may succeed."""
 
     code: ErrorCode
     message: str
@@ -38,12 +38,12 @@ class ErrorInfo(BaseModel):
 class ErrorAnswer(BaseModel):
     """The body of every error."""
 
-    error: ErrorInfo
+    error: ErrorBody
 
 
 def error_body(code: ErrorCode, message: str, retryable: bool = False) -> dict[str, Any]:
     """An ErrorAnswer."""
-    return ErrorAnswer(error=ErrorInfo(code=code, message=message, retryable=retryable)).model_dump()
+    return ErrorAnswer(error=ErrorBody(code=code, message=message, retryable=retryable)).model_dump()
 
 
 def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:

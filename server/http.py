@@ -126,7 +126,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
 async def create_session(
     service: Served, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
 ) -> CreatedSession:
-    """A session, with its token. The body may be left out."""
+    """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
     if wish.student not in (None, service.student.config.name):
         raise Refused(
@@ -139,33 +139,33 @@ async def create_session(
 
 @router.get("/v1/sessions/{session_id}")
 async def read_session(service: Served, session: Owned) -> SessionInfo:
-    """The session now."""
+    """What the session is doing. Asking does not count as watching."""
     return SessionInfo(**_info(session, service))
 
 
 @router.delete("/v1/sessions/{session_id}", status_code=204)
 async def delete_session(service: Served, session: Owned) -> None:
-    """End the session and its stream."""
+    """End the session; its viewers are told and closed."""
     service.sessions.free(session, "session_deleted", "the session was deleted")
 
 
 @router.post("/v1/sessions/{session_id}/reset")
 async def reset_session(service: Served, session: Owned, reset: Reset) -> SessionInfo:
-    """Begin the stream anew, in a new generation."""
+    """Begin the stream anew from this seed, in a new generation; nothing of the old one is shown any more."""
     session.reset(reset.seed)
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/pause")
 async def pause_session(service: Served, session: Owned) -> SessionInfo:
-    """Stop generating for every viewer."""
+    """Stop generating, for every viewer of the session, until one of them or this interface resumes it."""
     session.pause()
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/resume")
 async def resume_session(service: Served, session: Owned) -> SessionInfo:
-    """Go on generating."""
+    """Go on generating where it was paused."""
     session.resume()
     return SessionInfo(**_info(session, service))
 
@@ -223,7 +223,7 @@ async def stream(socket: WebSocket, session_id: str) -> None:
 
 @router.get("/v1/students")
 async def list_students(service: Served) -> dict[str, list[StudentInfo]]:
-    """What the server can generate."""
+    """What this server generates."""
     return {"students": [StudentInfo.of(service.student.config)]}
 
 

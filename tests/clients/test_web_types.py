@@ -77,7 +77,7 @@ export const known: [Unknown<ClientMessage["type"]>] extends [never] ? true : fa
 export const read = (sent: Sent): ServerMessage => sent;
 export const session = (created: Created): Omit<Session, "wish" | "ice_servers"> => created;
 export const wish = (wished: Wish): {typed(objects["NewSession"], objects)} => wished;
-export const refused = (error: {typed(objects["ErrorInfo"], objects)}): ErrorBody => error;
+export const refused = (error: {typed(objects["ErrorBody"], objects)}): ErrorBody => error;
 """)
     check("--strict", "--skipLibCheck", "--lib", "es2022,dom,dom.iterable", tmp_path / "protocol.ts")
 
