@@ -16,6 +16,7 @@ import uvicorn
 
 from engines.protocol import Engine
 from engines.select import load_engine
+from server import tracing
 from server.listening import bind, uvicorn_config
 from server.logs import configure_logs
 from server.settings import CONFIG_VARIABLE, Settings, SettingsError, load_settings
@@ -66,6 +67,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     except (StudentError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     configure_logs(settings.log_json)
+    tracing.start()
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:

@@ -7,6 +7,7 @@ import time
 from pydantic import ValidationError
 
 from server import protocol
+from server.codes import ErrorCode
 from server.sessions import Session
 from server.viewers import CLOSE_POLICY, Viewer
 
@@ -48,7 +49,7 @@ def receive(session: Session, viewer: Viewer, data: str | bytes, most_bytes: int
             viewer.offend(_error("bad_message", "hello is the first message of a WebSocket and comes once"), now_s)
 
 
-def _error(code: str, message: str, retryable: bool = False) -> protocol.Error:
+def _error(code: ErrorCode, message: str, retryable: bool = False) -> protocol.Error:
     return protocol.Error(code=code, message=message, retryable=retryable)
 
 

@@ -8,15 +8,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from server.codes import ErrorCode
 from server.metrics import Metrics
 
 
 class Refused(Exception):
     """A request that the server does not fulfil. retry_after_s: when another try may succeed."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
+    def __init__(self, status: int, code: ErrorCode, message: str, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
 
@@ -25,16 +27,30 @@ class Refused(Exception):
         return self.retry_after_s is not None
 
 
-def error_body(code: str, message: str, retryable: bool = False) -> dict[str, Any]:
+class ErrorBody(BaseModel):
+    """`code` is for programs, `message` for people. retryable: whether another try may succeed."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+
+
+class ErrorAnswer(BaseModel):
     """The body of every error."""
-    return {"error": {"code": code, "message": message, "retryable": retryable}}
+
+    error: ErrorBody
+
+
+def error_body(code: ErrorCode, message: str, retryable: bool = False) -> dict[str, Any]:
+    """An ErrorAnswer."""
+    return ErrorAnswer(error=ErrorBody(code=code, message=message, retryable=retryable)).model_dump()
 
 
 def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Give every error of the application the same form, and count it."""
 
     def answer(
-        status: int, code: str, message: str, retryable: bool = False, headers: Mapping[str, str] | None = None
+        status: int, code: ErrorCode, message: str, retryable: bool = False, headers: Mapping[str, str] | None = None
     ) -> JSONResponse:
         metrics.requests_refused.labels(code).inc()
         return JSONResponse(error_body(code, message, retryable), status, headers)
@@ -56,7 +72,8 @@ def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, f"http_{error.status_code}")
+        codes: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
+        code = codes.get(error.status_code, "invalid_request")
         return answer(error.status_code, code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)

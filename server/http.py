@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from server import protocol
-from server.errors import Refused
+from server.errors import ErrorAnswer, Refused
 from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
 from server.service import Service
@@ -102,7 +102,7 @@ def _key(service: Served, request: Request, given: Bearer) -> ApiKey | None:
 Owned = Annotated[Session, Depends(_session)]
 Keyed = Annotated[ApiKey | None, Depends(_key)]
 
-router = APIRouter()
+router = APIRouter(responses={"default": {"model": ErrorAnswer, "description": "Refused"}})
 
 
 def _info(session: Session, service: Service) -> dict[str, Any]:
@@ -126,6 +126,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
 async def create_session(
     service: Served, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
 ) -> CreatedSession:
+    """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
     if wish.student not in (None, service.student.config.name):
         raise Refused(
@@ -138,39 +139,49 @@ async def create_session(
 
 @router.get("/v1/sessions/{session_id}")
 async def read_session(service: Served, session: Owned) -> SessionInfo:
+    """What the session is doing. Asking does not count as watching."""
     return SessionInfo(**_info(session, service))
 
 
 @router.delete("/v1/sessions/{session_id}", status_code=204)
 async def delete_session(service: Served, session: Owned) -> None:
+    """End the session; its viewers are told and closed."""
     service.sessions.free(session, "session_deleted", "the session was deleted")
 
 
 @router.post("/v1/sessions/{session_id}/reset")
 async def reset_session(service: Served, session: Owned, reset: Reset) -> SessionInfo:
+    """Begin the stream anew from this seed, in a new generation; nothing of the old one is shown any more."""
     session.reset(reset.seed)
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/pause")
 async def pause_session(service: Served, session: Owned) -> SessionInfo:
+    """Stop generating, for every viewer of the session, until one of them or this interface resumes it."""
     session.pause()
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/resume")
 async def resume_session(service: Served, session: Owned) -> SessionInfo:
+    """Go on generating where it was paused."""
     session.resume()
     return SessionInfo(**_info(session, service))
 
 
 @router.options("/v1/sessions/{session_id}/webrtc", status_code=204)
 async def webrtc_options(response: Response) -> None:
+    """`Accept-Post` names the media type of offers."""
     response.headers["Accept-Post"] = SDP
 
 
 @router.post("/v1/sessions/{session_id}/webrtc", status_code=201)
 async def offer_webrtc(request: Request, service: Served, session: Owned) -> Response:
+    """WebRTC, in the manner of WHEP. Body: an SDP offer (`application/sdp`); the answer is one too.
+
+    `Location` is the new peer, `ETag` its ICE session, each `Link` with `rel="ice-server"` a STUN or TURN server.
+    """
     peer, answer = await service.peers.accept(session, await _text(request, SDP))
     response = Response(answer, 201, media_type=SDP)
     response.headers["Location"] = f"/v1/sessions/{session.id}/webrtc/{peer.id}"
@@ -192,6 +203,7 @@ async def trickle_webrtc(
     peer: Annotated[Peer, Depends(_peer)],
     if_match: Annotated[str | None, Header()] = None,
 ) -> None:
+    """Trickle ICE. Body: candidates (`application/trickle-ice-sdpfrag`, RFC 8840); `If-Match`: the ETag."""
     if if_match not in (None, "*", peer.etag):
         raise Refused(412, "wrong_etag", "the ETag is not that of this ICE session")
     await service.peers.trickle(peer, await _text(request, SDP_FRAGMENT))
@@ -199,6 +211,7 @@ async def trickle_webrtc(
 
 @router.delete("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204)
 async def end_webrtc(peer: Annotated[Peer, Depends(_peer)]) -> None:
+    """End the peer; the session goes on."""
     peer.close(1000, "ended by the client")
 
 
@@ -210,11 +223,13 @@ async def stream(socket: WebSocket, session_id: str) -> None:
 
 @router.get("/v1/students")
 async def list_students(service: Served) -> dict[str, list[StudentInfo]]:
+    """What this server generates."""
     return {"students": [StudentInfo.of(service.student.config)]}
 
 
 @router.get("/v1/schema")
 async def read_schema() -> dict[str, Any]:
+    """JSON schema of the control messages, and the layout of binary ones."""
     return protocol.schema()
 
 
@@ -247,6 +262,7 @@ async def readyz(service: Served) -> JSONResponse:
 
 @router.get("/metrics")
 async def metrics(service: Served) -> Response:
+    """For Prometheus."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -20,6 +20,23 @@ class MailboxClosed(Exception):
     """The viewer has gone; no frame will come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a block came about. Times are on the monotonic clock: inputs were read at began_s, the block came at made_s.
+
+    worker: number of its process. rows: streams of the same Step. open_s, step_s: what the engine took of that time.
+    """
+
+    stream: str
+    worker: int
+    rows: int
+    steps: int
+    began_s: float
+    made_s: float
+    open_s: float
+    step_s: float
+
+
 @dataclass(eq=False, slots=True)
 class Frame:
     """A generated frame. rgb: uint8 [H, W, 3]. pts_us: presentation time since the session's first frame."""
@@ -28,6 +45,7 @@ class Frame:
     index: int
     pts_us: int
     rgb: NDArray[np.uint8]
+    making: Making
     _jpeg: asyncio.Future[bytes] | None = field(default=None, init=False)
 
     async def jpeg(self, pool: Executor) -> bytes:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from server.codes import ErrorCode
+
 VERSION: Final = 1
 
 KeyCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,32}$", description="W3C KeyboardEvent.code")]
@@ -19,7 +21,7 @@ Seq = Annotated[int, Field(ge=1, lt=2**53, description="the client's counter ove
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_serialization_defaults_required=True)
 
 
 class Hello(_Message):
@@ -156,7 +158,7 @@ class Error(_Message):
     """Something was refused or has ended; `code` is for programs, `message` for people."""
 
     type: Literal["error"] = "error"
-    code: str
+    code: ErrorCode
     message: str
     retryable: bool
 

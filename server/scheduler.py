@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from engines.protocol import StepResult
 from server.load import Governor, StepCosts
+from server.mailbox import Making
 from server.metrics import Metrics
 from server.streams import Stream
 from server.supervisor import StepReply, WorkerState, WorkerSupervisor
@@ -175,7 +176,17 @@ class Scheduler:
                 continue
             if isinstance(result, StepResult):
                 late = stream.clock.epoch is not None and now_s > stream.due_s + WAKE_MARGIN_S
-                if stream.accept(result, reply.step_s, now_s):
+                making = Making(
+                    stream.id,
+                    self.worker.spawned,
+                    len(flight.streams),
+                    flight.steps,
+                    flight.began_s,
+                    now_s,
+                    reply.open_s,
+                    reply.step_s,
+                )
+                if stream.accept(result, making):
                     self._metrics.frames_generated.inc(len(result.frames))
                     self._metrics.deadline_misses.inc(late)
             elif result.alone:

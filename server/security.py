@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.codes import ErrorCode
 from server.errors import error_body
 from server.metrics import Metrics
 
@@ -119,7 +120,9 @@ class Gatekeeper:
         message = f"the body is too long: the limit is {self._max_body_bytes} bytes"
         await self._refuse(scope, receive, send, 413, "body_too_large", message)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, status: int, code: ErrorCode, message: str
+    ) -> None:
         self._metrics.requests_refused.labels(code).inc()
         await JSONResponse(error_body(code, message), status)(scope, receive, send)
 

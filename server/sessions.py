@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from server.clock import Epoch
+from server.codes import ErrorCode
 from server.errors import Refused
 from server.inputs import Event
 from server.keys import ApiKey
@@ -185,7 +186,7 @@ class Session:
         for event in shown:
             viewer = self.viewers.get(event.viewer)
             if viewer is not None and event.seq is not None:
-                viewer.expect(event, frames[0].generation, frames[0].index)
+                viewer.expect(event, frames[0])
         self._hand_over(frames[0])
         for i, frame in enumerate(frames[1:], 1):
             asyncio.get_running_loop().call_later(i * period_s, self._hand_over, frame)
@@ -193,7 +194,7 @@ class Session:
     def epoch_opened(self, epoch: Epoch) -> None:
         self.broadcast(self._epoch_message(epoch))
 
-    def stream_ended(self, code: str, message: str) -> None:
+    def stream_ended(self, code: ErrorCode, message: str) -> None:
         log.error("session %s: %s", self.id, message)
         asyncio.get_running_loop().call_soon(self._owner.free, self, code, message, CLOSE_TRY_LATER)
 
@@ -250,7 +251,7 @@ class Sessions:
             raise Refused(401, "unauthorized", "no such session, or not its token")
         return session
 
-    def free(self, session: Session, code: str, message: str, close_code: int = CLOSE_NORMAL) -> None:
+    def free(self, session: Session, code: ErrorCode, message: str, close_code: int = CLOSE_NORMAL) -> None:
         """End the session: its viewers are told why and closed, its stream leaves the engine."""
         if self._sessions.pop(session.id, None) is None:
             return

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from engines.protocol import StepRequest, StepResult
 from server.clock import Epoch, MediaClock
+from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
-from server.mailbox import Frame
+from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
 from streamgen.student import Student
 
@@ -33,7 +34,7 @@ class StreamListener(Protocol):
 
     def epoch_opened(self, epoch: Epoch) -> None: ...
 
-    def stream_ended(self, code: str, message: str) -> None:
+    def stream_ended(self, code: ErrorCode, message: str) -> None:
         """The stream cannot go on."""
         ...
 
@@ -135,7 +136,7 @@ class Stream:
         self._in_flight = [self.clock.stamp(frame + i) for i in range(self.block_size)]
         return StepRequest(self.id, self._pending.actions, self._pending.steps)
 
-    def accept(self, result: StepResult, step_s: float, now_s: float) -> bool:
+    def accept(self, result: StepResult, making: Making) -> bool:
         """Take the block that was asked for and hand it over. False: it is not the expected one."""
         if self._in_flight is None or self._pending is None:
             return False
@@ -144,14 +145,14 @@ class Stream:
             self.failed(f"the engine generated frame {result.frame}, frame {self.state.frame} was due")
             return False
         frames = [
-            Frame(self.generation, result.frame + i, pts, rgb)
+            Frame(self.generation, result.frame + i, pts, rgb, making)
             for i, (pts, rgb) in enumerate(zip(stamps, result.frames, strict=True))
         ]
         self.state = self.state.extended(self.student.config, result.latents, pending.actions)
         self._pending = self._in_flight = None
         self._failures, self.alone = 0, False
-        self.steps, self.step_s = pending.steps, step_s
-        self._handed_s.extend([now_s] * len(frames))
+        self.steps, self.step_s = pending.steps, making.step_s
+        self._handed_s.extend([making.made_s] * len(frames))
         self.listener.block_ready(frames, pending.intake.events, self.clock.period_s)
         return True
 
@@ -167,7 +168,7 @@ class Stream:
         if self._failures >= _MOST_FAILURES:
             self.end("stream_failed", f"the stream cannot be continued: {reason}")
 
-    def end(self, code: str, message: str) -> None:
+    def end(self, code: ErrorCode, message: str) -> None:
         """The stream is over."""
         if not self.ended:
             self.ended, self.playing = True, False

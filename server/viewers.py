@@ -6,10 +6,11 @@ import secrets
 from collections import deque
 from typing import Protocol
 
+from server import tracing
 from server.clock import rtp_ticks
 from server.inputs import Event
 from server.limits import TokenBucket
-from server.mailbox import Frame, Mailbox
+from server.mailbox import Frame, Mailbox, Making
 from server.metrics import Metrics
 from server.protocol import Ack, Error, ServerMessage
 from server.settings import Settings
@@ -63,8 +64,9 @@ class Viewer:
         self.away = True
         self.bucket = TokenBucket(settings.messages_per_s, settings.message_burst, now_s)
         self._metrics = metrics
-        self._expected: deque[tuple[Event, tuple[int, int]]] = deque(maxlen=_PENDING_ACKS)
+        self._expected: deque[tuple[Event, Making, tuple[int, int]]] = deque(maxlen=_PENDING_ACKS)
         self._nameless: list[tuple[Event, Frame, float]] = []
+        self._leaving: list[tuple[Event, Making, float]] = []
         self._offences = 0
         self._complained_s: dict[str, float] = {}
 
@@ -78,17 +80,24 @@ class Viewer:
         if self.mailbox.put(frame):
             self._metrics.frames_dropped.labels(self.transport.kind, "slow_viewer").inc()
 
-    def expect(self, event: Event, generation: int, frame: int) -> None:
+    def expect(self, event: Event, frame: Frame) -> None:
         """The input is shown by this frame: acknowledge it when that one, or a later one, is taken."""
-        self._expected.append((event, (generation, frame)))
+        self._expected.append((event, frame.making, (frame.generation, frame.index)))
 
     def taken(self, frame: Frame, now_s: float) -> None:
         """The transport hands the frame over now: acknowledge what it is the first to show."""
-        while self._expected and self._expected[0][1] <= (frame.generation, frame.index):
-            event, _ = self._expected.popleft()
+        self._leaving.clear()
+        while self._expected and self._expected[0][2] <= (frame.generation, frame.index):
+            event, making, _ = self._expected.popleft()
             self._metrics.input_to_frame.observe(now_s - event.received_s)
             self._nameless.append((event, frame, now_s))
+            self._leaving.append((event, making, now_s))
         self.acknowledge()
+
+    def sent(self, frame: Frame, encoded_s: float, now_s: float) -> None:
+        """The frame that was taken last has left for the network; it was encoded by encoded_s."""
+        for event, making, taken_s in self._leaving:
+            tracing.input_shown(event, making, frame, self.transport.kind, taken_s, encoded_s, now_s)
 
     def acknowledge(self) -> None:
         """Send what was taken, as soon as the frames' RTP timestamps are known."""

@@ -8,6 +8,7 @@ installed aiortc.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -40,6 +41,7 @@ def upscale_for(height: int) -> int:
 class LiveVp8Encoder(Vp8Encoder):
     """Scales RGB frames up by an integer factor and encodes them; called on a worker thread.
 
+    encoded_s: when the last one was done, monotonic clock.
     The bitrate moves between few levels: every change makes aiortc start a new encoder with a key frame.
     """
 
@@ -47,6 +49,7 @@ class LiveVp8Encoder(Vp8Encoder):
         super().__init__()
         self._upscale = upscale
         self._level = 1
+        self.encoded_s = float("-inf")
         self._set(_BITRATES[self._level])
 
     def encode(self, frame: AVFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
@@ -55,6 +58,7 @@ class LiveVp8Encoder(Vp8Encoder):
         width, height = (side * self._upscale // 2 * 2 for side in (frame.width, frame.height))
         scaled = frame.reformat(width, height, format="yuv420p", interpolation="BICUBIC")
         payloads, _ = super().encode(scaled, force_keyframe)
+        self.encoded_s = time.monotonic()
         # Not the timestamp that came with them: it went through microseconds and is often one tick short.
         return payloads, frame.pts
 
@@ -81,12 +85,12 @@ class SenderTap:
 
     _ENCODER, _PACKETS, _TIMESTAMP = (f"_RTCRtpSender__{name}" for name in ("encoder", "packet_count", "rtp_timestamp"))
 
-    def __init__(self, sender: RTCRtpSender, encoder: Vp8Encoder) -> None:
+    def __init__(self, sender: RTCRtpSender, encoder: LiveVp8Encoder) -> None:
         missing = [name for name in (self._ENCODER, self._PACKETS, self._TIMESTAMP) if not hasattr(sender, name)]
         if missing:
             raise RuntimeError(f"the installed aiortc has no {', '.join(missing)}: use aiortc 1.16")
         setattr(sender, self._ENCODER, encoder)
-        self._sender = sender
+        self._sender, self.encoder = sender, encoder
 
     @property
     def packets(self) -> int:
@@ -103,17 +107,24 @@ class MailboxTrack(MediaStreamTrack):
     """The track that aiortc pulls frames from.
 
     rtp_origin: what aiortc adds to a frame's 90 kHz time; known once the first frame has been sent, which is when
-    aiortc comes for the second one. taken: called with each frame as it is handed over; origin_known: called once.
+    aiortc comes for the second one. taken: called with each frame as it is handed over; sent: when its packets have
+    left, with the time at which it was encoded; origin_known: called once.
     """
 
     kind = "video"
 
-    def __init__(self, mailbox: Mailbox, taken: Callable[[Frame], None], origin_known: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        taken: Callable[[Frame], None],
+        sent: Callable[[Frame, float], None],
+        origin_known: Callable[[], None],
+    ) -> None:
         super().__init__()
         self.rtp_origin: int | None = None
         self.tap: SenderTap | None = None
-        self._mailbox, self._taken, self._origin_known = mailbox, taken, origin_known
-        self._last: tuple[int, int] | None = None
+        self._mailbox, self._taken, self._sent, self._origin_known = mailbox, taken, sent, origin_known
+        self._last: tuple[Frame, int] | None = None
 
     async def recv(self) -> AVFrame:
         self._observe()
@@ -126,12 +137,16 @@ class MailboxTrack(MediaStreamTrack):
         picture = VideoFrame.from_ndarray(frame.rgb, format="rgb24")
         picture.pts, picture.time_base = rtp_ticks(frame.pts_us), _TIME_BASE
         if self.tap is not None:
-            self._last = picture.pts, self.tap.packets
+            self._last = frame, self.tap.packets
         return picture
 
     def _observe(self) -> None:
-        if self.rtp_origin is None and self.tap is not None and self._last is not None:
-            pts, packets_before = self._last
-            if self.tap.packets > packets_before:
-                self.rtp_origin = (self.tap.timestamp - pts) % 2**32
+        """aiortc comes back: see whether it has sent the last frame."""
+        if self.tap is None or self._last is None:
+            return
+        frame, packets_before = self._last
+        if self.tap.packets > packets_before:
+            if self.rtp_origin is None:
+                self.rtp_origin = (self.tap.timestamp - rtp_ticks(frame.pts_us)) % 2**32
                 self._origin_known()
+            self._sent(frame, self.tap.encoder.encoded_s)

@@ -117,6 +117,10 @@ class Peer:
         self._peers.metrics.frames_sent.labels(self.kind).inc()
         self.viewer.taken(frame, time.monotonic())
 
+    def sent(self, frame: Frame, encoded_s: float) -> None:
+        """Its packets have left."""
+        self.viewer.sent(frame, encoded_s, time.monotonic())
+
 
 class Peers:
     """All peer connections of a server."""
@@ -198,7 +202,7 @@ class Peers:
         connection = peer.connection
         peer.has_control = any(media.kind == "application" for media in description.media)
         if any(media.kind == "video" for media in description.media):
-            peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.viewer.acknowledge)
+            peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.sent, peer.viewer.acknowledge)
             video = connection.addTransceiver(peer.track, "sendonly")
             codecs = [
                 c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType in ("video/VP8", "video/rtx")

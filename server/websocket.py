@@ -161,12 +161,14 @@ async def _frames(socket: WebSocket, session: Session, viewer: Viewer, metrics: 
         frame = await viewer.mailbox.get()
         viewer.taken(frame, time.monotonic())
         jpeg = await frame.jpeg(pool)
+        encoded_s = time.monotonic()
         if frame.generation != session.stream.generation:
             # The stream was reset meanwhile: what it showed before no longer leaves the server.
             metrics.frames_dropped.labels(SocketTransport.kind, "reset").inc()
             continue
         await socket.send_bytes(pack_frame(frame.generation, frame.index, frame.pts_us, jpeg))
         metrics.frames_sent.labels(SocketTransport.kind).inc()
+        viewer.sent(frame, encoded_s, time.monotonic())
 
 
 async def _receive(socket: WebSocket) -> str | bytes:

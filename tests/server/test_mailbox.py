@@ -12,10 +12,11 @@ from PIL import Image
 
 from server.limits import TokenBucket
 from server.mailbox import Frame, Mailbox, MailboxClosed
+from tests.server.synthetic import MADE
 
 
 def frame(index: int) -> Frame:
-    return Frame(0, index, index * 1000, np.full((16, 16, 3), index, np.uint8))
+    return Frame(0, index, index * 1000, np.full((16, 16, 3), index, np.uint8), MADE)
 
 
 async def test_the_older_of_three_frames_is_dropped() -> None:

@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from aiortc.codecs.vpx import Vp8Encoder
 from av import CodecContext, Packet, VideoFrame
 
 from server.vp8 import LiveVp8Encoder, SenderTap, upscale_for
@@ -46,4 +45,4 @@ def test_the_bitrate_moves_in_few_steps() -> None:
 
 def test_another_aiortc_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="use aiortc"):
-        SenderTap(object(), Vp8Encoder())  # type: ignore[arg-type]
+        SenderTap(object(), LiveVp8Encoder(1))  # type: ignore[arg-type]
