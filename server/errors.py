@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from server.metrics import Metrics
@@ -25,9 +26,23 @@ class Refused(Exception):
         return self.retry_after_s is not None
 
 
-def error_body(code: str, message: str, retryable: bool = False) -> dict[str, Any]:
+class ErrorBody(BaseModel):
+    """`code` is for programs, `message` for people. retryable: whether another try may succeed."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class ErrorAnswer(BaseModel):
     """The body of every error."""
-    return {"error": {"code": code, "message": message, "retryable": retryable}}
+
+    error: ErrorBody
+
+
+def error_body(code: str, message: str, retryable: bool = False) -> dict[str, Any]:
+    """An ErrorAnswer."""
+    return ErrorAnswer(error=ErrorBody(code=code, message=message, retryable=retryable)).model_dump()
 
 
 def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
