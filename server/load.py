@@ -14,7 +14,7 @@ _LATE_QUANTILE = 0.9
 _FEWER_STEPS_ABOVE = 0.85
 _MORE_STEPS_BELOW = 0.65
 _CALM_S = 5.0
-_FULL_LOAD = 0.9
+FULL_LOAD = 0.9
 _RATE_CHANGE = 0.1
 
 
@@ -91,7 +91,7 @@ class Governor:
 
     def _choose_rate(self, fps: float, streams: int, now_s: float) -> None:
         load = self.load(fps, streams, self.steps)
-        possible = min(1.0, _FULL_LOAD / load) if load > 0 and self.steps == self._counts[0] else 1.0
+        possible = min(1.0, FULL_LOAD / load) if load > 0 and self.steps == self._counts[0] else 1.0
         if possible < self.rate * (1 - _RATE_CHANGE):
             self.rate, self._slow_since_s = possible, None
         elif possible <= self.rate or (possible < 1 and possible < self.rate * (1 + _RATE_CHANGE)):
@@ -115,4 +115,4 @@ class Governor:
         The first of all does always: slow is better than nothing.
         """
         first = streams == 0 and others == 0
-        return first or others + self.least_load(fps + extra_fps, streams + 1) <= _FULL_LOAD
+        return first or others + self.least_load(fps + extra_fps, streams + 1) <= FULL_LOAD

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.errors import Refused
+from server.load import FULL_LOAD
 from server.metrics import Metrics
 from server.scheduler import Scheduler
 from server.settings import Settings
@@ -130,10 +131,12 @@ class Students:
 
         Raises Refused also while the worker is starting.
         """
+        others = sum(other.scheduler.load for other in self.all if other.scheduler and other is not served)
+        if served.scheduler is None and others >= FULL_LOAD:
+            return None
         scheduler = self.load(served)
         served.awaits_until_s = served.used_s + (0 if scheduler.ready else _AWAITS_S)
         self.ready(served)
-        others = sum(other.scheduler.load for other in self.all if other.scheduler and other is not served)
         return scheduler if scheduler.admits_another(others) else None
 
     def ready(self, served: Served) -> Scheduler:

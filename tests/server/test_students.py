@@ -130,7 +130,7 @@ async def test_who_was_told_to_come_back_finds_the_student(serve: Serve, others:
 
 
 async def test_the_load_of_all_students_counts(serve: Serve, others: list[Student]) -> None:
-    server = serve(others=others[:1], step_s=0.03)  # each stream takes 0.6 of every second
+    server = serve(others=others[:2], step_s=0.03)  # each stream takes 0.6 of every second
     second = await play(server, "second")
     full = server.post("/v1/sessions")
     assert refusal(full) == (503, "full")
@@ -138,7 +138,16 @@ async def test_the_load_of_all_students_counts(serve: Serve, others: list[Studen
     first = server.create()
     assert refusal(ask(server, "second")) == (503, "full")
     first.call("DELETE")
-    await play(server, "second")
+    second = await play(server, "second")
+    # One is not even loaded where the others leave it nothing.
+    second.call("DELETE")
+    server.create()
+    scheduler = server.service.students.default.scheduler
+    assert scheduler is not None and scheduler.governor is not None
+    for _ in range(100):
+        scheduler.governor.costs.add(1, 0.06)
+    assert refusal(ask(server, "third")) == (503, "full")
+    assert states(server)["third"] == "unloaded"
 
 
 async def test_a_student_that_cannot_be_loaded_harms_no_other(serve: Serve, others: list[Student]) -> None:
