@@ -25,7 +25,8 @@ def drain(sessions: Sessions) -> None:
         try:
             write_sessions(sessions.settings.state_dir, [_kept(session) for session in sessions])
             sessions.kept = count
-        except OSError:
+        except Exception:
+            # Whatever it was: the server must still end in order.
             log.exception("the sessions cannot be kept")
     log.info("draining: %d of %d sessions are kept for the next server", sessions.kept, count)
     for session in sessions:

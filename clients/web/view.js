@@ -113,7 +113,8 @@ export function showDevice(device) {
  * @param {string | undefined} chosen name
  */
 export function showStudents(students, chosen) {
-  studentField.replaceChildren(...students.map(({ name }) => new Option(name, name, false, name === chosen)));
+  studentField.replaceChildren(...students.map(({ name }) => new Option(name)));
+  if (chosen) studentField.value = chosen; // nothing, where the server has no such student
   element("choice").hidden = students.length < 2;
 }
 

@@ -119,6 +119,16 @@ async def test_a_server_that_drains_refuses_and_tells(serve: Serve) -> None:
     assert server.get("/healthz").status_code == 200
 
 
+async def test_a_folder_that_went_away_does_not_keep_the_server(serve: Serve, tmp_path: Path) -> None:
+    server = serve(settings={"state_dir": tmp_path / "states"})
+    (tmp_path / "states").rmdir()
+    async with SocketClient(server.create()) as client:
+        await client.watch(2)
+        await asyncio.to_thread(server.stop)
+        await until(lambda: client.closed, "the end of the connection")
+    assert told(client) == [("server_stops", False)]
+
+
 def kept(own: Student, session_id: str, **changes: Any) -> KeptSession:
     session = KeptSession(
         id=session_id,
