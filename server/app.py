@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -16,24 +17,22 @@ from server.pages import web_folder
 from server.security import Gatekeeper, allowed_hosts
 from server.service import Service
 from server.settings import Settings
-from server.worker import BuildEngine
-from streamgen.student import Student
+from server.students import Offer
 
 
-def create_app(settings: Settings, student: Student, build_engine: BuildEngine, web: Path | None = None) -> ASGIApp:
-    """The server of one student. build_engine is called in the worker process and must be picklable.
+def create_app(settings: Settings, offers: Sequence[Offer], web: Path | None = None) -> ASGIApp:
+    """The server of some students, of which the first is for sessions that name none.
 
-    web: folder of the page; None takes the installed one.
+    web: folder of the page; None takes the installed one. Its lifespan state holds the `service`.
     """
 
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings, student, build_engine, web or web_folder(), metrics)
-        app.state.service = service
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        service = Service(settings, offers, web or web_folder(), metrics)
         async with service.running():
-            yield
+            yield {"service": service}
 
     # No documentation pages: they load scripts from elsewhere.
     app = FastAPI(title="streamgen", lifespan=lifespan, docs_url=None, redoc_url=None)

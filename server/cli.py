@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import uvicorn
 
 from engines.protocol import Engine
 from engines.select import load_engine
 from server import tracing
-from server.listening import bind, uvicorn_config
+from server.listening import Server, bind, uvicorn_config
 from server.logs import configure_logs
 from server.settings import CONFIG_VARIABLE, Settings, SettingsError, load_settings
-from streamgen.student import Student, StudentError
+from server.students import Offer, open_students
+from streamgen.student import StudentError
 
 
 def build_engine(path: Path, engine: str, threads: int | None, streams: int) -> Engine:
@@ -37,14 +37,21 @@ def _options() -> list[click.Parameter]:
             click.Option(
                 [f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag, name],
                 default=None,
-                multiple=field.default == () and name != "api_key_file",
+                multiple=isinstance(field.default, tuple) and name != "api_key_file",
                 metavar=field.title,
                 help=field.description,
-                show_default=False if field.default in (None, (), False) else str(field.default),
+                show_default=_shown(field.default),
                 allow_from_autoenv=False,  # the environment is `load_settings`'s too
             )
         )
     return options
+
+
+def _shown(default: object) -> str | bool:
+    """What the help says of a default; nothing of one that sets nothing."""
+    if default in (None, (), False):
+        return False
+    return " ".join(default) if isinstance(default, tuple) else str(default)
 
 
 @click.command(params=_options())
@@ -55,7 +62,7 @@ def _options() -> list[click.Parameter]:
     help="YAML file of settings: the options below, with _ for -.",
 )
 def serve(config: Path | None, **flags: Any) -> None:
-    """Serve a student: generated video that people steer while they watch it.
+    """Serve students: generated video that people steer while they watch it.
 
     Every option is also an environment variable, such as STREAMGEN_SERVE_MAX_SESSIONS for --max-sessions, and a line of
     the file that --config names, such as `max_sessions: 4`. An option wins over a variable, a variable over the file.
@@ -63,7 +70,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     try:
         settings = load_settings(config, {name: value for name, value in flags.items() if value not in (None, ())})
-        opened = Student.from_pretrained(settings.student)
+        students = open_students(settings.student)
     except (StudentError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     configure_logs(settings.log_json)
@@ -74,10 +81,13 @@ def serve(config: Path | None, **flags: Any) -> None:
         raise click.ClickException(
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
         ) from error
-    build = partial(build_engine, opened.path, settings.engine, settings.threads, settings.max_sessions)
-    server = uvicorn.Server(uvicorn_config(settings, opened, build))
+    offers = [
+        Offer(student, partial(build_engine, student.path, settings.engine, settings.threads, settings.max_sessions))
+        for student in students
+    ]
+    server = Server(uvicorn_config(settings, offers))
     url = page_url(settings, listener.getsockname()[1])
-    click.echo(f"{opened.config.name} on {url}", err=True)
+    click.echo(f"{', '.join(student.config.name for student in students)} on {url}", err=True)
     if settings.open and has_display():
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     # uvicorn raises the signal again once it has ended in order; by then there is nothing left to end.

@@ -73,6 +73,15 @@ class MediaClock:
         self._free_s = max(self._free_s, self.due_s(n) + self.period_s)
         return epoch.pts0_us + round((n - epoch.n0) * 1e6 / self.fps)
 
+    def elapsed_us(self, now_s: float) -> int:
+        """Presentation time of a frame that would be due now; 0 before the first."""
+        return 0 if self._origin_s is None else round((max(now_s, self._free_s) - self._origin_s) * 1e6)
+
+    def go_on(self, elapsed_us: int, now_s: float) -> None:
+        """Continue a clock of another process, which stood at elapsed_us: stamps grow beyond it."""
+        if elapsed_us:
+            self._origin_s = now_s - elapsed_us / 1e6
+
     def _running(self) -> Epoch:
         if self.epoch is None:
             raise RuntimeError("the media clock has no epoch: open one first")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Request, Response, WebSocket
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +16,7 @@ from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
 from server.service import Service
 from server.sessions import Session
+from server.students import StudentState
 from server.webrtc import Peer, ice_links
 from server.websocket import serve_socket
 from streamgen.config import StudentConfig
@@ -33,7 +35,7 @@ class _Body(BaseModel):
 class NewSession(_Body):
     """What a client may ask for; the server chooses the rest."""
 
-    student: str | None = None
+    student: str | None = Field(default=None, description="one of /v1/students; the first of them if not given")
     seed: Seed | None = None
 
 
@@ -53,6 +55,32 @@ class StudentInfo(BaseModel):
     @classmethod
     def of(cls, config: StudentConfig) -> StudentInfo:
         return cls(name=config.name, fps=config.fps, width=config.width, height=config.height, keys=list(config.keys))
+
+
+class ListedStudent(StudentInfo):
+    """A student that sessions can be opened for, and its worker: an unloaded one is started by the first session that
+    asks, which is told to come back in a moment.
+    """
+
+    state: StudentState
+
+
+class StudentList(BaseModel):
+    """The first is for sessions that name none."""
+
+    students: list[ListedStudent]
+
+
+class Readiness(BaseModel):
+    """Of the default student. step_ms: measured, by step count. students: state of each."""
+
+    status: Literal["ready"] = "ready"
+    student: str
+    engine: str
+    precision: str
+    device: str
+    step_ms: dict[str, float]
+    students: dict[str, StudentState]
 
 
 class SessionInfo(BaseModel):
@@ -76,33 +104,47 @@ class CreatedSession(SessionInfo):
 
 
 def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+    service: Service = request.state.service
     return service
 
 
-def _bearer(authorization: Annotated[str, Header(description="Bearer SECRET")] = "") -> str | None:
-    scheme, _, secret = authorization.partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else None
-
+_TOKEN = HTTPBearer(scheme_name="token", description="of the session, from POST /v1/sessions", auto_error=False)
+_API_KEY = HTTPBearer(scheme_name="API key", description="where the server asks for one", auto_error=False)
 
 Served = Annotated[Service, Depends(_service)]
-Bearer = Annotated[str | None, Depends(_bearer)]
 
 
-def _session(service: Served, session_id: str, token: Bearer) -> Session:
-    if token is None:
+def _session(
+    service: Served, session_id: str, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_TOKEN)]
+) -> Session:
+    if given is None:
         raise Refused(401, "unauthorized", "the session's token is missing: Authorization: Bearer TOKEN")
-    return service.sessions.find(session_id, token)
+    return service.sessions.find(session_id, given.credentials)
 
 
-def _key(service: Served, request: Request, given: Bearer) -> ApiKey | None:
-    return service.keyring.check(given, request.client.host if request.client else "", service.now_s())
+def _key(
+    service: Served, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_API_KEY)]
+) -> ApiKey | None:
+    return service.keyring.check(
+        given.credentials if given else None, request.client.host if request.client else "", service.now_s()
+    )
 
 
 Owned = Annotated[Session, Depends(_session)]
 Keyed = Annotated[ApiKey | None, Depends(_key)]
 
 router = APIRouter(responses={"default": {"model": ErrorAnswer, "description": "Refused"}})
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "`unauthorized`: no such session, or not its token"},
+    503: {"model": ErrorAnswer, "description": "`draining`: the server restarts; Retry-After says when to come back"},
+}
+"""Of everything that is done with a session."""
+
+_NOT_NOW = (
+    "With Retry-After: `starting`: the student is being loaded; `no_memory`: it has no room beside those that play; "
+    "`full`: one more stream would starve the others; `draining`: the server restarts"
+)
 
 
 def _info(session: Session, service: Service) -> dict[str, Any]:
@@ -122,48 +164,53 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/sessions", status_code=201)
+@router.post(
+    "/v1/sessions",
+    status_code=201,
+    responses={
+        401: {"model": ErrorAnswer, "description": "`key_needed`, `key_unknown`"},
+        404: {"model": ErrorAnswer, "description": "`unknown_student`"},
+        429: {"model": ErrorAnswer, "description": "With Retry-After: `key_full`, `too_many_wrong_keys`"},
+        503: {"model": ErrorAnswer, "description": _NOT_NOW},
+    },
+)
 async def create_session(
     service: Served, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
 ) -> CreatedSession:
     """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
-    if wish.student not in (None, service.student.config.name):
-        raise Refused(
-            404, "unknown_student", f"the server has no such student; it serves {service.student.config.name}"
-        )
-    session = service.sessions.create(wish.seed, key)
+    session, token = service.sessions.create(wish.student, wish.seed, key)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
-    return CreatedSession(token=session.token, **_info(session, service))
+    return CreatedSession(token=token, **_info(session, service))
 
 
-@router.get("/v1/sessions/{session_id}")
+@router.get("/v1/sessions/{session_id}", responses=_REFUSALS)
 async def read_session(service: Served, session: Owned) -> SessionInfo:
     """What the session is doing. Asking does not count as watching."""
     return SessionInfo(**_info(session, service))
 
 
-@router.delete("/v1/sessions/{session_id}", status_code=204)
+@router.delete("/v1/sessions/{session_id}", status_code=204, responses=_REFUSALS)
 async def delete_session(service: Served, session: Owned) -> None:
     """End the session; its viewers are told and closed."""
     service.sessions.free(session, "session_deleted", "the session was deleted")
 
 
-@router.post("/v1/sessions/{session_id}/reset")
+@router.post("/v1/sessions/{session_id}/reset", responses=_REFUSALS)
 async def reset_session(service: Served, session: Owned, reset: Reset) -> SessionInfo:
     """Begin the stream anew from this seed, in a new generation; nothing of the old one is shown any more."""
     session.reset(reset.seed)
     return SessionInfo(**_info(session, service))
 
 
-@router.post("/v1/sessions/{session_id}/pause")
+@router.post("/v1/sessions/{session_id}/pause", responses=_REFUSALS)
 async def pause_session(service: Served, session: Owned) -> SessionInfo:
     """Stop generating, for every viewer of the session, until one of them or this interface resumes it."""
     session.pause()
     return SessionInfo(**_info(session, service))
 
 
-@router.post("/v1/sessions/{session_id}/resume")
+@router.post("/v1/sessions/{session_id}/resume", responses=_REFUSALS)
 async def resume_session(service: Served, session: Owned) -> SessionInfo:
     """Go on generating where it was paused."""
     session.resume()
@@ -217,14 +264,19 @@ async def end_webrtc(peer: Annotated[Peer, Depends(_peer)]) -> None:
 
 @router.websocket("/v1/sessions/{session_id}/stream")
 async def stream(socket: WebSocket, session_id: str) -> None:
-    service: Service = socket.app.state.service
+    service: Service = socket.state.service
     await serve_socket(socket, session_id, service.sessions, service.settings, service.metrics, service.pool)
 
 
 @router.get("/v1/students")
-async def list_students(service: Served) -> dict[str, list[StudentInfo]]:
+async def list_students(service: Served) -> StudentList:
     """What this server generates."""
-    return {"students": [StudentInfo.of(service.student.config)]}
+    return StudentList(
+        students=[
+            ListedStudent(**StudentInfo.of(served.student.config).model_dump(), state=served.state)
+            for served in service.students.all
+        ]
+    )
 
 
 @router.get("/v1/schema")
@@ -239,24 +291,19 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
-async def readyz(service: Served) -> JSONResponse:
-    """Whether a stream can be generated now."""
-    worker = service.scheduler.worker
-    if not service.scheduler.ready:
-        why = f": {worker.last_failure}" if worker.last_failure else ""
-        raise Refused(503, "starting", f"the engine is not ready{why}", retry_after_s=2)
-    info = service.scheduler.info
+@router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "`starting`, `draining`"}})
+async def readyz(service: Served) -> Readiness:
+    """Whether a stream of the default student can be generated now."""
+    service.sessions.refuse_while_draining()
+    info = service.students.ready(service.students.default).info
     assert info is not None
-    return JSONResponse(
-        {
-            "status": "ready",
-            "student": service.student.config.name,
-            "engine": info.engine,
-            "precision": info.precision,
-            "device": info.device,
-            "step_ms": {str(steps): round(cost_s * 1e3, 2) for steps, cost_s in info.cost_s.items()},
-        }
+    return Readiness(
+        student=service.students.default.name,
+        engine=info.engine,
+        precision=info.precision,
+        device=info.device,
+        step_ms={str(steps): round(cost_s * 1e3, 2) for steps, cost_s in info.cost_s.items()},
+        students={served.name: served.state for served in service.students.all},
     )
 
 

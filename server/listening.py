@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import cast
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import HANDLED_SIGNALS
 
 from server.app import create_app
+from server.restart import drain
 from server.settings import Settings
-from server.worker import BuildEngine
-from streamgen.student import Student
+from server.students import Offer
 
 _GRACE_S = 3
+_LOOK_S = 0.02
+_FAREWELL_LOOKS = 100
+"""Two seconds for viewers to read the last message and to close."""
+
 _MOST_CONNECTIONS = 512
 _SEND_BUFFER_BYTES = 32 * 1024
 """Of the kernel, for one connection. Enough for 2 Mbit/s over 100 ms."""
@@ -50,10 +58,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def uvicorn_config(settings: Settings, student: Student, build: BuildEngine, web: Path | None = None) -> uvicorn.Config:
+class Server(uvicorn.Server):
+    """Told to end, it drains while it still listens; told again, it ends at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        for number in HANDLED_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain(self.lifespan.state["service"].sessions)
+        for _ in range(_FAREWELL_LOOKS):
+            if not any(isinstance(connection, _Socket) for connection in self.server_state.connections):
+                break
+            await asyncio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
+
+
+def uvicorn_config(settings: Settings, offers: Sequence[Offer], web: Path | None = None) -> uvicorn.Config:
     """How uvicorn runs the application."""
     return uvicorn.Config(
-        create_app(settings, student, build, web),
+        create_app(settings, offers, web),
         log_config=None,
         access_log=False,
         server_header=False,

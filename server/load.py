@@ -14,7 +14,7 @@ _LATE_QUANTILE = 0.9
 _FEWER_STEPS_ABOVE = 0.85
 _MORE_STEPS_BELOW = 0.65
 _CALM_S = 5.0
-_FULL_LOAD = 0.9
+FULL_LOAD = 0.9
 _RATE_CHANGE = 0.1
 
 
@@ -91,7 +91,7 @@ class Governor:
 
     def _choose_rate(self, fps: float, streams: int, now_s: float) -> None:
         load = self.load(fps, streams, self.steps)
-        possible = min(1.0, _FULL_LOAD / load) if load > 0 and self.steps == self._counts[0] else 1.0
+        possible = min(1.0, FULL_LOAD / load) if load > 0 and self.steps == self._counts[0] else 1.0
         if possible < self.rate * (1 - _RATE_CHANGE):
             self.rate, self._slow_since_s = possible, None
         elif possible <= self.rate or (possible < 1 and possible < self.rate * (1 + _RATE_CHANGE)):
@@ -101,11 +101,18 @@ class Governor:
         elif now_s - self._slow_since_s >= _CALM_S:
             self.rate, self._slow_since_s = possible, None
 
-    def admits(self, fps: float, streams: int, extra_fps: float) -> bool:
-        """Whether one more stream fits at the fewest steps. The first always does: slow is better than nothing.
+    def least_load(self, fps: float, streams: int) -> float:
+        """The load at the fewest steps.
 
         A step's own cost counts: that a viewer's browser on this machine gets in the way now and then is no reason to
         refuse the next one.
         """
-        rows = max(1, min(self._rows, streams + 1))
-        return streams == 0 or (fps + extra_fps) * self.costs.quick_s(self._counts[0]) / rows <= _FULL_LOAD
+        return fps * self.costs.quick_s(self._counts[0]) / max(1, min(self._rows, streams))
+
+    def admits(self, fps: float, streams: int, extra_fps: float, others: float = 0.0) -> bool:
+        """Whether one more stream fits at the fewest steps, beside `others`, the load of other models on this machine.
+
+        The first of all does always: slow is better than nothing.
+        """
+        first = streams == 0 and others == 0
+        return first or others + self.least_load(fps + extra_fps, streams + 1) <= FULL_LOAD

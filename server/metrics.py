@@ -14,7 +14,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
-        self.frames_generated = Counter("streamgen_frames_generated", "Frames that the engine made", registry=r)
+        self.frames_generated = Counter(
+            "streamgen_frames_generated", "Frames that the engine made", ["student"], registry=r
+        )
         self.frames_sent = Counter("streamgen_frames_sent", "Frames that left for a viewer", ["transport"], registry=r)
         self.frames_dropped = Counter(
             "streamgen_frames_dropped", "Frames that a viewer never got", ["transport", "reason"], registry=r
@@ -24,10 +26,10 @@ class Metrics:
         )
         self.inputs_lost = Counter("streamgen_inputs_lost", "Input events that left the log unread", registry=r)
         self.step_seconds = Histogram(
-            "streamgen_step_seconds", "Duration of an engine step", registry=r, buckets=_STEP_BUCKETS
+            "streamgen_step_seconds", "Duration of an engine step", ["student"], registry=r, buckets=_STEP_BUCKETS
         )
         self.deadline_misses = Counter(
-            "streamgen_deadline_misses", "Blocks that were ready after they were due", registry=r
+            "streamgen_deadline_misses", "Blocks that were ready after they were due", ["student"], registry=r
         )
         self.input_to_frame = Histogram(
             "streamgen_input_to_frame_seconds",
@@ -35,19 +37,42 @@ class Metrics:
             registry=r,
             buckets=_INPUT_BUCKETS,
         )
-        self.sessions = Gauge("streamgen_sessions", "Sessions, by whether they play", ["state"], registry=r)
+        self.sessions = Gauge("streamgen_sessions", "Sessions, by whether they play", ["student", "state"], registry=r)
         self.sessions_refused = Counter("streamgen_sessions_refused", "Sessions not let in", ["reason"], registry=r)
+        self.sessions_restored = Counter(
+            "streamgen_sessions_restored", "Sessions of the server before this one, by outcome", ["outcome"], registry=r
+        )
         self.requests_refused = Counter(
             "streamgen_requests_refused", "Requests and WebSockets answered with an error", ["code"], registry=r
         )
         self.viewers = Gauge("streamgen_viewers", "Viewers connected", ["transport"], registry=r)
-        self.worker_ready = Gauge("streamgen_worker_ready", "1 while the worker answers", registry=r)
-        self.worker_restarts = Counter(
-            "streamgen_worker_restarts", "Worker processes that were lost and replaced", registry=r
+        self.worker_ready = Gauge("streamgen_worker_ready", "1 while the worker answers", ["student"], registry=r)
+        self.worker_memory = Gauge(
+            "streamgen_worker_memory_bytes",
+            "What the worker takes, 0 without one: measured when it was ready, estimated before",
+            ["student"],
+            registry=r,
         )
-        self.stream_errors = Counter("streamgen_stream_errors", "Steps that an engine refused", registry=r)
-        self.epochs_opened = Counter("streamgen_epochs_opened", "Media clock epochs", registry=r)
-        self.steps = Gauge("streamgen_denoising_steps", "Denoising steps that a block gets now", registry=r)
+        self.worker_restarts = Counter(
+            "streamgen_worker_restarts", "Worker processes that were lost and replaced", ["student"], registry=r
+        )
+        self.stream_errors = Counter("streamgen_stream_errors", "Steps that an engine refused", ["student"], registry=r)
+        self.epochs_opened = Counter("streamgen_epochs_opened", "Media clock epochs", ["student"], registry=r)
+        self.steps = Gauge(
+            "streamgen_denoising_steps", "Denoising steps that a block gets now", ["student"], registry=r
+        )
         self.loop_lag = Histogram(
             "streamgen_event_loop_lag_seconds", "How late the event loop wakes up", registry=r, buckets=_LAG_BUCKETS
         )
+
+
+class StudentMetrics:
+    """What the scheduler of one student counts."""
+
+    def __init__(self, metrics: Metrics, student: str) -> None:
+        self.frames_generated = metrics.frames_generated.labels(student)
+        self.step_seconds = metrics.step_seconds.labels(student)
+        self.deadline_misses = metrics.deadline_misses.labels(student)
+        self.worker_restarts = metrics.worker_restarts.labels(student)
+        self.stream_errors = metrics.stream_errors.labels(student)
+        self.epochs_opened = metrics.epochs_opened.labels(student)

@@ -155,7 +155,12 @@ class Resumed(_Message):
 
 
 class Error(_Message):
-    """Something was refused or has ended; `code` is for programs, `message` for people."""
+    """Something was refused or has ended; `code` is for programs, `message` for people.
+
+    `server_restarts`: the connection ends now, and the stream goes on when the viewer comes back, with the same session
+    and token; until the server listens again, connections fail or are refused as `draining`. `server_stops`: it does
+    not go on.
+    """
 
     type: Literal["error"] = "error"
     code: ErrorCode

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from engines.protocol import StepResult
 from server.load import Governor, StepCosts
 from server.mailbox import Making
-from server.metrics import Metrics
+from server.metrics import Metrics, StudentMetrics
 from server.streams import Stream
 from server.supervisor import StepReply, WorkerState, WorkerSupervisor
 from server.worker import BuildEngine, Step, WorkerReady
@@ -64,7 +64,7 @@ class Scheduler:
         self.student = student
         self.info: WorkerReady | None = None
         self.governor: Governor | None = None
-        self._metrics = metrics
+        self._metrics = StudentMetrics(metrics, student.config.name)
         self._slots = slots
         self._clock = clock
         self._streams: dict[str, Stream] = {}
@@ -91,14 +91,28 @@ class Scheduler:
         """Steps that a block gets now."""
         return self.governor.steps if self.governor else self.student.config.steps
 
-    def admits_another(self) -> bool:
-        """Whether one more stream fits: in the engine, and by the measured cost of all that have a right to play."""
+    @property
+    def empty(self) -> bool:
+        """Whether no stream has a right to play here."""
+        return not self._streams
+
+    @property
+    def load(self) -> float:
+        """The share of a second that its streams' steps take in a second, at the fewest steps."""
+        count = len(self._streams)
+        return self.governor.least_load(count * self._block_rate, count) if self.governor else 0.0
+
+    def admits_another(self, others: float = 0.0) -> bool:
+        """Whether one more stream fits: in the engine, and by the measured cost of all that have a right to play.
+
+        others: load of other workers on the same cores.
+        """
         if self.info is None or self.governor is None:
             return False
         count = len(self._streams)
         if count >= self.info.capacity.streams:
             return False
-        return self.governor.admits(count * self._block_rate, count, self._block_rate)
+        return self.governor.admits(count * self._block_rate, count, self._block_rate, others)
 
     def add(self, stream: Stream) -> None:
         self._streams[stream.id] = stream

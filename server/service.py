@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,37 +14,26 @@ from server.ice import bound_ports
 from server.keys import Keyring
 from server.metrics import Metrics
 from server.pages import pages
-from server.scheduler import Scheduler
+from server.restart import drain, restore
 from server.sessions import Sessions
 from server.settings import Settings
+from server.students import Offer, Students
 from server.webrtc import Peers
-from server.worker import BuildEngine
-from streamgen.student import Student
 
 log = logging.getLogger("streamgen.server")
 
 _ENCODER_THREADS = 4
-_MOST_SLOTS = 16
 
 
 class Service:
     """The parts of one server; made on the event loop."""
 
-    def __init__(
-        self, settings: Settings, student: Student, build_engine: BuildEngine, web: Path | None, metrics: Metrics
-    ) -> None:
-        self.settings, self.student, self.metrics = settings, student, metrics
+    def __init__(self, settings: Settings, offers: Sequence[Offer], web: Path | None, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
         self.keyring = Keyring(settings.keys)
         self.pool = ThreadPoolExecutor(_ENCODER_THREADS, "encoder")
-        self.scheduler = Scheduler(
-            student,
-            build_engine,
-            metrics,
-            slots=min(settings.max_sessions, _MOST_SLOTS),
-            hang_after_s=settings.hang_after_s,
-            ready_within_s=settings.ready_within_s,
-        )
-        self.sessions = Sessions(student, self.scheduler, settings, metrics)
+        self.students = Students(offers, settings, metrics)
+        self.sessions = Sessions(self.students, settings, metrics)
         self.peers = Peers(settings, metrics)
         self.pages = pages(web)
 
@@ -60,19 +49,20 @@ class Service:
         loop.set_default_executor(self.pool)
         if self.settings.media_ports is not None:
             bound_ports(loop, self.settings.media_ports)
-        tasks = [asyncio.create_task(self.scheduler.run()), asyncio.create_task(self.sessions.run())]
-        for task in tasks:
-            task.add_done_callback(_report)
+        self.students.start()
+        restore(self.sessions)
+        task = asyncio.create_task(self.sessions.run())
+        task.add_done_callback(_report)
         try:
             yield
         finally:
-            self.sessions.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            drain(self.sessions)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
             await self.peers.close()
-            await self.scheduler.close()
-            log.info("the server has ended")
+            await self.students.close()
+            kept = self.sessions.kept
+            log.info("the server has ended%s", f", {kept} sessions wait for the next one" if kept else "")
 
 
 def _report(task: asyncio.Task[None]) -> None:

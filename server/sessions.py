@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from server.clock import Epoch
@@ -21,32 +22,44 @@ from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMe
 from server.scheduler import Scheduler
 from server.settings import Settings
 from server.streams import Stream
+from server.students import Served, Students
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Transport, Viewer
-from streamgen.student import Student
 
 log = logging.getLogger("streamgen.server.sessions")
 
 SWEEP_EVERY_S = 0.25
 STATUS_EVERY_S = 1.0
 _RETRY_FULL_S = 10
-_RETRY_STARTING_S = 2
+_RETRY_DRAINING_S = 5
 
 
 class Session:
     """One stream with its viewers. It plays while it is not paused and some viewer is present.
 
-    expires_at: wall-clock end of the session. token: the bearer's proof. key: the API key that it was opened with.
+    token_hash: SHA-256 of the bearer's proof, which only the bearer keeps: it is random enough to need no salt.
+    lifetime_s: from now to the end of the session. key: the API key that it was opened with.
     """
 
-    def __init__(self, owner: Sessions, student: Student, seed: int, key: ApiKey | None, now_s: float) -> None:
-        self.id = secrets.token_urlsafe(12)
-        self.token = secrets.token_urlsafe(32)
+    def __init__(
+        self,
+        owner: Sessions,
+        served: Served,
+        scheduler: Scheduler,
+        seed: int,
+        key: ApiKey | None,
+        session_id: str,
+        token_hash: bytes,
+        lifetime_s: float,
+    ) -> None:
+        now_s = time.monotonic()
+        self.id, self.token_hash = session_id, token_hash
+        self.served, self.scheduler = served, scheduler
         self.seed, self.key = seed, key
         self.paused = False
         self.viewers: dict[str, Viewer] = {}
-        self.stream = Stream(self.id, student, seed, self)
-        self.expires_s = now_s + owner.settings.session_lifetime_s
-        self.expires_at = datetime.now(UTC) + timedelta(seconds=owner.settings.session_lifetime_s)
+        self.stream = Stream(self.id, served.student, seed, self)
+        self.expires_s = now_s + lifetime_s
+        self.expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
         self.present_s = now_s
         self._owner = owner
         self._last_frame: Frame | None = None
@@ -59,7 +72,7 @@ class Session:
 
     def may(self, token: str) -> bool:
         """Whether this is the session's token; takes the same time whatever the answer."""
-        return hmac.compare_digest(token.encode(), self.token.encode())
+        return hmac.compare_digest(_hash(token), self.token_hash)
 
     # Viewers.
 
@@ -133,7 +146,7 @@ class Session:
             wanted = False
         if wanted and not self.stream.playing and not self.stream.ended:
             self.stream.play()
-            self._owner.scheduler.wake()
+            self.scheduler.wake()
         elif not wanted:
             self.stream.stop()
 
@@ -158,7 +171,7 @@ class Session:
         self.stream.reset(seed)
         for viewer in self.viewers.values():
             viewer.mailbox.clear()
-        self._owner.scheduler.wake()
+        self.scheduler.wake()
 
     def broadcast(self, message: ServerMessage) -> None:
         for viewer in list(self.viewers.values()):
@@ -212,61 +225,89 @@ class Session:
 
 
 class Sessions:
-    """All sessions of a server. A session that nobody returns to, or whose time is up, is freed by `run`."""
+    """All sessions of a server. A session that nobody returns to, or whose time is up, is freed by `run`.
 
-    def __init__(self, student: Student, scheduler: Scheduler, settings: Settings, metrics: Metrics) -> None:
-        self.student, self.scheduler, self.settings, self.metrics = student, scheduler, settings, metrics
+    draining: the server ends, and lets nobody in any more. kept: of its sessions, those that wait for the next server.
+    """
+
+    def __init__(self, students: Students, settings: Settings, metrics: Metrics) -> None:
+        self.students, self.settings, self.metrics = students, settings, metrics
+        self.draining = False
+        self.kept = 0
         self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, seed: int | None, key: ApiKey | None) -> Session:
-        """A new session. Raises Refused when the worker is not ready, when another stream would starve those that run,
-        or when the key has as many as it may.
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def create(self, student: str | None, seed: int | None, key: ApiKey | None) -> tuple[Session, str]:
+        """A new session of the named student (None: the default) and its token.
+
+        Raises Refused when there is no such student, when its worker is not ready or has no memory, when another stream
+        would starve those that run, or when the key has as many as it may.
         """
-        if not self.scheduler.ready:
-            self.metrics.sessions_refused.labels("starting").inc()
-            raise Refused(503, "starting", "the engine is not ready yet", retry_after_s=_RETRY_STARTING_S)
-        if key is not None:
-            most = key.sessions or self.settings.max_sessions_per_key
-            if sum(session.key == key for session in self._sessions.values()) >= most:
-                self.metrics.sessions_refused.labels("key_full").inc()
-                message = f"this key has {most} sessions, as many as it may: end one"
-                raise Refused(429, "key_full", message, retry_after_s=_RETRY_FULL_S)
-        if len(self) >= self.settings.max_sessions or not self.scheduler.admits_another():
-            self.metrics.sessions_refused.labels("full").inc()
-            raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
+        try:
+            served, scheduler = self._admit(student, key)
+        except Refused as refused:
+            self.metrics.sessions_refused.labels(refused.code).inc()
+            raise
         seed = secrets.randbits(32) if seed is None else seed
-        session = Session(self, self.student, seed, key, time.monotonic())
-        self._sessions[session.id] = session
-        self.scheduler.add(session.stream)
-        log.info("session %s opened, seed %d, key %s", session.id, seed, key.name if key else "none")
-        return session
+        token = secrets.token_urlsafe(32)
+        session = Session(
+            self,
+            served,
+            scheduler,
+            seed,
+            key,
+            session_id=secrets.token_urlsafe(12),
+            token_hash=_hash(token),
+            lifetime_s=self.settings.session_lifetime_s,
+        )
+        self.add(session)
+        log.info(
+            "session %s opened, student %s, seed %d, key %s", session.id, served.name, seed, key.name if key else "none"
+        )
+        return session, token
 
     def find(self, session_id: str, token: str) -> Session:
         """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
+        self.refuse_while_draining()
         session = self._sessions.get(session_id)
         if session is None or not session.may(token):
             raise Refused(401, "unauthorized", "no such session, or not its token")
         return session
 
-    def free(self, session: Session, code: ErrorCode, message: str, close_code: int = CLOSE_NORMAL) -> None:
+    def add(self, session: Session) -> None:
+        """Let the session's stream play, on a worker that has room for it."""
+        self._sessions[session.id] = session
+        session.scheduler.add(session.stream)
+
+    def free(
+        self,
+        session: Session,
+        code: ErrorCode,
+        message: str,
+        close_code: int = CLOSE_NORMAL,
+        retryable: bool = False,
+    ) -> None:
         """End the session: its viewers are told why and closed, its stream leaves the engine."""
         if self._sessions.pop(session.id, None) is None:
             return
         log.info("session %s ended: %s", session.id, message)
-        self.scheduler.remove(session.stream)
+        session.scheduler.remove(session.stream)
+        session.served.used_s = time.monotonic()
         for viewer in list(session.viewers.values()):
-            viewer.send(Error(code=code, message=message, retryable=False))
+            viewer.send(Error(code=code, message=message, retryable=retryable))
             viewer.transport.close(close_code, code)
             session.detach(viewer)
         self._count()
 
-    def close(self) -> None:
-        """End all sessions: the server stops."""
-        for session in list(self._sessions.values()):
-            self.free(session, "server_stops", "the server stops", CLOSE_TRY_LATER)
+    def refuse_while_draining(self) -> None:
+        """Raises Refused."""
+        if self.draining:
+            raise Refused(503, "draining", "the server restarts or stops: try again soon", _RETRY_DRAINING_S)
 
     async def run(self) -> None:
         """Watch presence, expiry and the event loop's lag until cancelled."""
@@ -279,9 +320,23 @@ class Sessions:
             status = now_s >= next_status_s
             if status:
                 next_status_s = now_s + STATUS_EVERY_S
-            for session in list(self._sessions.values()):
+            for session in self:
                 self._sweep(session, now_s, status)
             self._count()
+
+    def _admit(self, student: str | None, key: ApiKey | None) -> tuple[Served, Scheduler]:
+        """Raises Refused."""
+        self.refuse_while_draining()
+        served = self.students.find(student)
+        if key is not None:
+            most = key.sessions or self.settings.max_sessions_per_key
+            if sum(session.key == key for session in self) >= most:
+                message = f"this key has {most} sessions, as many as it may: end one"
+                raise Refused(429, "key_full", message, retry_after_s=_RETRY_FULL_S)
+        scheduler = self.students.admit(served) if len(self) < self.settings.max_sessions else None
+        if scheduler is None:
+            raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
+        return served, scheduler
 
     def _sweep(self, session: Session, now_s: float, status: bool) -> None:
         session.refresh(now_s)
@@ -294,7 +349,14 @@ class Sessions:
         self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())
 
     def _count(self) -> None:
-        for state in ("playing", "paused", "away"):
-            self.metrics.sessions.labels(state).set(sum(session.state == state for session in self._sessions.values()))
-        self.metrics.worker_ready.set(self.scheduler.ready)
-        self.metrics.steps.set(self.scheduler.steps)
+        for served in self.students.all:
+            own = [session.state for session in self if session.served is served]
+            for state in ("playing", "paused", "away"):
+                self.metrics.sessions.labels(served.name, state).set(own.count(state))
+            self.metrics.worker_ready.labels(served.name).set(served.ready)
+            self.metrics.worker_memory.labels(served.name).set(served.memory_bytes if served.scheduler else 0)
+            self.metrics.steps.labels(served.name).set(served.scheduler.steps if served.scheduler else 0)
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

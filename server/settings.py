@@ -113,6 +113,17 @@ def _address(text: str) -> str:
     return text
 
 
+def _private_folder(path: Path) -> Path:
+    """Made if it is not there."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot be made: {error.strerror or error}") from None
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ValueError("give a folder that the server may write to")
+    return path
+
+
 def _engine(name: str) -> str:
     if name not in ENGINES:
         raise ValueError(f"choose one of {', '.join(ENGINES)}")
@@ -139,11 +150,25 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, title="ADDRESS", description="Address to bind; 0.0.0.0 is every one.")
     port: int = Field(8000, ge=0, le=65535, title="PORT", description="TCP port; 0 takes a free one.")
-    student: str = Field("world", title="NAME|FOLDER", description="A student that comes with streamgen, or a folder.")
+    student: Annotated[tuple[str, ...], Several] = Field(
+        ("world",),
+        min_length=1,
+        title="NAME|FOLDER",
+        description="A student that comes with streamgen, or a folder; of several, the first is for who names none.",
+    )
     engine: Annotated[str, AfterValidator(_engine)] = Field(
         "auto", title="|".join(ENGINES), description="Runtime of the student."
     )
     threads: int | None = Field(None, ge=1, title="N", description="CPU threads of the engine.")
+    memory_budget_mb: int | None = Field(
+        None,
+        ge=1,
+        title="MB",
+        description="For the workers of all students; three quarters of the machine's memory if not given.",
+    )
+    state_dir: Annotated[Path, AfterValidator(_private_folder)] | None = Field(
+        None, title="FOLDER", description="Keep the streams here over a restart; without it they end with the server."
+    )
 
     api_key: Annotated[tuple[Annotated[ApiKey, _from_text(ApiKey.parse)], ...], Several] = Field(
         (), repr=False, title="HASH[,SESSIONS]", description="Who may open sessions, from `streamgen key`."

@@ -19,6 +19,7 @@ from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
 from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
+from streamgen.state import StreamState
 from streamgen.student import Student
 
 FPS_OVER_S = 3.0
@@ -125,6 +126,11 @@ class Stream:
             self.inputs.restore(self._pending.intake)
             self._pending = None
         self.clock.close()
+
+    def go_on(self, state: StreamState, generation: int, elapsed_us: int, now_s: float) -> None:
+        """Continue, before anything was generated, a stream of another server process."""
+        self.state, self.generation = state, generation
+        self.clock.go_on(elapsed_us, now_s)
 
     def request(self, steps: int) -> StepRequest:
         """Ask for the next block: inputs are read now, unless the same block was asked for before."""

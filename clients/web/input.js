@@ -96,9 +96,9 @@ export function listenToKeyboard(keys, taken) {
   addEventListener("visibilitychange", () => document.hidden && keys.releaseAll());
 }
 
-/** A field keeps what is typed, a button reached with the keyboard the keys that press it. @param {KeyboardEvent} event */
+/** A field or a choice keeps what is typed, a button reached with the keyboard the keys that press it. @param {KeyboardEvent} event */
 function wantsItself(event) {
-  if (event.target instanceof HTMLInputElement) return true;
+  if (event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement) return true;
   const presses = event.code === "Space" || event.code === "Enter";
   return presses && event.target instanceof HTMLButtonElement && event.target.matches(":focus-visible");
 }

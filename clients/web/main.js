@@ -24,7 +24,7 @@
 import { Keys, listenToKeyboard } from "./input.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
-import { fetchDevice, recall, rememberKey } from "./session.js";
+import { endSession, fetchDevice, fetchStudents, recall, rememberKey } from "./session.js";
 import { Meter } from "./stats.js";
 import * as view from "./view.js";
 
@@ -140,6 +140,13 @@ listenToKeyboard(keys, (event) => {
 listenToPad(view.element("pad"), keys);
 view.lightRoom();
 fetchDevice().then(view.showDevice);
+fetchStudents().then((students) => view.showStudents(students, wish.student));
+view.studentField.addEventListener("change", () => {
+  const session = recall(wish);
+  if (session) endSession(session);
+  query.set("student", view.studentField.value);
+  location.search = String(query);
+});
 
 addEventListener("visibilitychange", () => player.unseen(document.hidden));
 addEventListener("pagehide", () => player.leave());

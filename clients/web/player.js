@@ -15,6 +15,8 @@ const READY_TIMEOUT_MS = 6_000;
 const FIRST_FRAME_TIMEOUT_MS = 6_000;
 const BACKOFF_S = [0.3, 1, 2, 4, 8];
 const FULL_RETRY_S = 5;
+const RESTART_RETRY_S = 2;
+const RESTART_PATIENCE_MS = 120_000;
 
 /**
  * @typedef {object} Stage what the player needs of the page
@@ -41,6 +43,7 @@ export class Player {
   #stopped = false;
   #webrtcWorked = false;
   #paused = false;
+  /** When the server said that it restarts; null once it is back. @type {number | null} */ #restartsSince = null;
   /** The page, not the person, asked for the pause. */ #pausedUnseen = false;
   /** @type {() => void} */ #wake = () => {};
   /** @type {(error: Error) => void} */ #die = () => {};
@@ -192,6 +195,7 @@ export class Player {
       if (!this.#paused) await Promise.race([picture.promise, gone, this.#firstFrameLate()]);
       if (link.transport === "webrtc") this.#webrtcWorked = true;
       arrived();
+      this.#restartsSince = null;
       this.#stage.arrived(link.transport);
       this.#set(this.#paused ? "paused" : "playing");
       this.#ping(); // keys that were pressed too early count now
@@ -201,6 +205,10 @@ export class Player {
       clearInterval(beat);
       this.#unlink();
     }
+  }
+
+  get #restarting() {
+    return this.#restartsSince !== null && performance.now() - this.#restartsSince < RESTART_PATIENCE_MS;
   }
 
   async #firstFrameLate() {
@@ -245,6 +253,9 @@ export class Player {
    */
   async #recover(error, failures) {
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
+    // It may be away, or back and still loading its network: no reason to change the transport.
+    if (this.#restarting && (!(error instanceof Refused) || error.code === "draining"))
+      return this.#wait("restarting", error.message, Math.min(backoffS, RESTART_RETRY_S));
     // Media ports are for WebRTC alone: without one it goes on below, by the other way.
     if (error instanceof Refused && error.code !== "no_media_port") {
       if (error.gone && this.#session) {
@@ -255,7 +266,7 @@ export class Player {
       }
       if (error.locked) return this.#giveUp("locked", error.code === "key_unknown" ? error.message : "");
       if (error.full) {
-        const kind = error.code === "starting" ? "starting" : error.status === 429 ? "limited" : "full";
+        const kind = error.code === "starting" || error.code === "draining" ? "starting" : error.status === 429 ? "limited" : "full";
         return this.#wait(kind, error.message, error.retryAfterS ?? FULL_RETRY_S);
       }
       if (error.retryable) return this.#wait("unreachable", error.message, backoffS);
@@ -318,7 +329,9 @@ export class Player {
         if (this.#state === "playing" || this.#state === "paused") this.#set(this.#paused ? "paused" : "playing");
         return;
       case "error":
-        return this.#stage.notice(message.message);
+        if (message.code === "server_restarts") this.#restartsSince = performance.now();
+        else if (!this.#restarting) this.#stage.notice(message.message);
+        return;
     }
   }
 

@@ -1,6 +1,6 @@
 /** The session over HTTP, and its memory across a reload of the page. */
 
-/** @import { ErrorBody, Session, Wish } from "./types.d.ts" */
+/** @import { ErrorBody, Session, Student, Wish } from "./types.d.ts" */
 
 const STORAGE_KEY = "streamgen.session";
 const API_KEY_KEY = "streamgen.key";
@@ -86,6 +86,16 @@ export async function fetchDevice() {
   }
 }
 
+/** @returns {Promise<Student[]>} what the server generates; nothing when it does not say */
+export async function fetchStudents() {
+  try {
+    const response = await request("v1/students", { method: "GET" });
+    return (await response.json()).students;
+  } catch {
+    return []; // it is not there yet; there is nothing to choose then
+  }
+}
+
 /** @param {string} id */
 const pathOf = (id) => `v1/sessions/${encodeURIComponent(id)}`;
 
@@ -105,6 +115,15 @@ export async function createSession(wish) {
  */
 export async function checkSession(session) {
   await request(pathOf(session.id), { method: "GET" }, session.token);
+}
+
+/**
+ * Gives the session's place back; sent even while the page is being closed.
+ * @param {Session} session
+ */
+export function endSession(session) {
+  forget();
+  leave(pathOf(session.id), session);
 }
 
 /**
@@ -134,7 +153,15 @@ export async function postOffer(session, offer) {
  * @param {string} peer
  */
 export function deletePeer(session, peer) {
-  request(peer, { method: "DELETE", keepalive: true }, session.token).catch(() => {
+  leave(peer, session);
+}
+
+/**
+ * @param {string} path
+ * @param {Session} session
+ */
+function leave(path, session) {
+  request(path, { method: "DELETE", keepalive: true }, session.token).catch(() => {
     // It is being left either way: the server also notices by the silence.
   });
 }

@@ -145,8 +145,11 @@ export type PlayerState =
 
 /** Why the player waits or has stopped, for a person to read. */
 export interface Trouble {
-  /** locked: the server wants an API key. limited: this person has had enough of something for now. */
-  kind: "full" | "starting" | "limited" | "locked" | "unreachable" | "refused" | "interrupted";
+  /**
+   * locked: the server wants an API key. limited: this person has had enough of something for now. restarting: the
+   * server said so, and keeps the stream.
+   */
+  kind: "full" | "starting" | "restarting" | "limited" | "locked" | "unreachable" | "refused" | "interrupted";
   detail: string;
   /** Counts down to the next try; null when there is none. */
   seconds: number | null;

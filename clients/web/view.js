@@ -1,6 +1,6 @@
 /** What the page shows: the picture, messages, hints and figures. It asks for nothing. */
 
-/** @import { Snapshot, TransportName } from "./types.d.ts" */
+/** @import { Snapshot, Student, TransportName } from "./types.d.ts" */
 /** @import { Meter } from "./stats.js" */
 
 const NOTICE_MS = 6_000;
@@ -21,6 +21,7 @@ export function element(id) {
 export const video = /** @type {HTMLVideoElement} */ (element("video"));
 export const canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
 export const keyField = /** @type {HTMLInputElement} */ (element("key"));
+export const studentField = /** @type {HTMLSelectElement} */ (element("student"));
 const glow = /** @type {HTMLCanvasElement} */ (element("glow"));
 
 /**
@@ -42,6 +43,7 @@ function words({ state, trouble }) {
   if (trouble?.kind === "limited") return { title: "Not now", detail: `${sentence(trouble.detail)} ${soon}`, action: "Try now" };
   if (trouble?.kind === "locked") return { title: "This server asks for a key", detail: trouble.detail && sentence(trouble.detail) };
   if (trouble?.kind === "starting") return { title: "The server is waking up", detail: `Its network is being loaded. ${soon}`, busy: true };
+  if (trouble?.kind === "restarting") return { title: "The server restarts", detail: "Your world waits and goes on by itself.", busy: true };
   if (trouble?.kind === "unreachable")
     return { title: "The server does not answer", detail: `Is it running, and are you online? ${soon}`, action: "Try now" };
   if (trouble?.kind === "refused") return { title: "This did not work", detail: sentence(trouble.detail), action: "Try again" };
@@ -103,6 +105,17 @@ export function showFigures(meter) {
 /** @param {string | null} device */
 export function showDevice(device) {
   if (device) setText("device", ` on ${device.replace(/\((R|TM)\)/g, "")}`);
+}
+
+/**
+ * A choice, where there is one.
+ * @param {Student[]} students the server's, its own choice first
+ * @param {string | undefined} chosen name
+ */
+export function showStudents(students, chosen) {
+  studentField.replaceChildren(...students.map(({ name }) => new Option(name)));
+  if (chosen) studentField.value = chosen; // nothing, where the server has no such student
+  element("choice").hidden = students.length < 2;
 }
 
 /** @param {readonly string[]} held */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from playwright.sync_api import Browser, expect
 
 from server.protocol import Input, Ping, Release
 from server.settings import Settings
+from streamgen.student import Student
 from tests.clients.walking import DESKTOP, PHONE, Open, Walk, enter
 from tests.server.harness import LiveServer, make_certificate
+from tests.server.process import process
 from tests.server.synthetic import make_student
 
 KEY = "sg_friend"
@@ -286,3 +289,57 @@ def keyed_server(tmp_path: Path) -> Iterator[LiveServer]:
     server = LiveServer(make_student(tmp_path / "student"), tmp_path, settings).start()
     yield server
     server.stop()
+
+
+def test_of_several_students_one_is_chosen(browser: Browser, tmp_path: Path) -> None:
+    first, second = (make_student(tmp_path / name, name=name) for name in ("first", "second"))
+    server = LiveServer(first, tmp_path, others=[second]).start()
+    try:
+        context = browser.new_context(**DESKTOP)
+        page = context.new_page()
+        page.goto(f"{server.url}/?transport=websocket")
+        choice = page.get_by_role("combobox", name="World")
+        expect(choice).to_have_value("first")
+        choice.focus()
+        page.keyboard.press("s")  # chooses by its first letter, and does not walk in
+        expect(page).to_have_url(f"{server.url}/?transport=websocket&student=second")
+        expect(choice).to_have_value("second")
+        walk = Walk(page, context)
+        enter(walk)  # once it is loaded
+        served = [session.served.name for session in server.service.sessions]
+        assert served == ["second"]
+        # Another choice gives the place back at once.
+        choice.select_option("first")
+        expect(page.get_by_role("button", name="Walk in")).to_be_visible()
+        enter(walk)
+        assert [session.served.name for session in server.service.sessions] == ["first"]
+        context.close()
+    finally:
+        server.stop()
+
+
+def test_one_student_leaves_no_choice(walk: Open) -> None:
+    w = walk()
+    with w.page.expect_response("**/v1/students"):
+        w.page.reload()
+    expect(w.page.get_by_role("button", name="Walk in")).to_be_visible()
+    expect(w.page.locator("#student")).to_be_hidden()
+
+
+def test_the_world_goes_on_after_a_restart(browser: Browser, student: Student, tmp_path: Path) -> None:
+    states = ("--state-dir", str(tmp_path / "states"))
+    context = browser.new_context(**DESKTOP)
+    page = context.new_page()
+    walk = Walk(page, context)
+    with process(student, tmp_path, *states) as old:
+        page.goto(old.url)
+        enter(walk)
+        before = walk.until(lambda stats: stats["frame"] > 30)
+        old.popen.send_signal(signal.SIGTERM)
+        expect(page.get_by_role("heading", name="The server restarts")).to_be_visible()
+        assert old.wait() == 0
+    with process(student, tmp_path, *states, "--port", old.url.rpartition(":")[2]):
+        after = walk.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"] + 30)
+        context.close()
+    assert (after["session"], after["seed"]) == (before["session"], before["seed"])
+    assert (before["transport"], after["transport"]) == ("webrtc", "webrtc")

@@ -7,6 +7,7 @@ import hashlib
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from streamgen_client import (
     UnknownKey,
     read_student,
 )
+from streamgen_client.gym import StreamEnv
 from streamgen_client.webrtc import PeerLink
 from tests.server.harness import Got, LiveServer, follow, until
-from tests.server.synthetic import START_FRAMES, read
+from tests.server.synthetic import START_FRAMES, make_student, read
 
 BOTH = pytest.mark.parametrize("transport", ["webrtc", "websocket"])
 
@@ -281,6 +283,29 @@ async def test_refusals_carry_the_servers_code_and_when_to_try_again(serve: Call
     # The room is given back at once.
     async with StreamClient(server.url, transport="websocket"):
         pass
+
+
+async def test_another_student_is_waited_for_while_it_is_loaded(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    other = make_student(tmp_path / "other", fps=10, name="other")
+    server = serve(others=[other])
+    assert (await read_student(server.url)).name == "synthetic"
+    assert (await read_student(server.url, "other")).fps == 10
+    with pytest.raises(SessionRefused, match="serves synthetic, other"):
+        await read_student(server.url, "nobody")
+    async with StreamClient(server.url, student="other", seed=6, transport="websocket") as stream:
+        assert stream.student.name == "other"
+        frames = await take(stream, 5)
+    follow(6, frames)
+    env = StreamEnv(server.url, student="other")
+    try:
+        assert env.student.name == "other"
+        await asyncio.to_thread(env.reset, seed=6)
+        (session,) = server.service.sessions
+        assert session.served.name == "other"
+    finally:
+        await asyncio.to_thread(env.close)
 
 
 async def test_a_server_with_keys_lets_in_who_has_one(serve: Callable[..., LiveServer]) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ def serve(student: Student, tmp_path: Path) -> Iterator[Callable[..., LiveServer
         settings: dict[str, Any] | None = None,
         own: Student | None = None,
         web: Path | None = None,
+        others: Sequence[Student] = (),
         **engine: Any,
     ) -> LiveServer:
-        server = LiveServer(own or student, tmp_path, Settings(**(settings or {})), web, **engine)
+        server = LiveServer(own or student, tmp_path, Settings(**(settings or {})), web, others, **engine)
         servers.append(server)
         return server.start(wait_ready)
 

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,6 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
-import uvicorn
 import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from cryptography import x509
@@ -30,10 +29,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from server.ice import choose_addresses
-from server.listening import bind, uvicorn_config
+from server.listening import Server, bind, uvicorn_config
 from server.protocol import HEADER
 from server.service import Service
 from server.settings import Settings
+from server.students import Offer
 from streamgen.actions import WORLD_KEYS, action_vector
 from streamgen.student import Student
 from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
@@ -56,17 +56,22 @@ class LiveServer:
     """uvicorn on a thread with a loop of its own, on a free port."""
 
     def __init__(
-        self, student: Student, orders: Path, settings: Settings | None = None, web: Path | None = None, **engine: Any
+        self,
+        student: Student,
+        orders: Path,
+        settings: Settings | None = None,
+        web: Path | None = None,
+        others: Sequence[Student] = (),
+        **engine: Any,
     ) -> None:
         self.student, self.orders = student, orders
         self.settings = settings or Settings()
-        build = partial(build_synthetic, student.config, orders, **engine)
-        self.config = uvicorn_config(self.settings, student, build, web)
+        offers = [Offer(each, partial(build_synthetic, each.config, orders, **engine)) for each in (student, *others)]
         self._listener = bind("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self.url = f"{'https' if self.settings.tls_cert else 'http'}://127.0.0.1:{self.port}"
         self.trust = trusting(self.settings.tls_cert)
-        self._server = uvicorn.Server(self.config)
+        self._server = Server(uvicorn_config(self.settings, offers, web))
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -94,7 +99,7 @@ class LiveServer:
 
     @property
     def service(self) -> Service:
-        service: Service = self.config.app._app.state.service  # type: ignore[union-attr]
+        service: Service = self._server.lifespan.state["service"]
         return service
 
     def order(self, name: str, text: str = "") -> Path:
@@ -103,7 +108,13 @@ class LiveServer:
         return path
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum of the samples that have these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.service.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, verify=self.trust, **options)
@@ -111,8 +122,8 @@ class LiveServer:
     def post(self, path: str, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, verify=self.trust, **options)
 
-    def create(self, seed: int = 1, key: str | None = None) -> Ticket:
-        response = self.post("/v1/sessions", json={"seed": seed}, headers=bearer(key))
+    def create(self, seed: int = 1, key: str | None = None, **wish: str) -> Ticket:
+        response = self.post("/v1/sessions", json={"seed": seed, **wish}, headers=bearer(key))
         assert response.status_code == 201, response.text
         body = response.json()
         return Ticket(self, body["id"], body["token"], body)

@@ -33,7 +33,7 @@ MADE = Making("stream", worker=1, rows=1, steps=2, began_s=0.0, made_s=0.0, open
 """For frames that no engine made."""
 
 
-def synthetic_config(fps: float = 20.0, block_size: int = 1) -> StudentConfig:
+def synthetic_config(fps: float = 20.0, block_size: int = 1, name: str = "synthetic") -> StudentConfig:
     transformer = TransformerConfig(
         in_channels=4,
         height=HEIGHT // 8,
@@ -48,7 +48,7 @@ def synthetic_config(fps: float = 20.0, block_size: int = 1) -> StudentConfig:
         action_dim=len(WORLD_KEYS),
     )
     return StudentConfig(
-        name="synthetic",
+        name=name,
         fps=fps,
         width=WIDTH,
         height=HEIGHT,
@@ -60,8 +60,8 @@ def synthetic_config(fps: float = 20.0, block_size: int = 1) -> StudentConfig:
     )
 
 
-def make_student(folder: Path, fps: float = 20.0, block_size: int = 1) -> Student:
-    config = synthetic_config(fps, block_size)
+def make_student(folder: Path, fps: float = 20.0, block_size: int = 1, name: str = "synthetic") -> Student:
+    config = synthetic_config(fps, block_size, name)
     write_config(folder, config)
     shape = (2, START_FRAMES, *config.latent_shape)
     starts: dict[str, NDArray[Any]] = {

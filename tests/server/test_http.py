@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +16,8 @@ from websockets import Origin
 
 from server.pages import pages
 from server.security import allowed_hosts
-from tests.server.harness import LiveServer, SocketClient, follow
+from tests.server.harness import LiveServer, SocketClient, follow, until
+from tests.server.synthetic import START_FRAMES
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -40,6 +43,32 @@ def test_a_session_from_birth_to_death(shared: LiveServer) -> None:
     assert "token" not in again.json()
     assert httpx.delete(shared.url + path, headers=bearer).status_code == 204
     assert code(shared.get(path, headers=bearer)) == (401, "unauthorized")
+
+
+async def test_a_session_is_paused_resumed_and_reset(shared: LiveServer) -> None:
+    ticket = shared.create(seed=1)
+
+    async def ask(what: str, **body: int) -> dict[str, Any]:
+        response = await asyncio.to_thread(ticket.call, "POST", what, json=body or None)
+        assert response.status_code == 200, response.text
+        assert response.json().keys() == ticket.state().keys()
+        return dict(response.json())
+
+    async with SocketClient(ticket) as client:
+        await client.watch(3)
+        for _ in (1, 2):  # the second changes nothing
+            assert (await ask("/pause"))["state"] == "paused"
+        paused = await ask("/reset", seed=2)
+        assert (paused["state"], paused["seed"], paused["generation"]) == ("paused", 2, 1)
+        assert paused["frame"] == START_FRAMES == ticket.state()["frame"]
+        for _ in (1, 2):
+            assert (await ask("/resume"))["state"] == "playing"
+        await until(lambda: sum(got.generation == 1 for got in client.frames) > 5, "the new stream")
+        assert (len(client.of("paused")), len(client.of("resumed"))) == (1, 1)
+        assert ticket.state()["viewers"] == 1 and ticket.state()["frame"] > START_FRAMES
+    follow(2, [got for got in client.frames if got.generation == 1])
+    assert code(ticket.call("POST", "/reset", json={"seed": 2**64})) == (422, "invalid_request")
+    ticket.call("DELETE")
 
 
 def test_only_the_bearer_of_the_token_gets_in(shared: LiveServer) -> None:
@@ -142,8 +171,26 @@ def test_long_bodies_are_refused_with_and_without_a_length(shared: LiveServer) -
 def test_what_can_be_asked_without_a_session(shared: LiveServer) -> None:
     assert shared.get("/v1/students").json()["students"][0]["name"] == "synthetic"
     assert shared.get("/v1/schema").json()["version"] == 1
-    assert shared.get("/openapi.json").status_code == 200
     assert shared.get("/docs").status_code == 404
+
+
+def test_the_interface_is_documented(shared: LiveServer) -> None:
+    document = shared.get("/openapi.json").json()
+    session = "/v1/sessions/{session_id}"
+    for method, path in (
+        *(("get", session), ("delete", session)),
+        *(("post", f"{session}/{what}") for what in ("reset", "pause", "resume")),
+    ):
+        operation = document["paths"][path][method]
+        assert operation["description"]
+        assert operation["security"] == [{"token": []}]
+        for status in ("401", "503"):
+            answer = operation["responses"][status]["content"]["application/json"]["schema"]
+            assert answer == {"$ref": "#/components/schemas/ErrorAnswer"}
+    assert document["paths"]["/v1/sessions"]["post"]["security"] == [{"API key": []}]
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    listed = document["components"]["schemas"]["ListedStudent"]["properties"]
+    assert listed["state"]["enum"] == ["loaded", "starting", "unloaded"]
 
 
 async def test_metrics_tell_what_happened(shared: LiveServer) -> None:

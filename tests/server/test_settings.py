@@ -39,6 +39,7 @@ def test_flag_over_environment_over_file_over_default(file: Path, monkeypatch: p
 
 def test_every_form_of_value_in_every_place(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {
+        "student": ["world", "my-world"],
         "allow_host": ["a.example", "b.example"],
         "ice_server": ["stun:a.example", "turn:b.example:3478?transport=tcp,me,x,y"],
         "api_key": [HASH, f"{OTHER},3"],
@@ -148,9 +149,20 @@ def test_a_certificate_fits_its_key(tmp_path: Path) -> None:
         )
 
 
+def test_a_folder_for_states_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "of" / "states"
+    assert load_settings(None, {"state_dir": str(folder)}).state_dir == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    (line,) = refusal(state_dir=str(tmp_path / "file"))
+    assert line.startswith("--state-dir: cannot be made: File exists")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("student", ""),
+        ("memory_budget_mb", "0"),
         ("allow_host", "https://play.example"),
         ("allow_host", "play.example:8000"),
         ("allow_host", "*"),

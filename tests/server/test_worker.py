@@ -67,8 +67,9 @@ async def test_kill_9_in_mid_play(serve: Callable[..., LiveServer]) -> None:
     server = serve()
 
     def kill() -> None:
-        assert server.service.scheduler.worker.pid is not None
-        os.kill(server.service.scheduler.worker.pid, signal.SIGKILL)
+        scheduler = server.service.students.default.scheduler
+        assert scheduler is not None and scheduler.worker.pid is not None
+        os.kill(scheduler.worker.pid, signal.SIGKILL)
 
     await goes_on_after(server, kill)
 

@@ -41,7 +41,7 @@ def main() -> None:
 @click.option(
     "--api-key", default="", help="For a server that asks for one; better as STREAMGEN_CLIENT_RECORD_API_KEY."
 )
-@click.option("--student", default=None, help="The student that is expected. Default: whichever the server has.")
+@click.option("--student", default=None, help="The student that is wanted. Default: the first that the server has.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Of the stream. Default: the server's choice.")
 @click.option("--out", type=_FILE, required=True, help="MP4 file to write.")
 @click.option("--json", "json_file", type=_FILE, help="File for the figures.")

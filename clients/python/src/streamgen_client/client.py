@@ -37,6 +37,12 @@ _SILENCE_S = 5.0
 _RETURN_WITHIN_S = 30.0
 """For how long the server keeps a stream that nobody watches."""
 
+_RESTART_WITHIN_S = 120.0
+"""For how long a server is waited for that said it restarts: its streams wait from when it is back."""
+
+_LOADED_WITHIN_S = 120.0
+"""For how long a server is waited for that loads the student."""
+
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
 
 
@@ -55,12 +61,13 @@ class StreamClient:
     (96, 128, 3)
 
     api_key: what a server that is not open to everybody asks for; "": none.
-    student: the one that is expected, None: whichever the server has. seed: of the stream, None: the server's choice.
+    student: the one that is wanted, None: the first that the server has. One that nobody watches may have to be loaded
+    first; opening waits for it (2 min at most). seed: of the stream, None: the server's choice.
     buffer_frames: how many frames wait for the program before the oldest is dropped.
 
-    A connection that breaks is made again, for as long as the server keeps the stream (30 s); the stream goes on where
-    it was, with the same keys held. An input whose acknowledgement was under way is sent again: a short tap may then
-    show twice, and is never lost.
+    A connection that breaks is made again, for as long as the server keeps the stream (30 s; 2 min when it says that it
+    restarts); the stream goes on where it was, with the same keys held. An input whose acknowledgement was under way is
+    sent again: a short tap may then show twice, and is never lost.
 
     Opening raises BadAddress, ServerUnreachable, SessionRefused or TransportFailed.
     """
@@ -86,6 +93,7 @@ class StreamClient:
         self._heard_s = 0.0
         self._first_frame: int | None = None
         self._last_words: tuple[str, str] | None = None
+        self._return_within_s = _RETURN_WITHIN_S
         self._over: Exception | None = None
         self._session: Session
         self._link: Link
@@ -93,7 +101,7 @@ class StreamClient:
         self._keeping: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        self._session = await Session.create(self._url, *self._wish)
+        self._session = await self._open()
         try:
             await self._connect()
         except BaseException:
@@ -180,7 +188,9 @@ class StreamClient:
                 for answer, sent_s in self._inputs.acknowledged(message):
                     self._meter.acknowledged(answer.pts_us, sent_s)
             case "error":
-                if not message["retryable"]:
+                if message["code"] == "server_restarts":
+                    self._return_within_s = _RESTART_WITHIN_S
+                elif not message["retryable"]:
                     self._last_words = message["code"], message["message"]
                 self._answer_ready(SessionRefused(message["code"], message["message"], message["retryable"]))
 
@@ -204,6 +214,18 @@ class StreamClient:
 
     # The connection.
 
+    async def _open(self) -> Session:
+        """Raises BadAddress, ServerUnreachable, SessionRefused."""
+        deadline_s = time.monotonic() + _LOADED_WITHIN_S
+        while True:
+            try:
+                return await Session.create(self._url, *self._wish)
+            except SessionRefused as refused:
+                wait_s = refused.retry_after_s
+                if refused.code != "starting" or wait_s is None or time.monotonic() + wait_s > deadline_s:
+                    raise
+            await asyncio.sleep(wait_s)
+
     async def _connect(self) -> None:
         """A new link that the server is ready on, with the keys told. Raises ClientError."""
         self._ready = asyncio.get_running_loop().create_future()
@@ -225,6 +247,7 @@ class StreamClient:
             await link.close()
             raise
         self._link = link
+        self._return_within_s = _RETURN_WITHIN_S
         self._heard_s = time.monotonic()
         # It heals what was lost; and its acknowledgement ties the RTP clock to the stream's.
         await link.send(self._inputs.assertion())
@@ -260,7 +283,8 @@ class StreamClient:
         if self._last_words is not None:
             why = f"{why}: {self._last_words[1]}"
         code = self._last_words[0] if self._last_words else "unauthorized"
-        deadline_s, wait_s = time.monotonic() + _RETURN_WITHIN_S, _FIRST_RETRY_S
+        within_s, wait_s = self._return_within_s, _FIRST_RETRY_S
+        deadline_s = time.monotonic() + within_s
         while True:
             try:
                 return await self._connect()
@@ -271,7 +295,7 @@ class StreamClient:
             except (ServerUnreachable, TransportFailed) as failed:
                 error = failed
             if time.monotonic() + wait_s > deadline_s:
-                raise StreamLost("unreachable", f"{why}; no way back within {_RETURN_WITHIN_S:g} s: {error}") from error
+                raise StreamLost("unreachable", f"{why}; no way back within {within_s:g} s: {error}") from error
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
 

@@ -42,6 +42,7 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     the same seed. What follows depends on when the agent acts: Gymnasium is told that it is nondeterministic.
 
     api_key: what a server that is not open to everybody asks for; "": none.
+    student: the one that is wanted, None: the first that the server has.
     transport: a WebSocket's frames are sharper than WebRTC's, and the same each time; WebRTC suits bad networks.
 
     Raises what StreamClient raises. Needs closing.
@@ -58,18 +59,23 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
-        self, url: str, transport: Transport = "websocket", render_mode: str | None = None, api_key: str = ""
+        self,
+        url: str,
+        transport: Transport = "websocket",
+        render_mode: str | None = None,
+        api_key: str = "",
+        student: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render mode {render_mode!r}: give rgb_array or None")
         self.render_mode = render_mode
         self._url, self._transport, self._api_key = url, transport, api_key
         self._loop = _LoopThread()
-        student = self._loop.run(read_student(url))
-        self.keys = student.keys
-        self.metadata = {**self.metadata, "render_fps": student.fps}
-        self.observation_space = Box(0, 255, (student.height, student.width, 3), np.uint8)
-        self.action_space = MultiBinary(len(student.keys))
+        self.student = self._loop.run(read_student(url, student))
+        self.keys = self.student.keys
+        self.metadata = {**self.metadata, "render_fps": self.student.fps}
+        self.observation_space = Box(0, 255, (self.student.height, self.student.width, 3), np.uint8)
+        self.action_space = MultiBinary(len(self.keys))
         self._stream: StreamClient | None = None
         self._held: frozenset[str] = frozenset()
         self._frame: Frame | None = None
@@ -110,7 +116,13 @@ class StreamEnv(gymnasium.Env[Picture, NDArray[np.int8]]):
     async def _begin(self, seed: int) -> Frame:
         for _ in range(_MOST_TRIES):
             await self._leave()
-            stream = StreamClient(self._url, api_key=self._api_key, seed=seed, transport=self._transport)
+            stream = StreamClient(
+                self._url,
+                api_key=self._api_key,
+                student=self.student.name,
+                seed=seed,
+                transport=self._transport,
+            )
             self._stream = await stream.__aenter__()
             frame = await stream.next()
             # Another would make what an agent starts from depend on how busy the machine was.

@@ -76,14 +76,21 @@ class Session:
         return await _request(method, self.address + path, body, media_type, self.token)
 
 
-async def read_student(url: str) -> Student:
-    """The student that the server at `url` serves. Raises BadAddress, ServerUnreachable, SessionRefused.
+async def read_student(url: str, name: str | None = None) -> Student:
+    """A student of the server at `url`, None: the one that a session gets which names none.
+
+    Raises BadAddress, ServerUnreachable, SessionRefused.
 
     >>> asyncio.run(read_student(url)).keys
     ('KeyW', 'KeyS', 'ArrowLeft', 'ArrowRight', 'Space')
     """
     _, text = await _request("GET", f"{_base(url)}/v1/students")
-    return Student.read(json.loads(text)["students"][0])
+    students = [Student.read(each) for each in json.loads(text)["students"]]
+    for student in students:
+        if name in (None, student.name):
+            return student
+    known = ", ".join(student.name for student in students)
+    raise SessionRefused("unknown_student", f"there is no student {name!r}; it serves {known}")
 
 
 def _base(url: str) -> str:
