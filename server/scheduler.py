@@ -170,12 +170,12 @@ class Scheduler:
         if self.governor is not None:
             self.governor.costs.add(flight.steps, now_s - flight.began_s - reply.open_s)
         self._metrics.step_seconds.observe(reply.step_s)
-        for stream, result in zip(flight.streams, reply.results, strict=True):
+        for stream, result, checksum in zip(flight.streams, reply.results, reply.checksums, strict=True):
             if stream.ended or not stream.waiting:
                 continue
             if isinstance(result, StepResult):
                 late = stream.clock.epoch is not None and now_s > stream.due_s + WAKE_MARGIN_S
-                if stream.accept(result, reply.step_s, now_s):
+                if stream.accept(result, checksum, reply.step_s, now_s):
                     self._metrics.frames_generated.inc(len(result.frames))
                     self._metrics.deadline_misses.inc(late)
             elif result.alone:
@@ -244,9 +244,7 @@ class Scheduler:
         opens = tuple((stream.id, stream.state) for stream in batch if stream.opened_in != self.worker.spawned)
         self._calls += 1
         self._in_flight = _InFlight(self._calls, tuple(batch), steps, bool(opens), now_s)
-        requests = tuple(stream.request(steps) for stream in batch)
-        for stream in batch:
-            stream.opened_in = self.worker.spawned
+        requests = tuple(stream.request(steps, self.worker.spawned) for stream in batch)
         self.worker.step(Step(self._calls, opens, requests))
 
     def _phase_s(self, stream: Stream, earliest_s: float, playing: list[Stream]) -> float:

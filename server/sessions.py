@@ -21,6 +21,7 @@ from server.scheduler import Scheduler
 from server.settings import Settings
 from server.streams import Stream
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Transport, Viewer
+from streamgen.session_log import Header
 from streamgen.student import Student
 
 log = logging.getLogger("streamgen.server.sessions")
@@ -159,6 +160,22 @@ class Session:
             viewer.mailbox.clear()
         self._owner.scheduler.wake()
 
+    def log(self) -> bytes:
+        """What determined the frames until now, as JSON Lines: `streamgen replay` makes them again."""
+        info, stream = self._owner.scheduler.info, self.stream
+        assert info is not None
+        header = Header(
+            session=self.id,
+            student=stream.student.config.name,
+            student_hash=stream.student.hash,
+            engine=info.engine,
+            precision=info.precision,
+            device=info.device,
+            left_out_blocks=stream.log.left_out_blocks,
+            left_out_inputs=stream.log.left_out_inputs,
+        )
+        return stream.log.to_bytes(header)
+
     def broadcast(self, message: ServerMessage) -> None:
         for viewer in list(self.viewers.values()):
             viewer.send(message)
@@ -291,6 +308,7 @@ class Sessions:
         elif status:
             session.send_status(now_s)
         self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())
+        self.metrics.log_left_out.inc(session.stream.log.take_left_out())
 
     def _count(self) -> None:
         for state in ("playing", "paused", "away"):

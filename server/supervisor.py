@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -53,10 +54,11 @@ class WorkerState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepReply:
-    """A `Stepped` whose frames have been copied out of the shared memory."""
+    """A `Stepped` whose frames have been copied out of the shared memory. checksums: CRC-32 of each result's frames."""
 
     call: int
     results: tuple[StepResult | StreamFailed, ...]
+    checksums: tuple[int, ...]
     step_s: float
     open_s: float
 
@@ -232,7 +234,8 @@ class WorkerSupervisor:
             else result
             for slot, result in zip(self._frames.slots, message.results, strict=False)
         )
-        return StepReply(message.call, results, message.step_s, message.open_s)
+        checksums = tuple(zlib.crc32(result.frames) if isinstance(result, StepResult) else 0 for result in results)
+        return StepReply(message.call, results, checksums, message.step_s, message.open_s)
 
     def _write(self) -> None:
         while True:

@@ -34,6 +34,7 @@ from server.listening import bind, uvicorn_config
 from server.protocol import HEADER
 from server.service import Service
 from server.settings import Settings
+from server.worker import BuildEngine
 from streamgen.actions import WORLD_KEYS, action_vector
 from streamgen.student import Student
 from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
@@ -56,11 +57,17 @@ class LiveServer:
     """uvicorn on a thread with a loop of its own, on a free port."""
 
     def __init__(
-        self, student: Student, orders: Path, settings: Settings | None = None, web: Path | None = None, **engine: Any
+        self,
+        student: Student,
+        orders: Path,
+        settings: Settings | None = None,
+        web: Path | None = None,
+        build: BuildEngine | None = None,
+        **engine: Any,
     ) -> None:
         self.student, self.orders = student, orders
         self.settings = settings or Settings()
-        build = partial(build_synthetic, student.config, orders, **engine)
+        build = build or partial(build_synthetic, student.config, orders, **engine)
         self.config = uvicorn_config(self.settings, student, build, web)
         self._listener = bind("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
@@ -176,12 +183,13 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Got:
-    """A frame that a viewer received. seen: what its picture says."""
+    """A frame that a viewer received. seen: what its picture says. jpeg: as it came over the WebSocket."""
 
     generation: int
     frame: int
     pts_us: int
     seen: Seen
+    jpeg: bytes = b""
 
 
 @dataclass
@@ -276,8 +284,8 @@ class SocketClient(Client):
 def _got(data: bytes) -> Got:
     magic, version, kind, generation, frame, pts_us = HEADER.unpack_from(data)
     assert (magic, version, kind) == (b"SG", 1, 1)
-    picture = np.asarray(Image.open(io.BytesIO(data[HEADER.size :])))
-    return Got(generation, frame, pts_us, read(picture))
+    jpeg = data[HEADER.size :]
+    return Got(generation, frame, pts_us, read(np.asarray(Image.open(io.BytesIO(jpeg)))), jpeg)
 
 
 class PeerClient(Client):

@@ -116,6 +116,7 @@ class World:
                 )
                 for request in message.requests
             ),
+            (0,) * len(message.requests),
             step_s,
             0.0,
         )
