@@ -105,13 +105,13 @@ def replay(
         begin = next(frames, None)
         if begin is None:
             raise LogError(f"{log}: has no such frames; it has {len(read.generations)} generations, numbered from 0")
-        frames = chain([begin], frames)
+        wanted = chain([begin], frames)
         if out is None:
-            written = sum(1 for _ in frames)
+            written = sum(1 for _ in wanted)
         elif out.suffix == ".mp4":
-            written = write_video((rgb for _, _, rgb in frames), out, opened.config)
+            written = write_video((rgb for _, _, rgb in wanted), out, opened.config)
         else:
-            generations, numbers, pictures = zip(*frames, strict=True)
+            generations, numbers, pictures = zip(*wanted, strict=True)
             np.savez_compressed(out, frames=np.stack(pictures), frame=numbers, generation=generations)
             written = len(pictures)
     except (EngineError, LogError, OSError, StudentError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from engines.protocol import Engine, StepRequest
 from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
-from streamgen.session_log import Blocks, Header, LogError, ReadLog
+from streamgen.session_log import Blocks, Header, LogError, ReadLog, checksum
 from streamgen.student import Student
 
 _STREAM = "replay"
@@ -69,11 +68,11 @@ def replay(
                 if run.recache:
                     engine.open(_STREAM, state)
                 actions = np.tile(action_vector(run.keys, config.keys), (config.transformer.block_size, 1))
-                for checksum in run.checksums:
+                for crc32 in run.checksums:
                     if last is not None and state.frame > last:
                         break
                     result = engine.step([StepRequest(_STREAM, actions, run.steps)])[0]
-                    equal = zlib.crc32(result.frames) == checksum
+                    equal = checksum(result.frames) == crc32
                     yield ReplayedBlock(begun.generation, result.frame, result.frames, equal)
                     state = state.extended(config, result.latents, actions)
     finally:

@@ -58,13 +58,16 @@ class Scheduler:
         slots: int,
         hang_after_s: float,
         ready_within_s: float,
+        spent_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """spent_s: processor time that this process has spent so far on all that it does for its viewers."""
         self.student = student
         self.info: WorkerReady | None = None
         self.governor: Governor | None = None
         self._metrics = metrics
         self._slots = slots
+        self._spent_s = spent_s
         self._clock = clock
         self._streams: dict[str, Stream] = {}
         self._wake = asyncio.Event()
@@ -178,6 +181,8 @@ class Scheduler:
                 if stream.accept(result, checksum, reply.step_s, now_s):
                     self._metrics.frames_generated.inc(len(result.frames))
                     self._metrics.deadline_misses.inc(late)
+                    if self.governor is not None:
+                        self.governor.showing.add(self._spent_s())
             elif result.alone:
                 log.warning("stream %s: %s", stream.id, result.message)
                 self._metrics.stream_errors.inc()

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from server.ice import bound_ports
 from server.keys import Keyring
+from server.load import EncoderPool
 from server.metrics import Metrics
 from server.pages import pages
 from server.scheduler import Scheduler
@@ -35,7 +35,7 @@ class Service:
     ) -> None:
         self.settings, self.student, self.metrics = settings, student, metrics
         self.keyring = Keyring(settings.keys)
-        self.pool = ThreadPoolExecutor(_ENCODER_THREADS, "encoder")
+        self.pool = EncoderPool(_ENCODER_THREADS)
         self.scheduler = Scheduler(
             student,
             build_engine,
@@ -43,6 +43,7 @@ class Service:
             slots=min(settings.max_sessions, _MOST_SLOTS),
             hang_after_s=settings.hang_after_s,
             ready_within_s=settings.ready_within_s,
+            spent_s=lambda: time.thread_time() + self.pool.cpu_s,
         )
         self.sessions = Sessions(student, self.scheduler, settings, metrics)
         self.peers = Peers(settings, metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -56,6 +57,11 @@ class Session:
         if self.paused:
             return "paused"
         return "playing" if self.stream.playing else "away"
+
+    @property
+    def ends_s(self) -> float:
+        """When it is freed if nobody comes back to it, or its time is up before."""
+        return min(self.expires_s, self.present_s + self._owner.settings.return_within_s)
 
     def may(self, token: str) -> bool:
         """Whether this is the session's token; takes the same time whatever the answer."""
@@ -249,16 +255,26 @@ class Sessions:
             if sum(session.key == key for session in self._sessions.values()) >= most:
                 self.metrics.sessions_refused.labels("key_full").inc()
                 message = f"this key has {most} sessions, as many as it may: end one"
-                raise Refused(429, "key_full", message, retry_after_s=_RETRY_FULL_S)
+                raise Refused(429, "key_full", message, retry_after_s=self._room_in_s(key))
         if len(self) >= self.settings.max_sessions or not self.scheduler.admits_another():
             self.metrics.sessions_refused.labels("full").inc()
-            raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
+            raise Refused(
+                503, "full", "no room for another stream now: try again later", retry_after_s=self._room_in_s()
+            )
         seed = secrets.randbits(32) if seed is None else seed
         session = Session(self, self.student, seed, key, time.monotonic())
         self._sessions[session.id] = session
         self.scheduler.add(session.stream)
         log.info("session %s opened, seed %d, key %s", session.id, seed, key.name if key else "none")
         return session
+
+    def _room_in_s(self, key: ApiKey | None = None) -> int:
+        """When to ask again: once the first session (of this key) ends that nobody returns to, but soon in any case,
+        since people leave without notice.
+        """
+        now_s = time.monotonic()
+        ends_s = (session.ends_s for session in self._sessions.values() if key in (None, session.key))
+        return max(1, min(_RETRY_FULL_S, math.ceil(min(ends_s, default=now_s) - now_s)))
 
     def find(self, session_id: str, token: str) -> Session:
         """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
@@ -301,10 +317,10 @@ class Sessions:
 
     def _sweep(self, session: Session, now_s: float, status: bool) -> None:
         session.refresh(now_s)
-        if now_s > session.expires_s:
-            self.free(session, "session_expired", "the session's time is up: open a new one", CLOSE_POLICY)
-        elif now_s - session.present_s > self.settings.return_within_s:
-            self.free(session, "session_expired", "nobody came back to the session", CLOSE_POLICY)
+        if now_s > session.ends_s:
+            up = now_s > session.expires_s
+            why = "the session's time is up: open a new one" if up else "nobody came back to the session"
+            self.free(session, "session_expired", why, CLOSE_POLICY)
         elif status:
             session.send_status(now_s)
         self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -37,6 +36,7 @@ from server.worker import (
     run_worker,
 )
 from streamgen.config import StudentConfig
+from streamgen.session_log import checksum
 from streamgen.state import StreamState
 
 log = logging.getLogger("streamgen.server.worker")
@@ -234,7 +234,7 @@ class WorkerSupervisor:
             else result
             for slot, result in zip(self._frames.slots, message.results, strict=False)
         )
-        checksums = tuple(zlib.crc32(result.frames) if isinstance(result, StepResult) else 0 for result in results)
+        checksums = tuple(checksum(result.frames) if isinstance(result, StepResult) else 0 for result in results)
         return StepReply(message.call, results, checksums, message.step_s, message.open_s)
 
     def _write(self) -> None:

@@ -8,11 +8,14 @@ input       a key edge as it was received
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from streamgen.noise import SEED_LIMIT
@@ -99,6 +102,11 @@ _ROW: TypeAdapter[Header | Generation | Blocks | Input] = TypeAdapter(
 )
 
 
+def checksum(frames: NDArray[np.uint8]) -> int:
+    """CRC-32 of a block's RGB frames [F, H, W, 3]."""
+    return zlib.crc32(np.ascontiguousarray(frames).data)
+
+
 class SessionLog:
     """Writes one. At most MOST_BYTES are kept, the session's beginning: a replay needs it."""
 
@@ -120,7 +128,7 @@ class SessionLog:
         if not self._full:
             self._write(Generation(generation=generation, seed=seed, frame=frame))
 
-    def block(self, frame: int, keys: tuple[str, ...], steps: int, recache: bool, checksum: int) -> None:
+    def block(self, frame: int, keys: tuple[str, ...], steps: int, recache: bool, crc32: int) -> None:
         """A block was generated; frame: its first one."""
         if self._full:
             self.left_out_blocks += 1
@@ -128,7 +136,7 @@ class SessionLog:
         if recache or self._run is None or self._run[1:3] != (keys, steps):
             self._end_run()
             self._run = frame, keys, steps, recache
-        self._checksums += b"%08x" % checksum
+        self._checksums += b"%08x" % crc32
 
     def input(self, row: Input) -> None:
         """A key edge was shown."""

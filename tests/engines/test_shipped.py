@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from engines.protocol import StepRequest
 from engines.replay import replay
 from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
-from streamgen.session_log import Blocks, Generation, Header, ReadLog
+from streamgen.session_log import Blocks, Generation, Header, ReadLog, checksum
 from streamgen.state import StreamState
 from streamgen.student import Student
 
@@ -132,7 +131,7 @@ def test_a_replay_must_know_of_a_recache(world: Student, engine: OpenVINOEngine)
         action = action_vector(keys, world.config.keys)[None]
         for _ in range(30):
             result = engine.step([StepRequest("live", action, 1)])[0]
-            checksums.append(f"{zlib.crc32(result.frames):08x}")
+            checksums.append(f"{checksum(result.frames):08x}")
             state = state.extended(world.config, result.latents, action)
         runs.append(Blocks(frame=frame, keys=keys, steps=1, recache=True, crc32="".join(checksums)))
     header = Header(

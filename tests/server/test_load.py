@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from server.load import Governor, StepCosts
+from server.load import EncoderPool, Governor, ShowingCosts, StepCosts
 
 
 def governor(cost_s: dict[int, float], rows: int = 1) -> Governor:
@@ -57,6 +59,49 @@ def test_admission_follows_the_cost_at_the_fewest_steps() -> None:
     assert g.admits(20, 1, 20)
     assert not g.admits(40, 2, 20)
     assert governor({1: 0.02, 2: 0.04}, rows=4).admits(40, 2, 20)
+
+
+def test_what_showing_a_block_costs_is_its_usual_cost() -> None:
+    showing = ShowingCosts()
+    assert showing.likely_s == 0.0
+    spent_s = 5.0
+    showing.add(spent_s)
+    for block in range(200):
+        # Somebody connects at block 50.
+        spent_s += 0.5 if block == 50 else 0.004
+        showing.add(spent_s)
+    assert showing.likely_s == pytest.approx(0.004)
+
+
+def test_an_encoder_pool_knows_its_processor_time() -> None:
+    def work(until_s: float) -> float:
+        while time.thread_time() < until_s:
+            pass
+        return until_s
+
+    def start() -> float:
+        return time.thread_time() + 0.02
+
+    with EncoderPool(1) as pool:
+        until_s = pool.submit(start).result()
+        assert pool.submit(work, until_s).result() == until_s
+        assert 0.019 < pool.cpu_s < 0.2
+        before_s = pool.cpu_s
+        assert isinstance(pool.submit(time.sleep, "no number").exception(), TypeError)
+        pool.submit(time.sleep, 0.05).result()
+        assert pool.cpu_s - before_s < 0.02, "waiting costs nothing"
+
+
+def test_nobody_is_let_in_while_those_inside_get_fewer_frames() -> None:
+    g = governor({1: 0.02})
+    for _ in range(20):
+        g.costs.add(1, 0.02)
+    for _ in range(30):
+        g.costs.add(1, 0.06)  # more work on the machine: most steps take long, some do not
+    g.update(20, 1, 0.0)
+    assert g.rate < 1
+    assert 40 * g.costs.quick_s(1) <= 0.9
+    assert not g.admits(20, 1, 20)
 
 
 def test_the_first_stream_is_always_let_in() -> None:
