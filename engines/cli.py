@@ -59,7 +59,7 @@ def generate(
 @click.command()
 @click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--student", default=None, help="Shipped student or folder; default: the shipped one that the log names.")
-@click.option("--engine", type=click.Choice(ENGINES), default="auto")
+@click.option("--engine", type=click.Choice(ENGINES), default=None, help="Default: the one that the server had.")
 @click.option("--generation", type=click.IntRange(0), default=None, help="Only this one; a reset begins the next.")
 @click.option("--from", "first", type=click.IntRange(0), default=0, help="Number of the first frame to write.")
 @click.option("--to", "last", type=click.IntRange(0), default=None, help="Number of the last one; default: all.")
@@ -67,7 +67,7 @@ def generate(
 def replay(
     log: Path,
     student: str | None,
-    engine: str,
+    engine: str | None,
     generation: int | None,
     first: int,
     last: int | None,
@@ -94,7 +94,8 @@ def replay(
     try:
         read = read_log(log)
         opened = Student.from_pretrained(student or read.header.student)
-        running = load_engine(opened.path, engine, streams=1)
+        recorded_on = read.header.engine if read.header.engine in ENGINES else "auto"
+        running = load_engine(opened.path, engine or recorded_on, streams=1)
         compared = Comparison()
         frames = (
             (block.generation, number, rgb)

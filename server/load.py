@@ -25,6 +25,9 @@ _FEWER_STEPS_ABOVE = 0.85
 _MORE_STEPS_BELOW = 0.65
 _CALM_S = 5.0
 _FULL_LOAD = 0.9
+_MOST_LOAD = 0.95
+"""With one more stream."""
+
 _RATE_CHANGE = 0.1
 
 _WINDOW_BLOCKS = 20
@@ -172,4 +175,4 @@ class Governor:
             return True
         rows = max(1, min(self._rows, streams + 1))
         cost_s = self.costs.quick_s(self._counts[0]) / rows + self.showing.likely_s
-        return self.rate == 1 and (fps + extra_fps) * cost_s <= _FULL_LOAD
+        return self.rate == 1 and (fps + extra_fps) * cost_s <= _MOST_LOAD

@@ -24,6 +24,8 @@ MOST_BYTES = 16 * 2**20
 """Of one session's log: 12 h of play with a key edge a second, 4 h with four. What comes later is only counted."""
 
 _CHECKSUM_DIGITS = 8
+_LONGEST_ROW = 1024
+"""Blocks: the server's event loop writes a row at once."""
 
 FrameNumber = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -133,7 +135,8 @@ class SessionLog:
         if self._full:
             self.left_out_blocks += 1
             return
-        if recache or self._run is None or self._run[1:3] != (keys, steps):
+        changed = recache or self._run is None or self._run[1:3] != (keys, steps)
+        if changed or len(self._checksums) == _LONGEST_ROW * _CHECKSUM_DIGITS:
             self._end_run()
             self._run = frame, keys, steps, recache
         self._checksums += b"%08x" % crc32

@@ -46,6 +46,18 @@ def test_blocks_share_a_row_until_something_changes(tmp_path: Path) -> None:
     assert [list(run.checksums) for run in read_log(file).generations[1][1]] == [[2**32 - 1], [0]]
 
 
+def test_a_row_does_not_grow_for_hours(tmp_path: Path) -> None:
+    log = SessionLog()
+    log.begin(0, 1, 3)
+    for frame in range(3, 3003):
+        log.block(frame, (), 2, frame == 3, frame)
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(log.to_bytes(header(log)))
+    [(_, runs)] = read_log(file).generations
+    assert [(run.frame, run.recache) for run in runs] == [(3, True), (1027, False), (2051, False)]
+    assert [crc32 for run in runs for crc32 in run.checksums] == list(range(3, 3003))
+
+
 def test_what_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamgen.session_log.MOST_BYTES", 2000)
     log = SessionLog()
