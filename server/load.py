@@ -175,4 +175,4 @@ class Governor:
             return True
         rows = max(1, min(self._rows, streams + 1))
         cost_s = self.costs.quick_s(self._counts[0]) / rows + self.showing.likely_s
-        return self.rate == 1 and (fps + extra_fps) * cost_s <= _MOST_LOAD
+        return (fps + extra_fps) * cost_s <= _MOST_LOAD

@@ -98,7 +98,8 @@ class Scheduler:
         if self.info is None or self.governor is None:
             return False
         count = len(self._streams)
-        if count >= self.info.capacity.streams:
+        starved = self.governor.rate < 1 and any(stream.playing for stream in self._streams.values())
+        if count >= self.info.capacity.streams or starved:
             return False
         return self.governor.admits(count * self._block_rate, count, self._block_rate)
 

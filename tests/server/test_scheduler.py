@@ -256,6 +256,17 @@ def test_what_viewers_cost_counts_when_another_wants_in(world: World) -> None:
     assert world.scheduler.admits_another()
 
 
+def test_nobody_is_let_in_while_those_inside_get_fewer_frames(world: World) -> None:
+    # There is more work on the machine: two steps of three take long.
+    world.cost_s = lambda now_s, step: 0.070 if len(world.steps) % 3 else 0.005
+    world.add("a")
+    world.run(10.0)
+    assert world.scheduler.governor is not None and world.scheduler.governor.rate < 1
+    assert not world.scheduler.admits_another()
+    world.idle().stop()
+    assert world.scheduler.admits_another()
+
+
 def test_rows_bring_streams_into_phase(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(student, monkeypatch, rows=(1, 2, 4))
     for name in "abcde":
