@@ -1,4 +1,4 @@
-"""Commands `streamgen generate` and `streamgen student`."""
+"""Commands `streamgen generate`, `streamgen replay` and `streamgen student`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,80 @@ def generate(
     except (EngineError, ScriptError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written} frames, {written / config.fps:.1f} s")
+
+
+@click.command()
+@click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--student", default=None, help="Shipped student or folder; default: the shipped one that the log names.")
+@click.option("--engine", type=click.Choice(ENGINES), default=None, help="Default: the one that the server had.")
+@click.option("--generation", type=click.IntRange(0), default=None, help="Only this one; a reset begins the next.")
+@click.option("--from", "first", type=click.IntRange(0), default=0, help="Number of the first frame to write.")
+@click.option("--to", "last", type=click.IntRange(0), default=None, help="Number of the last one; default: all.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="MP4 or NPZ file to write.")
+def replay(
+    log: Path,
+    student: str | None,
+    engine: str | None,
+    generation: int | None,
+    first: int,
+    last: int | None,
+    out: Path | None,
+) -> None:
+    """Make a session's frames again from its LOG, and compare them with those that the server sent; exit code 1 if any
+    differs.
+
+    An NPZ file has `frames` uint8 [N, H, W, 3], `frame` and `generation` [N].
+    """
+    from itertools import chain
+
+    import numpy as np
+
+    from engines.generate import write_video
+    from engines.protocol import EngineError
+    from engines.replay import Comparison, replay as replay_log
+    from engines.select import load_engine
+    from streamgen.session_log import LogError, read_log
+    from streamgen.student import Student, StudentError
+
+    if out is not None and out.suffix not in (".mp4", ".npz"):
+        raise click.ClickException(f"{out}: give a file that ends in .mp4 or .npz")
+    try:
+        read = read_log(log)
+        opened = Student.from_pretrained(student or read.header.student)
+        recorded_on = read.header.engine if read.header.engine in ENGINES else "auto"
+        running = load_engine(opened.path, engine or recorded_on, streams=1)
+        compared = Comparison()
+        frames = (
+            (block.generation, number, rgb)
+            for block in compared.watch(replay_log(running, opened, read, generation, last))
+            for number, rgb in enumerate(block.frames, block.frame)
+            if number >= first and (last is None or number <= last)
+        )
+        begin = next(frames, None)
+        if begin is None:
+            raise LogError(f"{log}: has no such frames; it has {len(read.generations)} generations, numbered from 0")
+        wanted = chain([begin], frames)
+        if out is None:
+            written = sum(1 for _ in wanted)
+        elif out.suffix == ".mp4":
+            written = write_video((rgb for _, _, rgb in wanted), out, opened.config)
+        else:
+            generations, numbers, pictures = zip(*wanted, strict=True)
+            np.savez_compressed(out, frames=np.stack(pictures), frame=numbers, generation=generations)
+            written = len(pictures)
+    except (EngineError, LogError, OSError, StudentError) as error:
+        raise click.ClickException(str(error)) from error
+    header = read.header
+    click.echo(f"{out or log}: {written} frames, {written / opened.config.fps:.1f} s")
+    click.echo(f"{compared.equal} of {compared.blocks} blocks equal those that were sent")
+    if header.left_out_blocks:
+        click.echo(f"the log was full before the session's end: {header.left_out_blocks} blocks are not in it")
+    if compared.different is not None:
+        generation, frame = compared.different
+        click.echo(f"the first that differs: frame {frame} of generation {generation}")
+        click.echo(f"sent by {header.engine} in {header.precision} on {header.device}")
+        click.echo(f"replayed by {running.name} in {running.precision} on {running.device}")
+        raise SystemExit(1)
 
 
 @click.group()

@@ -159,7 +159,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
         "generation": session.stream.generation,
         "viewers": len(session.viewers),
         "fps": session.stream.measured_fps(service.now_s()),
-        "links": {"self": base, "webrtc": f"{base}/webrtc", "stream": f"{base}/stream"},
+        "links": {"self": base, "webrtc": f"{base}/webrtc", "stream": f"{base}/stream", "log": f"{base}/log"},
         "ice_servers": [server.for_browser() for server in service.settings.ice_server],
     }
 
@@ -215,6 +215,13 @@ async def resume_session(service: Served, session: Owned) -> SessionInfo:
     """Go on generating where it was paused."""
     session.resume()
     return SessionInfo(**_info(session, service))
+
+
+@router.get("/v1/sessions/{session_id}/log")
+async def read_log(session: Owned) -> Response:
+    name = f"{session.stream.student.config.name}-{session.id}.jsonl"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(session.log(), media_type="application/jsonl", headers=headers)
 
 
 @router.options("/v1/sessions/{session_id}/webrtc", status_code=204)

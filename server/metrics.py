@@ -25,6 +25,9 @@ class Metrics:
             "streamgen_messages_dropped", "Control messages that went nowhere", ["reason"], registry=r
         )
         self.inputs_lost = Counter("streamgen_inputs_lost", "Input events that left the log unread", registry=r)
+        self.log_left_out = Counter(
+            "streamgen_log_left_out", "Blocks and inputs that a session's log had no room for", registry=r
+        )
         self.step_seconds = Histogram(
             "streamgen_step_seconds", "Duration of an engine step", ["student"], registry=r, buckets=_STEP_BUCKETS
         )

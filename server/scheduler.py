@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engines.protocol import StepResult
-from server.load import Governor, StepCosts
+from server.load import Governor, ShowingCosts, StepCosts
 from server.mailbox import Making
 from server.metrics import Metrics, StudentMetrics
 from server.streams import Stream
@@ -59,6 +59,7 @@ class Scheduler:
         slots: int,
         hang_after_s: float,
         ready_within_s: float,
+        showing: ShowingCosts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.student = student
@@ -66,6 +67,7 @@ class Scheduler:
         self.governor: Governor | None = None
         self._metrics = StudentMetrics(metrics, student.config.name)
         self._slots = slots
+        self._showing = showing
         self._clock = clock
         self._streams: dict[str, Stream] = {}
         self._wake = asyncio.Event()
@@ -110,7 +112,8 @@ class Scheduler:
         if self.info is None or self.governor is None:
             return False
         count = len(self._streams)
-        if count >= self.info.capacity.streams:
+        starved = self.governor.rate < 1 and any(stream.playing for stream in self._streams.values())
+        if count >= self.info.capacity.streams or starved:
             return False
         return self.governor.admits(count * self._block_rate, count, self._block_rate, others)
 
@@ -161,7 +164,9 @@ class Scheduler:
         config = self.student.config
         if self.governor is None:
             self.info = info
-            self.governor = Governor(StepCosts(info.cost_s), config.step_plans, config.steps, self._rows[-1])
+            self.governor = Governor(
+                StepCosts(info.cost_s), self._showing, config.step_plans, config.steps, self._rows[-1]
+            )
         self.wake()
 
     def worker_lost(self, reason: str) -> None:
@@ -185,7 +190,7 @@ class Scheduler:
         if self.governor is not None:
             self.governor.costs.add(flight.steps, now_s - flight.began_s - reply.open_s)
         self._metrics.step_seconds.observe(reply.step_s)
-        for stream, result in zip(flight.streams, reply.results, strict=True):
+        for stream, result, checksum in zip(flight.streams, reply.results, reply.checksums, strict=True):
             if stream.ended or not stream.waiting:
                 continue
             if isinstance(result, StepResult):
@@ -200,9 +205,10 @@ class Scheduler:
                     reply.open_s,
                     reply.step_s,
                 )
-                if stream.accept(result, making):
+                if stream.accept(result, checksum, making):
                     self._metrics.frames_generated.inc(len(result.frames))
                     self._metrics.deadline_misses.inc(late)
+                    self._showing.count()
             elif result.alone:
                 log.warning("stream %s: %s", stream.id, result.message)
                 self._metrics.stream_errors.inc()
@@ -269,9 +275,7 @@ class Scheduler:
         opens = tuple((stream.id, stream.state) for stream in batch if stream.opened_in != self.worker.spawned)
         self._calls += 1
         self._in_flight = _InFlight(self._calls, tuple(batch), steps, bool(opens), now_s)
-        requests = tuple(stream.request(steps) for stream in batch)
-        for stream in batch:
-            stream.opened_in = self.worker.spawned
+        requests = tuple(stream.request(steps, self.worker.spawned) for stream in batch)
         self.worker.step(Step(self._calls, opens, requests))
 
     def _phase_s(self, stream: Stream, earliest_s: float, playing: list[Stream]) -> float:

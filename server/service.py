@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from server.ice import bound_ports
 from server.keys import Keyring
+from server.load import EncoderPool, ShowingCosts
 from server.metrics import Metrics
 from server.pages import pages
 from server.restart import drain, restore
@@ -31,8 +31,9 @@ class Service:
     def __init__(self, settings: Settings, offers: Sequence[Offer], web: Path | None, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.keyring = Keyring(settings.keys)
-        self.pool = ThreadPoolExecutor(_ENCODER_THREADS, "encoder")
-        self.students = Students(offers, settings, metrics)
+        self.pool = EncoderPool(_ENCODER_THREADS)
+        showing = ShowingCosts(lambda: time.thread_time() + self.pool.cpu_s)
+        self.students = Students(offers, showing, settings, metrics)
         self.sessions = Sessions(self.students, settings, metrics)
         self.peers = Peers(settings, metrics)
         self.pages = pages(web)

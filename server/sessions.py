@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,14 @@ from server.settings import Settings
 from server.streams import Stream
 from server.students import Served, Students
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Transport, Viewer
+from streamgen.session_log import Header
 
 log = logging.getLogger("streamgen.server.sessions")
 
 SWEEP_EVERY_S = 0.25
 STATUS_EVERY_S = 1.0
 _RETRY_FULL_S = 10
+_RETRY_STARTING_S = 2
 _RETRY_DRAINING_S = 5
 
 
@@ -69,6 +72,11 @@ class Session:
         if self.paused:
             return "paused"
         return "playing" if self.stream.playing else "away"
+
+    @property
+    def ends_s(self) -> float:
+        """When it is freed if nobody comes back to it, or its time is up before."""
+        return min(self.expires_s, self.present_s + self._owner.settings.return_within_s)
 
     def may(self, token: str) -> bool:
         """Whether this is the session's token; takes the same time whatever the answer."""
@@ -173,6 +181,23 @@ class Session:
             viewer.mailbox.clear()
         self.scheduler.wake()
 
+    def log(self) -> bytes:
+        """What determined the frames until now, as JSON Lines: `streamgen replay` makes them again. Raises Refused."""
+        info, stream = self.scheduler.info, self.stream
+        if info is None:
+            raise Refused(503, "starting", "the engine is not ready yet", retry_after_s=_RETRY_STARTING_S)
+        header = Header(
+            session=self.id,
+            student=stream.student.config.name,
+            student_hash=stream.student.hash,
+            engine=info.engine,
+            precision=info.precision,
+            device=info.device,
+            left_out_blocks=stream.log.left_out_blocks,
+            left_out_inputs=stream.log.left_out_inputs,
+        )
+        return stream.log.to_bytes(header)
+
     def broadcast(self, message: ServerMessage) -> None:
         for viewer in list(self.viewers.values()):
             viewer.send(message)
@@ -271,6 +296,14 @@ class Sessions:
         )
         return session, token
 
+    def _room_in_s(self, key: ApiKey | None = None) -> int:
+        """When to ask again: once the first session (of this key) ends that nobody returns to, but soon in any case,
+        since people leave without notice.
+        """
+        now_s = time.monotonic()
+        ends_s = (session.ends_s for session in self._sessions.values() if key in (None, session.key))
+        return max(1, min(_RETRY_FULL_S, math.ceil(min(ends_s, default=now_s) - now_s)))
+
     def find(self, session_id: str, token: str) -> Session:
         """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
         self.refuse_while_draining()
@@ -332,21 +365,24 @@ class Sessions:
             most = key.sessions or self.settings.max_sessions_per_key
             if sum(session.key == key for session in self) >= most:
                 message = f"this key has {most} sessions, as many as it may: end one"
-                raise Refused(429, "key_full", message, retry_after_s=_RETRY_FULL_S)
+                raise Refused(429, "key_full", message, retry_after_s=self._room_in_s(key))
         scheduler = self.students.admit(served) if len(self) < self.settings.max_sessions else None
         if scheduler is None:
-            raise Refused(503, "full", "no room for another stream now: try again later", retry_after_s=_RETRY_FULL_S)
+            raise Refused(
+                503, "full", "no room for another stream now: try again later", retry_after_s=self._room_in_s()
+            )
         return served, scheduler
 
     def _sweep(self, session: Session, now_s: float, status: bool) -> None:
         session.refresh(now_s)
-        if now_s > session.expires_s:
-            self.free(session, "session_expired", "the session's time is up: open a new one", CLOSE_POLICY)
-        elif now_s - session.present_s > self.settings.return_within_s:
-            self.free(session, "session_expired", "nobody came back to the session", CLOSE_POLICY)
+        if now_s > session.ends_s:
+            up = now_s > session.expires_s
+            why = "the session's time is up: open a new one" if up else "nobody came back to the session"
+            self.free(session, "session_expired", why, CLOSE_POLICY)
         elif status:
             session.send_status(now_s)
         self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())
+        self.metrics.log_left_out.inc(session.stream.log.take_left_out())
 
     def _count(self) -> None:
         for served in self.students.all:

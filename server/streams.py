@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
 from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
+from streamgen.session_log import Input, SessionLog
 from streamgen.state import StreamState
 from streamgen.student import Student
 
@@ -45,6 +46,7 @@ class _Pending:
     """A block that was asked for. It is kept until its result arrives, so that another worker can be asked the same."""
 
     intake: Intake
+    keys: tuple[str, ...]
     actions: NDArray[np.float32]
     steps: int
 
@@ -54,6 +56,7 @@ class Stream:
 
     opened_in: number of the worker process that holds its cache; None when none does.
     alone: step it in a batch of its own, because a batch that it was part of failed.
+    log: what determines its frames, for a replay.
     """
 
     def __init__(self, stream_id: str, student: Student, seed: int, listener: StreamListener) -> None:
@@ -70,8 +73,11 @@ class Stream:
         self.alone = False
         self.steps = student.config.steps
         self.step_s = 0.0
+        self.log = SessionLog()
+        self.log.begin(self.generation, seed, self.state.frame)
         self._pending: _Pending | None = None
         self._in_flight: list[int] | None = None
+        self._recached = False
         self._failures = 0
         self._handed_s: deque[float] = deque(maxlen=256)
 
@@ -120,6 +126,7 @@ class Stream:
         """Begin anew: what is under way is thrown away, inputs that it would have shown go to the new first frame."""
         self.state = self.student.start(seed)
         self.generation += 1
+        self.log.begin(self.generation, seed, self.state.frame)
         self.opened_in = None
         self._in_flight = None
         if self._pending is not None:
@@ -131,19 +138,26 @@ class Stream:
         """Continue, before anything was generated, a stream of another server process."""
         self.state, self.generation = state, generation
         self.clock.go_on(elapsed_us, now_s)
+        self.log = SessionLog()
+        self.log.begin(generation, state.seed, state.frame, state.to_bytes())
 
-    def request(self, steps: int) -> StepRequest:
-        """Ask for the next block: inputs are read now, unless the same block was asked for before."""
+    def request(self, steps: int, worker: int) -> StepRequest:
+        """Ask this worker for the next block: inputs are read now, unless the same block was asked for before."""
         if self._pending is None:
             intake = self.inputs.take()
-            vector = action_vector(intake.held, self.student.config.keys)
-            self._pending = _Pending(intake, np.tile(vector, (self.block_size, 1)), steps)
+            keys = tuple(code for code in self.student.config.keys if code in intake.held)
+            vector = action_vector(keys, self.student.config.keys)
+            self._pending = _Pending(intake, keys, np.tile(vector, (self.block_size, 1)), steps)
+        self._recached, self.opened_in = self.opened_in != worker, worker
         frame = self.state.frame
         self._in_flight = [self.clock.stamp(frame + i) for i in range(self.block_size)]
         return StepRequest(self.id, self._pending.actions, self._pending.steps)
 
-    def accept(self, result: StepResult, making: Making) -> bool:
-        """Take the block that was asked for and hand it over. False: it is not the expected one."""
+    def accept(self, result: StepResult, checksum: int, making: Making) -> bool:
+        """Take the block that was asked for and hand it over. False: it is not the expected one.
+
+        checksum: CRC-32 of its frames, for the log.
+        """
         if self._in_flight is None or self._pending is None:
             return False
         pending, stamps = self._pending, self._in_flight
@@ -154,6 +168,9 @@ class Stream:
             Frame(self.generation, result.frame + i, pts, rgb, making)
             for i, (pts, rgb) in enumerate(zip(stamps, result.frames, strict=True))
         ]
+        for event in pending.intake.events:
+            self.log.input(Input(frame=result.frame, **asdict(event)))
+        self.log.block(result.frame, pending.keys, pending.steps, self._recached, checksum)
         self.state = self.state.extended(self.student.config, result.latents, pending.actions)
         self._pending = self._in_flight = None
         self._failures, self.alone = 0, False

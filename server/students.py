@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.errors import Refused
-from server.load import FULL_LOAD
+from server.load import MOST_LOAD, ShowingCosts
 from server.metrics import Metrics
 from server.scheduler import Scheduler
 from server.settings import Settings
@@ -103,10 +103,10 @@ class Served:
 class Students:
     """All students of a server, the default first. Its methods run on the event loop."""
 
-    def __init__(self, offers: Sequence[Offer], settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, offers: Sequence[Offer], showing: ShowingCosts, settings: Settings, metrics: Metrics) -> None:
         self.all = [Served(offer) for offer in offers]
         self.budget_bytes = settings.memory_budget_mb * 10**6 if settings.memory_budget_mb else _default_budget_bytes()
-        self._settings, self._metrics = settings, metrics
+        self._showing, self._settings, self._metrics = showing, settings, metrics
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -132,7 +132,7 @@ class Students:
         Raises Refused also while the worker is starting.
         """
         others = sum(other.scheduler.load for other in self.all if other.scheduler and other is not served)
-        if served.scheduler is None and others >= FULL_LOAD:
+        if served.scheduler is None and others >= MOST_LOAD:
             return None
         scheduler = self.load(served)
         served.awaits_until_s = served.used_s + (0 if scheduler.ready else _AWAITS_S)
@@ -197,6 +197,7 @@ class Students:
             slots=min(self._settings.max_sessions, _MOST_SLOTS),
             hang_after_s=self._settings.hang_after_s,
             ready_within_s=self._settings.ready_within_s,
+            showing=self._showing,
         )
         ending = [task for task in self._tasks if task.cancelling()]
         served.running = asyncio.create_task(_run(served.scheduler, ending))

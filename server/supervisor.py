@@ -36,6 +36,7 @@ from server.worker import (
     run_worker,
 )
 from streamgen.config import StudentConfig
+from streamgen.session_log import checksum
 from streamgen.state import StreamState
 
 log = logging.getLogger("streamgen.server.worker")
@@ -53,10 +54,11 @@ class WorkerState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepReply:
-    """A `Stepped` whose frames have been copied out of the shared memory."""
+    """A `Stepped` whose frames have been copied out of the shared memory. checksums: CRC-32 of each result's frames."""
 
     call: int
     results: tuple[StepResult | StreamFailed, ...]
+    checksums: tuple[int, ...]
     step_s: float
     open_s: float
 
@@ -232,7 +234,8 @@ class WorkerSupervisor:
             else result
             for slot, result in zip(self._frames.slots, message.results, strict=False)
         )
-        return StepReply(message.call, results, message.step_s, message.open_s)
+        checksums = tuple(checksum(result.frames) if isinstance(result, StepResult) else 0 for result in results)
+        return StepReply(message.call, results, checksums, message.step_s, message.open_s)
 
     def _write(self) -> None:
         while True:

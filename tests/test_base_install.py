@@ -76,7 +76,15 @@ def test_serving_modules_import_without_extras(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["key", "--help"], ["generate", "--help"], ["bench", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["key", "--help"],
+        ["generate", "--help"],
+        ["replay", "--help"],
+        ["bench", "--help"],
+    ],
 )
 def test_commands_explain_themselves_without_extras(arguments: list[str]) -> None:
     result = without_extras("from streamgen.cli import main\nmain(prog_name='streamgen')", *arguments)

@@ -24,7 +24,7 @@
 import { Keys, listenToKeyboard } from "./input.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
-import { endSession, fetchDevice, fetchStudents, recall, rememberKey } from "./session.js";
+import { endSession, fetchDevice, fetchLog, fetchStudents, recall, rememberKey } from "./session.js";
 import { Meter } from "./stats.js";
 import * as view from "./view.js";
 
@@ -85,6 +85,11 @@ function newWorld() {
   player.newWorld(crypto.getRandomValues(new Uint32Array(1))[0]);
 }
 
+function saveLog() {
+  const { session } = player.snapshot;
+  if (session) fetchLog(session).then(view.saveFile, () => view.showNotice("The server does not give the log now."));
+}
+
 function toggleFullScreen() {
   if (document.fullscreenElement) document.exitFullscreen();
   else document.documentElement.requestFullscreen({ navigationUI: "hide" }).catch(() => view.showNotice("No full screen here."));
@@ -108,6 +113,7 @@ const buttons = [
   ["action", act],
   ["pause", togglePause],
   ["renew", newWorld],
+  ["log", saveLog],
   ["full", toggleFullScreen],
 ];
 for (const [id, pressed] of buttons) {

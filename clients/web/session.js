@@ -138,6 +138,16 @@ export async function resetSession(session, seed) {
 
 /**
  * @param {Session} session
+ * @returns {Promise<{ name: string, content: Blob }>} the session's log, as a file
+ */
+export async function fetchLog(session) {
+  const response = await request(`${pathOf(session.id)}/log`, { method: "GET" }, session.token);
+  const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "session.jsonl";
+  return { name, content: await response.blob() };
+}
+
+/**
+ * @param {Session} session
  * @param {string} offer SDP
  * @returns {Promise<{ answer: string, peer: string | null }>} peer: address of the server's end, for `deletePeer`
  */

@@ -79,7 +79,7 @@ export function showState(snapshot) {
     if (asks) keyField.focus();
   }
   const walking = state === "playing" || state === "paused";
-  for (const id of ["pause", "renew"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;
+  for (const id of ["pause", "renew", "log"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;
   setText("pause", state === "paused" ? "Walk on" : "Pause");
   element("link").hidden = !transport;
   setText("transport", transport ? TRANSPORTS[transport] : "");
@@ -132,6 +132,15 @@ export function showNotice(text) {
   element("notice").classList.add("shown");
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(() => element("notice").classList.remove("shown"), NOTICE_MS);
+}
+
+/** @param {{ name: string, content: Blob }} file */
+export function saveFile({ name, content }) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(content);
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
 /** The element that carries the picture now. @type {HTMLVideoElement | HTMLCanvasElement} */

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, expect
 
 from server.protocol import Input, Ping, Release
 from server.settings import Settings
+from streamgen.session_log import read_log
 from streamgen.student import Student
 from tests.clients.walking import DESKTOP, PHONE, Open, Walk, enter
 from tests.server.harness import LiveServer, make_certificate
@@ -135,6 +136,17 @@ def test_new_world(walk: Open) -> None:
     assert new["session"] == session
     w.until(lambda stats: stats["frame"] > new["frame"] and stats["frameAgeMs"] is not None)
     expect(w.page.locator("#seed")).to_have_text(str(new["seed"]))
+
+
+def test_the_log_of_what_was_seen_can_be_saved(walk: Open) -> None:
+    w = walk("?transport=websocket&seed=4")
+    session = enter(w)["session"]
+    with w.page.expect_download() as download:
+        w.page.get_by_role("button", name="Save log").click()
+    assert download.value.suggested_filename == f"world-{session}.jsonl"
+    [(begun, runs)] = read_log(Path(download.value.path())).generations
+    assert begun.seed == 4 and runs[0].frame == begun.frame
+    assert w.complaints == []
 
 
 def test_a_lost_websocket_is_opened_again(walk: Open) -> None:

@@ -13,6 +13,9 @@ from server.protocol import parse_client
 
 PLAYS_WITHIN_S = 45.0
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+SMALL = {"viewport": {"width": 480, "height": 360}}
+"""Less for Chromium to draw: where two pages play, it must not take the cores that the server needs to let both in."""
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
 

@@ -11,7 +11,10 @@ from PIL import Image
 
 from engines.openvino import OpenVINOEngine
 from engines.protocol import StepRequest
+from engines.replay import replay
+from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
+from streamgen.session_log import Blocks, Generation, Header, ReadLog, checksum
 from streamgen.state import StreamState
 from streamgen.student import Student
 
@@ -115,3 +118,27 @@ def test_starts_are_real_frames_and_differ(world: Student, engine: OpenVINOEngin
         assert 40 < first.mean() < 215
         assert first.std() > 20
         assert all(_change(first, other) > 300 for other in firsts[index + 1 :])
+
+
+def test_a_replay_must_know_of_a_recache(world: Student, engine: OpenVINOEngine) -> None:
+    """The cache that a recache rebuilds is a rounding away from the one that it replaces, and pixels show it."""
+    state = world.start(3)
+    begun = Generation(generation=0, seed=3, frame=state.frame)
+    runs: list[Blocks] = []
+    for keys in (("KeyW",), ("KeyW", "ArrowLeft")):
+        engine.open("live", state)
+        frame, checksums = state.frame, []
+        action = action_vector(keys, world.config.keys)[None]
+        for _ in range(30):
+            result = engine.step([StepRequest("live", action, 1)])[0]
+            checksums.append(f"{checksum(result.frames):08x}")
+            state = state.extended(world.config, result.latents, action)
+        runs.append(Blocks(frame=frame, keys=keys, steps=1, recache=True, crc32="".join(checksums)))
+    header = Header(
+        session="s", student="world", student_hash=world.hash, engine=engine.name, precision=engine.precision,
+        device=engine.device, left_out_blocks=0, left_out_inputs=0,
+    )  # fmt: skip
+    assert all(block.equal for block in replay(engine, world, ReadLog(header, [(begun, runs)])))
+    runs[1] = runs[1].model_copy(update={"recache": False})
+    equal = [block.equal for block in replay(engine, world, ReadLog(header, [(begun, runs)]))]
+    assert equal == [True] * 30 + [False] * 30

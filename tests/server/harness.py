@@ -34,6 +34,7 @@ from server.protocol import HEADER
 from server.service import Service
 from server.settings import Settings
 from server.students import Offer
+from server.worker import BuildEngine
 from streamgen.actions import WORLD_KEYS, action_vector
 from streamgen.student import Student
 from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
@@ -62,11 +63,14 @@ class LiveServer:
         settings: Settings | None = None,
         web: Path | None = None,
         others: Sequence[Student] = (),
+        build: BuildEngine | None = None,
         **engine: Any,
     ) -> None:
         self.student, self.orders = student, orders
         self.settings = settings or Settings()
-        offers = [Offer(each, partial(build_synthetic, each.config, orders, **engine)) for each in (student, *others)]
+        offers = [
+            Offer(each, build or partial(build_synthetic, each.config, orders, **engine)) for each in (student, *others)
+        ]
         self._listener = bind("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self.url = f"{'https' if self.settings.tls_cert else 'http'}://127.0.0.1:{self.port}"
@@ -187,12 +191,13 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Got:
-    """A frame that a viewer received. seen: what its picture says."""
+    """A frame that a viewer received. seen: what its picture says. jpeg: as it came over the WebSocket."""
 
     generation: int
     frame: int
     pts_us: int
     seen: Seen
+    jpeg: bytes = b""
 
 
 @dataclass
@@ -287,8 +292,8 @@ class SocketClient(Client):
 def _got(data: bytes) -> Got:
     magic, version, kind, generation, frame, pts_us = HEADER.unpack_from(data)
     assert (magic, version, kind) == (b"SG", 1, 1)
-    picture = np.asarray(Image.open(io.BytesIO(data[HEADER.size :])))
-    return Got(generation, frame, pts_us, read(picture))
+    jpeg = data[HEADER.size :]
+    return Got(generation, frame, pts_us, read(np.asarray(Image.open(io.BytesIO(jpeg)))), jpeg)
 
 
 class PeerClient(Client):

@@ -74,7 +74,14 @@ async def test_a_session_is_paused_resumed_and_reset(shared: LiveServer) -> None
 def test_only_the_bearer_of_the_token_gets_in(shared: LiveServer) -> None:
     ticket, other = shared.create(), shared.create()
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {ticket.token}"}, other.headers):
-        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/reset"), ("POST", "/webrtc"), ("POST", "/pause")):
+        for method, path in (
+            ("GET", ""),
+            ("GET", "/log"),
+            ("DELETE", ""),
+            ("POST", "/reset"),
+            ("POST", "/webrtc"),
+            ("POST", "/pause"),
+        ):
             response = httpx.request(method, ticket.url + path, headers=headers, json={"seed": 1})
             assert code(response) == (401, "unauthorized")
             assert response.headers["WWW-Authenticate"] == "Bearer"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from server.load import Governor, StepCosts
+from server.load import EncoderPool, Governor, ShowingCosts, StepCosts
 
 
 def governor(cost_s: dict[int, float], rows: int = 1) -> Governor:
-    return Governor(StepCosts(cost_s), cost_s, max(cost_s), rows)
+    return Governor(StepCosts(cost_s), ShowingCosts(lambda: 0.0), cost_s, max(cost_s), rows)
 
 
 def test_one_outlier_moves_neither_estimate() -> None:
@@ -57,6 +59,37 @@ def test_admission_follows_the_cost_at_the_fewest_steps() -> None:
     assert g.admits(20, 1, 20)
     assert not g.admits(40, 2, 20)
     assert governor({1: 0.02, 2: 0.04}, rows=4).admits(40, 2, 20)
+
+
+def test_what_showing_a_block_costs_is_its_usual_cost() -> None:
+    spent_s = 5.0
+    showing = ShowingCosts(lambda: spent_s)
+    assert showing.likely_s == 0.0
+    showing.count()
+    for block in range(200):
+        # Somebody connects at block 50.
+        spent_s += 0.5 if block == 50 else 0.004
+        showing.count()
+    assert showing.likely_s == pytest.approx(0.004)
+
+
+def test_an_encoder_pool_knows_its_processor_time() -> None:
+    def work(until_s: float) -> float:
+        while time.thread_time() < until_s:
+            pass
+        return until_s
+
+    def start() -> float:
+        return time.thread_time() + 0.02
+
+    with EncoderPool(1) as pool:
+        until_s = pool.submit(start).result()
+        assert pool.submit(work, until_s).result() == until_s
+        assert 0.019 < pool.cpu_s < 0.2
+        before_s = pool.cpu_s
+        assert isinstance(pool.submit(time.sleep, "no number").exception(), TypeError)
+        pool.submit(time.sleep, 0.05).result()
+        assert pool.cpu_s - before_s < 0.02, "waiting costs nothing"
 
 
 def test_the_first_stream_is_always_let_in() -> None:

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from engines.replay import replay
 from server.keep import SESSIONS, KeepError, KeptSession, take_sessions, write_sessions
 from server.restart import drain
+from streamgen.session_log import read_log
 from streamgen.student import Student
 from tests.server.harness import LiveServer, SocketClient, Ticket, follow, until
-from tests.server.synthetic import START_FRAMES, make_student
+from tests.server.synthetic import START_FRAMES, build_synthetic, make_student
 
 Serve = Callable[..., LiveServer]
 KEY, OTHER_KEY = (hashlib.sha256(secret).hexdigest() for secret in (b"sg_one", b"sg_two"))
@@ -72,11 +74,16 @@ async def test_streams_go_on_at_the_next_server(serve: Serve, tmp_path: Path, st
     async with SocketClient(again(one, new)) as after:
         await after.watch(10)
         assert after.of("ready")[0]["frame"] == after.frames[0].frame == kept["frame"]
+        log = tmp_path / "log.jsonl"
+        log.write_bytes(again(one, new).call("GET", "/log").content)
     assert not after.frames[0].seen.keys  # its key was let go of
     # At most what waited for the viewer when the server stopped is missing.
     assert 0 <= after.frames[0].frame - before.frames[-1].frame - 1 <= 3
     frames = [got for got in before.frames if got.generation] + after.frames
     follow(21, frames)
+    # The log begins where this server took the stream up, with all that a replay needs.
+    blocks = list(replay(build_synthetic(student.config, tmp_path), student, read_log(log)))
+    assert blocks[0].frame == kept["frame"] and len(blocks) >= 9 and all(block.equal for block in blocks)
     assert all(b.pts_us > a.pts_us for a, b in pairwise(frames))
 
 

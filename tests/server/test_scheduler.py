@@ -13,6 +13,7 @@ import pytest
 from engines.protocol import Capacity, StepResult
 from server.clock import Epoch
 from server.inputs import Event
+from server.load import ShowingCosts
 from server.mailbox import Frame
 from server.metrics import Metrics
 from server.scheduler import WAKE_MARGIN_S, Scheduler
@@ -52,6 +53,8 @@ class World:
 
     def __init__(self, student: Student, rows: tuple[int, ...] = (1,)) -> None:
         self.now_s = 1000.0
+        self.spent_s = 0.0
+        self.showing_s = 0.0
         self.cost_s: Callable[[float, Step], float] = lambda now_s, step: 0.010
         self.steps: list[tuple[float, Step]] = []
         self.raises: set[str] = set()
@@ -100,6 +103,7 @@ class World:
 
     def _reply(self, message: Step, step_s: float) -> StepReply:
         states = {stream.id: stream.state for stream in self.streams}
+        self.spent_s += self.showing_s * len(message.requests)
         failed = self.raises & {request.stream_id for request in message.requests}
         config, alone = self.student.config, len(message.requests) == 1
         block = config.transformer.block_size
@@ -116,6 +120,7 @@ class World:
                 )
                 for request in message.requests
             ),
+            (0,) * len(message.requests),
             step_s,
             0.0,
         )
@@ -130,8 +135,15 @@ def make_world(student: Student, monkeypatch: pytest.MonkeyPatch, rows: tuple[in
     world = World(student, rows)
     monkeypatch.setattr("server.scheduler.WorkerSupervisor", lambda *args, **kwargs: world)
     world.scheduler = Scheduler(
-        student, lambda: None, Metrics(), slots=8, hang_after_s=1, ready_within_s=1, clock=lambda: world.now_s  # type: ignore[arg-type, return-value]
-    )  # fmt: skip
+        student,
+        lambda: None,  # type: ignore[arg-type, return-value]
+        Metrics(),
+        slots=8,
+        hang_after_s=1,
+        ready_within_s=1,
+        showing=ShowingCosts(lambda: world.spent_s),
+        clock=lambda: world.now_s,
+    )
     world.scheduler.worker_ready(world.ready)
     return world
 
@@ -227,6 +239,33 @@ def test_under_load_there_are_fewer_steps_then_fewer_frames_and_nobody_starves(w
         viewer.frames.clear()
     world.run(10.0)
     assert all(len(viewer.frames) in range(199, 202) for viewer in viewers)
+
+
+def test_what_viewers_cost_counts_when_another_wants_in(world: World) -> None:
+    """At 20 frames a second and 5 ms a step there is room for nine streams, and for two if showing a frame takes 17."""
+    world.cost_s = lambda now_s, step: 0.005 * step.requests[0].steps
+    world.add("a")
+    world.run(5.0)
+    assert world.scheduler.admits_another()
+    world.showing_s = 0.017
+    world.run(10.0)
+    assert world.scheduler.admits_another()
+    world.add("b")
+    assert not world.scheduler.admits_another()
+    world.showing_s = 0.0
+    world.run(10.0)
+    assert world.scheduler.admits_another()
+
+
+def test_nobody_is_let_in_while_those_inside_get_fewer_frames(world: World) -> None:
+    # There is more work on the machine: two steps of three take long.
+    world.cost_s = lambda now_s, step: 0.070 if len(world.steps) % 3 else 0.005
+    world.add("a")
+    world.run(10.0)
+    assert world.scheduler.governor is not None and world.scheduler.governor.rate < 1
+    assert not world.scheduler.admits_another()
+    world.idle().stop()
+    assert world.scheduler.admits_another()
 
 
 def test_rows_bring_streams_into_phase(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ async def test_places_come_back(serve: Callable[..., LiveServer]) -> None:
         tickets = [server.create(), server.create()]
         refused = server.post("/v1/sessions")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "full")
-        assert int(refused.headers["Retry-After"]) > 0
+        # Nobody has come for these two yet, and they are kept for 1.5 s.
+        assert int(refused.headers["Retry-After"]) in (1, 2)
         async with SocketClient(tickets[0], beats=False) as client:
             await client.watch(2)
             await until(lambda: len(server.service.sessions) == 0, "both are freed")

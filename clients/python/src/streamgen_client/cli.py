@@ -11,6 +11,7 @@ import click
 
 from streamgen_client.client import StreamClient, Transport
 from streamgen_client.errors import ClientError
+from streamgen_client.load import load as load_server
 from streamgen_client.recording import record as record_stream
 from streamgen_client.script import length_s, read_script
 
@@ -74,3 +75,22 @@ def record(
     except (ClientError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(text)
+
+
+@main.command()
+@click.argument("url")
+@click.option("--viewers", type=click.IntRange(1), default=1, help="How many try to get in, one after the other.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=10.0, help="How long those inside are measured.")
+@click.option("--transport", type=click.Choice(["webrtc", "websocket"]), default="webrtc")
+@click.option("--api-key", default="", help="For a server that asks for one; better as STREAMGEN_CLIENT_LOAD_API_KEY.")
+def load(url: str, viewers: int, seconds: float, transport: Transport, api_key: str) -> None:
+    """Watch the server at URL several times at once, each viewer with a session and keys of its own.
+
+    Two lines of JSON: who was let in, when the measuring begins, and what they got, when it ends.
+    """
+    try:
+        asyncio.run(
+            load_server(url, viewers, seconds, transport, api_key, lambda figures: click.echo(json.dumps(figures)))
+        )
+    except ClientError as error:
+        raise click.ClickException(str(error)) from error

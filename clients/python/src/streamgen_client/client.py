@@ -175,6 +175,13 @@ class StreamClient:
         """Begin the stream anew from this seed, in a new generation. Raises SessionRefused, ServerUnreachable."""
         await self._session.reset(seed)
 
+    async def log(self) -> bytes:
+        """All that determined the frames so far, as JSON Lines, from which `streamgen replay` makes the same ones.
+
+        Raises SessionRefused, ServerUnreachable.
+        """
+        return await self._session.log()
+
     # What the link brings (a `links.Listener`).
 
     def heard(self, message: Message) -> None:

@@ -70,6 +70,11 @@ class Session:
         """Begin the stream anew."""
         await self._call("POST", "/reset", json.dumps({"seed": seed}).encode(), "application/json")
 
+    async def log(self) -> bytes:
+        """The session's log."""
+        _, log = await self._call("GET", "/log")
+        return log
+
     async def _call(
         self, method: str, path: str, body: bytes | None = None, media_type: str = ""
     ) -> tuple[Message, bytes]:

@@ -1,0 +1,150 @@
+"""A real server's sessions on a real engine, made again from their logs: alone, what they were beside seven others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from engines.cli import replay as command
+from engines.replay import replay
+from engines.select import load_engine
+from server.mailbox import _encode
+from server.settings import Settings
+from streamgen.session_log import read_log
+from streamgen.student import Student
+from streamgen_client import StreamClient
+from tests.server.harness import LiveServer, SocketClient, until
+
+SESSIONS = 8
+
+
+@pytest.fixture(scope="module")
+def toy(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """The toy student at a rate that eight of it reach on any machine."""
+    folder = Path(shutil.copytree(toy_folder, tmp_path_factory.mktemp("replay") / "toy"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["student"]["fps"] = 8.0
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return Student.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def server(toy: Student, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    build = partial(load_engine, toy.path, "openvino")
+    live = LiveServer(toy, tmp_path_factory.mktemp("orders"), Settings(max_sessions=SESSIONS), build=build).start()
+    yield live
+    live.stop()
+
+
+async def play(client: SocketClient, toy: Student, seed: int) -> None:
+    """Keys that no other session has, at moments of their own."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        await client.key(rng.choice(toy.config.keys), rng.random() < 0.6)
+        await asyncio.sleep(rng.uniform(0.05, 0.4))
+
+
+async def test_eight_sessions_at_once_are_what_each_is_alone(server: LiveServer, toy: Student, tmp_path: Path) -> None:
+    """With a reset, and the worker killed in between."""
+    tickets = [server.create(seed=seed) for seed in range(SESSIONS)]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(SocketClient(ticket)) for ticket in tickets]
+        playing = [asyncio.create_task(play(client, toy, seed)) for seed, client in enumerate(clients)]
+        await asyncio.gather(*(client.watch(4) for client in clients))
+        await asyncio.to_thread(tickets[3].call, "POST", "/reset", json={"seed": 1000})
+        await asyncio.gather(*(client.watch(3) for client in clients))
+        restarts = server.metric("streamgen_worker_restarts_total")
+        scheduler = server.service.students.default.scheduler
+        assert scheduler is not None and scheduler.worker.pid is not None
+        os.kill(scheduler.worker.pid, signal.SIGKILL)
+        await until(lambda: server.metric("streamgen_worker_restarts_total") > restarts, "the loss is noticed")
+        await asyncio.gather(*(client.watch(8) for client in clients), *playing)
+        logs = [await asyncio.to_thread(ticket.call, "GET", "/log") for ticket in tickets]
+    for ticket in tickets:
+        await asyncio.to_thread(ticket.call, "DELETE")
+
+    engine = load_engine(toy.path, "openvino", streams=1)
+    first_blocks = set()
+    for seed, (client, response) in enumerate(zip(clients, logs, strict=True)):
+        assert response.headers["Content-Disposition"] == f'attachment; filename="toy-{tickets[seed].id}.jsonl"'
+        log = tmp_path / f"{seed}.jsonl"
+        log.write_bytes(response.content)
+        read = read_log(log)
+        assert (read.header.session, read.header.left_out_blocks) == (tickets[seed].id, 0)
+        assert [begun.seed for begun, _ in read.generations] == ([3, 1000] if seed == 3 else [seed])
+        runs = [run for _, runs in read.generations for run in runs]
+        # The start of each generation, and the other worker.
+        assert sum(run.recache for run in runs) == len(read.generations) + 1
+        assert len({run.keys for run in runs}) > 1
+        blocks = list(replay(engine, toy, read))
+        assert len(blocks) >= 15
+        assert all(block.equal for block in blocks)
+        made = {(block.generation, block.frame): block.frames[0] for block in blocks}
+        for got in client.frames:
+            # The log was read before the last frames came.
+            if (got.generation, got.frame) in made:
+                assert got.jpeg == _encode(made[got.generation, got.frame])
+        first_blocks.add(runs[0].crc32[:8])
+        shown = [json.loads(line) for line in log.read_text().splitlines() if '"input"' in line]
+        acked = {message["seq"]: message["frame"] for message in client.of("ack")}
+        numbered = {row["seq"]: row["frame"] for row in shown if row["seq"] is not None}
+        assert len(numbered) == 10
+        assert all(acked[seq] >= frame for seq, frame in numbered.items() if seed != 3)
+    assert len(first_blocks) == SESSIONS
+
+
+async def test_replaying_at_the_command_line(server: LiveServer, toy: Student, tmp_path: Path) -> None:
+    async with StreamClient(server.url, seed=5, transport="websocket") as stream:
+        await stream.keys("KeyW", down=True)
+        await stream.reset(6)
+        while (frame := await stream.next()).generation == 0 or frame.number < 24:
+            pass
+        log = tmp_path / "toy.jsonl"
+        log.write_bytes(await stream.log())
+    run = CliRunner().invoke
+    args = [str(log), "--student", str(toy.path)]
+
+    npz = tmp_path / "some.npz"
+    made = run(command, [*args, "--generation", "1", "--from", "21", "--to", "23", "--out", str(npz)])
+    assert made.exit_code == 0, made.output
+    assert "4 of 4 blocks equal" in made.output
+    some = np.load(npz)
+    assert some["frames"].shape == (3, 32, 48, 3) and some["frames"].dtype == np.uint8
+    assert (some["frame"].tolist(), some["generation"].tolist()) == ([21, 22, 23], [1, 1, 1])
+
+    video = run(command, [*args, "--out", str(tmp_path / "all.mp4")])
+    assert video.exit_code == 0, video.output
+    assert (tmp_path / "all.mp4").stat().st_size > 1000
+
+    lines = log.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"blocks"' in line)
+    blocks = json.loads(lines[at])
+    changed = [*lines[:at], json.dumps(blocks | {"keys": ["Space"]}), *lines[at + 1 :]]
+    other = json.loads(lines[0]) | {"student_hash": "0" * 64}
+    for text, complaint in (
+        ("\n".join(changed), "the first that differs: frame 20 of generation 0"),
+        ("\n".join([json.dumps(other), *lines[1:]]), "give the very folder that was served"),
+        ("\n".join(lines[1:]), "line 1: a log has one header"),
+        ("\n".join([*lines[: at + 1], json.dumps(blocks)]), "frame 20 on cannot be replayed: frame"),
+        ("\n".join([lines[0], lines[1], json.dumps(blocks | {"steps": 7})]), "7 steps; student toy has plans for"),
+        ("\n".join([lines[0], lines[1], json.dumps(blocks | {"keys": ["KeyQ"]})]), "unknown key KeyQ"),
+        ("\n".join([lines[0], lines[1], json.dumps(blocks | {"recache": False})]), "begins with a recache"),
+        ("nonsense", "line 1"),
+        ("", "is empty"),
+    ):
+        log.write_text(text)
+        failed = run(command, args)
+        assert failed.exit_code == 1 and complaint in failed.output, failed.output
+    assert "another.avi: give a file that ends in" in run(command, [*args, "--out", "another.avi"]).output
