@@ -18,11 +18,13 @@ from server.streams import Stream
 _TIME_BASE = Fraction(1, VIDEO_CLOCK_HZ)
 
 _START_BITS, _LEAST_BITS, _MOST_BITS = 0.3, 0.1, 0.6
-"""Bits for one pixel of one frame."""
+"""Of the bitrate, for one pixel of one frame."""
 
-_BELOW_ESTIMATE = 0.85
+_CONGESTED = 0.9
 _RISE, _RISE_ABOVE = 1.25, 1.35
 """A receiver's estimate never exceeds 1.5 times what it receives: a larger rise would wait for ever."""
+
+_SPENT_OVER_S = 2.0
 
 _SHOWN_HEIGHT = 288
 
@@ -91,6 +93,8 @@ class VideoEncoder:
         self.width, self.height = (side * upscale // 2 * 2 for side in (width, height))
         self._codec, self._fps = codec, fps
         self._bits = _START_BITS
+        self._spent = 0.0
+        self._estimate = float("inf")
         self._context: VideoCodecContext | None = None
         self._opened_for = (0.0, 0)
 
@@ -104,6 +108,8 @@ class VideoEncoder:
         if self._context is None or wanted != self._opened_for:
             self._context, self._opened_for = self._open(*wanted), wanted
         (packet,) = self._context.encode(scaled)
+        spent = 8 * packet.size / (self.width * self.height)
+        self._spent += (spent - self._spent) / max(1.0, _SPENT_OVER_S * wanted[0])
         return packet
 
     @property
@@ -113,11 +119,15 @@ class VideoEncoder:
 
     @target_bitrate.setter
     def target_bitrate(self, estimate: int) -> None:
-        """Follow what a receiver estimates to get through (REMB), within what is of use to such a picture."""
+        """Follow what a receiver estimates to get through (REMB), within what is of use to such a picture.
+
+        A receiver cannot see what was not sent: while a simple picture needs few bits, its estimate is as low. Only one
+        that falls below what is spent tells of congestion. Every change makes a new encoder and so a key frame.
+        """
         bits = estimate / self._pixels_per_s
-        # Every change makes a new encoder and so a key frame: down with room to spare, up in few steps.
-        if bits < self._bits:
-            self._bits = max(_LEAST_BITS, _BELOW_ESTIMATE * bits)
+        fell, self._estimate = estimate < self._estimate, estimate
+        if fell and bits < _CONGESTED * min(self._spent, self._bits):
+            self._bits = max(_LEAST_BITS, _CONGESTED * bits)
         elif bits > _RISE_ABOVE * self._bits:
             self._bits = min(_MOST_BITS, _RISE * self._bits)
 

@@ -60,11 +60,11 @@ def test_every_picture_leaves_at_once_and_is_what_was_shown(codec: Codec) -> Non
 
 
 @EACH
-@pytest.mark.parametrize("fps", [8.75, 17.5, 35.0])
+@pytest.mark.parametrize("fps", [8.75, 35.0])
 def test_the_bitrate_is_the_one_that_was_asked_for_whatever_the_rate(codec: Codec, fps: float) -> None:
     rate = Rate()
     rate.fps = fps
-    encoder, seconds = encoder_of(codec, rate), 6
+    encoder, seconds = encoder_of(codec, rate), 4
     sizes = [encoder.encode(to_picture(frame(index, fps, grain=60))).size for index in range(round(seconds * fps))]
     assert 0.8 < sum(sizes[len(sizes) // 2 :]) * 8 / (seconds / 2) / encoder.target_bitrate < 1.2
 
@@ -94,13 +94,20 @@ def test_h264_is_constrained_baseline_with_its_parameters_in_every_key_frame() -
         assert sps[1] == 66 and sps[2] & 0x40 and sps[3] == 31
 
 
+def spend(encoder: VideoEncoder, grain: int) -> int:
+    """Encode for some seconds; returns the bitrate of the last ones."""
+    sizes = [encoder.encode(to_picture(frame(index, grain=grain))).size for index in range(70)]
+    return round(sum(sizes[35:]) * 8 / 2)
+
+
 def test_the_bitrate_follows_the_receiver_within_what_is_of_use() -> None:
-    encoder = encoder_of(CODECS["VP8"])
+    encoder = encoder_of(CODECS["H264"])
     start = encoder.target_bitrate
     assert 400_000 < start < 800_000
+    spend(encoder, grain=60)
     encoder.target_bitrate = 300_000
-    assert 200_000 < encoder.target_bitrate < 300_000
     low = encoder.target_bitrate
+    assert 200_000 < low < 300_000
     encoder.target_bitrate = round(1.1 * low)
     assert encoder.target_bitrate == low, "a small rise is not worth a key frame"
     # A receiver estimates at most 1.5 times what it gets: that must lead all the way up.
@@ -112,3 +119,15 @@ def test_the_bitrate_follows_the_receiver_within_what_is_of_use() -> None:
     assert 2 * start <= seen[-1] < 3 * start
     encoder.target_bitrate = 1
     assert encoder.target_bitrate > 100_000
+
+
+def test_a_simple_picture_is_not_taken_for_a_bad_network() -> None:
+    """Chromium's first estimate, after five seconds, is what it got until then."""
+    encoder = encoder_of(CODECS["VP8"])
+    start, got = encoder.target_bitrate, spend(encoder, grain=0)
+    assert got < 0.8 * start
+    for factor in (1.0, 1.1, 1.3):
+        encoder.target_bitrate = round(factor * got)
+    assert encoder.target_bitrate == start
+    encoder.target_bitrate = got // 2
+    assert encoder.target_bitrate < got // 2
