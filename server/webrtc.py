@@ -197,6 +197,7 @@ class Peers:
     async def _negotiate(self, peer: Peer, offer: str, description: SessionDescription) -> str:
         connection = peer.connection
         peer.has_control = any(media.kind == "application" for media in description.media)
+        video = None
         if any(media.kind == "video" for media in description.media):
             peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.viewer.acknowledge)
             video = connection.addTransceiver(peer.track, "sendonly")
@@ -210,11 +211,11 @@ class Peers:
                 "H.264 (constrained baseline, packetization-mode=1)",
             ) from error
         for transceiver in connection.getTransceivers():
-            if peer.track is None or transceiver.sender.track is not peer.track:
+            if transceiver is not video:
                 transceiver.direction = "inactive"
         choose_addresses(connection, self._addresses, self.settings.media_ip)
         answer = await connection.createAnswer()
-        if peer.track is not None:
+        if video is not None and peer.track is not None:
             # The codec that the client offered first, of those that both know.
             accepted = SessionDescription.parse(answer.sdp).media
             codec = next(media.rtp.codecs[0] for media in accepted if media.kind == "video")
