@@ -20,6 +20,8 @@ _START_BITS, _LEAST_BITS, _MOST_BITS = 0.3, 0.1, 0.6
 """Of the bitrate, for one pixel of one frame."""
 
 _CONGESTED = 0.9
+"""An estimate below this share of what is sent is acted upon, and this share of it is what is sent then."""
+
 _RISE, _RISE_ABOVE = 1.25, 1.35
 """A receiver's estimate never exceeds 1.5 times what it receives: a larger rise would wait for ever."""
 

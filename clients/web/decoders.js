@@ -8,6 +8,9 @@ const H264 = { codec: "avc1.42E01F", optimizeForLatency: true };
  */
 const H264_FROM_PIXELS = 256 * 192;
 
+/** Frames that may wait for the decoder; with more it leaves out the rest until the next key frame, some seconds at most. */
+const MOST_WAITING = 8;
+
 /** A decoder that has failed once is not tried again. */
 let h264Failed = false;
 
@@ -39,6 +42,7 @@ export function decodeJpeg(data) {
 /** One link's decoder of H.264. */
 export class H264Decoder {
   #decoder;
+  #behind = false;
   /** Frames that are being decoded, by their time. @type {Map<number, (picture: VideoFrame | null) => void>} */ #waiting = new Map();
 
   /** @param {(error: Error) => void} onfailed nothing more will be decoded, here or by another one */
@@ -57,10 +61,11 @@ export class H264Decoder {
    * @param {Uint8Array<ArrayBuffer>} data
    * @param {boolean} key
    * @param {number} ptsUs
-   * @returns {Promise<VideoFrame | null>} null when the decoder was closed or has failed
+   * @returns {Promise<VideoFrame | null>} null when the decoder is behind, was closed or has failed
    */
   decode(data, key, ptsUs) {
-    if (this.#decoder.state !== "configured") return Promise.resolve(null);
+    this.#behind = this.#decoder.decodeQueueSize > MOST_WAITING || (this.#behind && !key);
+    if (this.#behind || this.#decoder.state !== "configured") return Promise.resolve(null);
     this.#decoder.decode(new EncodedVideoChunk({ type: key ? "key" : "delta", timestamp: ptsUs, data }));
     return new Promise((resolve) => this.#waiting.set(ptsUs, resolve));
   }
