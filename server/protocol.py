@@ -30,6 +30,9 @@ class Hello(_Message):
     type: Literal["hello"] = "hello"
     version: int
     token: str = Field(max_length=128)
+    video: list[Annotated[str, Field(max_length=16)]] = Field(
+        ["jpeg"], max_length=8, description="encodings that it takes, `jpeg` and `h264`, the one it likes best first"
+    )
 
 
 class Input(_Message):
@@ -189,7 +192,8 @@ def schema() -> dict[str, Any]:
             "byte_order": "little",
             "struct": HEADER.format,
             "fields": ["magic", "version", "kind", "generation", "frame", "pts_us"],
-            "kinds": {"jpeg": KIND_JPEG},
+            "kinds": {"jpeg": KIND_JPEG, "h264_key": KIND_H264_KEY, "h264_delta": KIND_H264_DELTA},
+            "h264": "avc1.42E01F, Annex B, parameter sets in every key frame, enlarged by a whole factor",
         },
     }
 
@@ -199,8 +203,10 @@ HEADER = struct.Struct("<2sBBIQq")
 
 MAGIC: Final = b"SG"
 KIND_JPEG: Final = 1
+KIND_H264_KEY: Final = 2
+KIND_H264_DELTA: Final = 3
 
 
-def pack_frame(generation: int, frame: int, pts_us: int, jpeg: bytes) -> bytes:
+def pack_frame(kind: int, generation: int, frame: int, pts_us: int, payload: bytes) -> bytes:
     """A binary WebSocket message."""
-    return HEADER.pack(MAGIC, VERSION, KIND_JPEG, generation, frame, pts_us) + jpeg
+    return HEADER.pack(MAGIC, VERSION, kind, generation, frame, pts_us) + payload

@@ -1,7 +1,8 @@
 """WebRTC viewers: an offer in, an answer out, in the manner of WHEP (draft-ietf-wish-whep).
 
-The client receives one VP8 track and opens the data channel `control`. Media sections are optional. Candidates may
-trickle in by PATCH (RFC 8840); an ICE restart is refused, a new offer is as quick.
+The client receives one video track, in VP8 or H.264, whichever it offers first, and opens the data channel `control`.
+Media sections are optional. Candidates may trickle in by PATCH (RFC 8840); an ICE restart is refused, a new offer is as
+quick.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import time
 
 from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection, RTCSessionDescription
-from aiortc.rtcrtpsender import RTCRtpSender
+from aiortc.exceptions import OperationError
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from server.control import receive
@@ -21,10 +22,11 @@ from server.errors import Refused
 from server.ice import choose_addresses, media_addresses, without_mdns
 from server.mailbox import Frame
 from server.metrics import Metrics
+from server.rtp import MailboxTrack, RtpEncoder, SenderTap
 from server.sessions import Session
 from server.settings import Settings
+from server.video import CODECS, encoder_for
 from server.viewers import CLOSE_NORMAL, Viewer
-from server.vp8 import LiveVp8Encoder, MailboxTrack, SenderTap, upscale_for
 
 log = logging.getLogger("streamgen.server.webrtc")
 
@@ -145,9 +147,7 @@ class Peers:
             if isinstance(error, Refused):
                 raise
             log.info("offer refused: %r", error)
-            raise Refused(
-                422, "invalid_sdp", "the offer cannot be answered: it needs VP8 video or a data channel"
-            ) from error
+            raise Refused(422, "invalid_sdp", "the offer cannot be answered") from error
         return peer, answer
 
     def find(self, session: Session, peer_id: str) -> Peer:
@@ -201,22 +201,31 @@ class Peers:
     async def _negotiate(self, peer: Peer, offer: str, description: SessionDescription) -> str:
         connection = peer.connection
         peer.has_control = any(media.kind == "application" for media in description.media)
+        video = None
         if any(media.kind == "video" for media in description.media):
             peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.sent, peer.viewer.acknowledge)
             video = connection.addTransceiver(peer.track, "sendonly")
-            codecs = [
-                c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType in ("video/VP8", "video/rtx")
-            ]
-            video.setCodecPreferences(codecs)
-            config = peer.session.stream.student.config
-            upscale = self.settings.upscale or upscale_for(config.height)
-            peer.track.tap = SenderTap(video.sender, LiveVp8Encoder(upscale))
-        await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        try:
+            await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        except OperationError as error:
+            raise Refused(
+                422,
+                "no_common_codec",
+                "the offer has a media section without any codec that the server speaks: for video these are VP8 and "
+                "H.264 (constrained baseline, packetization-mode=1)",
+            ) from error
         for transceiver in connection.getTransceivers():
-            if peer.track is None or transceiver.sender.track is not peer.track:
+            if transceiver is not video:
                 transceiver.direction = "inactive"
         choose_addresses(connection, self._addresses, self.settings.media_ip)
-        await connection.setLocalDescription(await connection.createAnswer())
+        answer = await connection.createAnswer()
+        if video is not None and peer.track is not None:
+            # The codec that the client offered first, of those that both know.
+            accepted = SessionDescription.parse(answer.sdp).media
+            codec = next(media.rtp.codecs[0] for media in accepted if media.kind == "video")
+            encoder = encoder_for(peer.session.stream, CODECS[codec.name], self.settings.upscale)
+            peer.track.tap = SenderTap(video.sender, RtpEncoder(encoder, codec))
+        await connection.setLocalDescription(answer)
         return connection.localDescription.sdp
 
     async def _add(self, peer: Peer, text: str, mid: str) -> None:

@@ -1,4 +1,4 @@
-"""WebSocket viewers: JSON control messages both ways, JPEG frames out."""
+"""WebSocket viewers: JSON control messages both ways, frames out as JPEG or H.264."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
 
 from fastapi import WebSocket
 from pydantic import ValidationError
@@ -16,11 +17,21 @@ from starlette.websockets import WebSocketDisconnect
 
 from server.control import receive
 from server.errors import Refused
-from server.mailbox import MailboxClosed
+from server.mailbox import Frame, MailboxClosed
 from server.metrics import Metrics
-from server.protocol import VERSION, Error, Hello, pack_frame, parse_client
+from server.protocol import (
+    KIND_H264_DELTA,
+    KIND_H264_KEY,
+    KIND_JPEG,
+    VERSION,
+    Error,
+    Hello,
+    pack_frame,
+    parse_client,
+)
 from server.sessions import Session, Sessions
 from server.settings import Settings
+from server.video import H264, VideoEncoder, encoder_for, to_picture
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Viewer
 
 log = logging.getLogger("streamgen.server.websocket")
@@ -29,6 +40,12 @@ _MOST_WAITING_MESSAGES = 64
 _MORE_FOR_IMPORTANT = 16
 _FAREWELL_S = 1.0
 """How long a client may take to read the last messages."""
+
+_KEY_EVERY_US = 5_000_000
+"""A decoder that has stumbled has this long to wait."""
+
+Encode = Callable[[Frame], Awaitable[tuple[int, bytes]]]
+"""Turns a frame into a kind of binary message and its payload."""
 
 
 class SocketTransport:
@@ -81,7 +98,9 @@ async def serve_socket(
     await socket.accept()
     transport = SocketTransport()
     try:
-        session = await _authenticate(socket, session_id, sessions, settings)
+        hello = await _hello(socket, settings)
+        session = sessions.find(session_id, hello.token)
+        encode = _encoding(hello, session, settings, pool)
         viewer = session.attach(transport)
     except WebSocketDisconnect:
         return
@@ -99,7 +118,7 @@ async def serve_socket(
         await _run(
             socket,
             transport,
-            _frames(socket, session, viewer, metrics, pool),
+            _frames(socket, session, viewer, metrics, encode),
             _messages(socket, session, viewer, settings),
         )
     finally:
@@ -127,8 +146,8 @@ async def _run(socket: WebSocket, transport: SocketTransport, *parts: Coroutine[
             await socket.close(code, reason)
 
 
-async def _authenticate(socket: WebSocket, session_id: str, sessions: Sessions, settings: Settings) -> Session:
-    """The session that the first message gives the right to. Raises Refused, WebSocketDisconnect."""
+async def _hello(socket: WebSocket, settings: Settings) -> Hello:
+    """The first message. Raises Refused, WebSocketDisconnect."""
     try:
         async with asyncio.timeout(settings.hello_within_s):
             data = await _receive(socket)
@@ -146,7 +165,39 @@ async def _authenticate(socket: WebSocket, session_id: str, sessions: Sessions, 
         raise Refused(401, "unauthorized", "the first message is hello, with the session's token")
     if hello.version != VERSION:
         raise Refused(400, "unsupported_version", f"protocol version {hello.version}; this server speaks {VERSION}")
-    return sessions.find(session_id, hello.token)
+    return hello
+
+
+def _encoding(hello: Hello, session: Session, settings: Settings, pool: Executor) -> Encode:
+    """The first of the client's encodings that this server has. Raises Refused."""
+    for name in hello.video:
+        if name == "jpeg":
+            return partial(_jpeg, pool)
+        if name == "h264":
+            return _H264(encoder_for(session.stream, H264, settings.upscale), pool)
+    given = ", ".join(hello.video)
+    raise Refused(400, "unknown_encoding", f"the client takes video as {given or 'nothing'}; there is jpeg and h264")
+
+
+async def _jpeg(pool: Executor, frame: Frame) -> tuple[int, bytes]:
+    return KIND_JPEG, await frame.jpeg(pool)
+
+
+class _H264:
+    """One viewer's encoder. Frames are dropped before they come here, so every delta has what it refers to."""
+
+    def __init__(self, encoder: VideoEncoder, pool: Executor) -> None:
+        self._encoder, self._pool = encoder, pool
+        self._key: Frame | None = None
+
+    async def __call__(self, frame: Frame) -> tuple[int, bytes]:
+        key = self._key
+        wanted = key is None or frame.generation != key.generation or frame.pts_us - key.pts_us >= _KEY_EVERY_US
+        loop = asyncio.get_running_loop()
+        packet = await loop.run_in_executor(self._pool, self._encoder.encode, to_picture(frame), wanted)
+        if packet.is_keyframe:
+            self._key = frame
+        return KIND_H264_KEY if packet.is_keyframe else KIND_H264_DELTA, bytes(packet)
 
 
 async def _messages(socket: WebSocket, session: Session, viewer: Viewer, settings: Settings) -> None:
@@ -156,17 +207,17 @@ async def _messages(socket: WebSocket, session: Session, viewer: Viewer, setting
             receive(session, viewer, data, settings.max_message_bytes)
 
 
-async def _frames(socket: WebSocket, session: Session, viewer: Viewer, metrics: Metrics, pool: Executor) -> None:
+async def _frames(socket: WebSocket, session: Session, viewer: Viewer, metrics: Metrics, encode: Encode) -> None:
     while True:
         frame = await viewer.mailbox.get()
         viewer.taken(frame, time.monotonic())
-        jpeg = await frame.jpeg(pool)
+        kind, payload = await encode(frame)
         encoded_s = time.monotonic()
         if frame.generation != session.stream.generation:
             # The stream was reset meanwhile: what it showed before no longer leaves the server.
             metrics.frames_dropped.labels(SocketTransport.kind, "reset").inc()
             continue
-        await socket.send_bytes(pack_frame(frame.generation, frame.index, frame.pts_us, jpeg))
+        await socket.send_bytes(pack_frame(kind, frame.generation, frame.index, frame.pts_us, payload))
         metrics.frames_sent.labels(SocketTransport.kind).inc()
         viewer.sent(frame, encoded_s, time.monotonic())
 

@@ -1,7 +1,8 @@
 /**
- * The page: connects keys, pad and buttons to the player, and the player to what is seen.
+ * The page: connects keys, pads and buttons to the player, and the player to what is seen.
  *
- * `?transport=websocket` does without WebRTC, `?student=NAME` and `?seed=NUMBER` choose the world.
+ * `?transport=websocket` does without WebRTC, with `&video=h264` or `&video=jpeg` as is preferred; `?student=NAME` and
+ * `?seed=NUMBER` choose the world.
  *
  * For tests and benchmarks, `window.streamgen.stats()` returns (see `Stats` in types.d.ts):
  *   state            idle, connecting, playing, paused, reconnecting, waiting or failed
@@ -21,6 +22,7 @@
 
 /** @import { Stats, Wish } from "./types.d.ts" */
 
+import { listenToGamepads } from "./gamepad.js";
 import { Keys, listenToKeyboard } from "./input.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
@@ -60,6 +62,7 @@ const player = new Player(
   },
   meter,
   query.get("transport") === "websocket" ? "websocket" : "webrtc",
+  query.get("video"),
 );
 
 /** @param {string | null} text */
@@ -144,6 +147,7 @@ listenToKeyboard(keys, (event) => {
   return event.code in shortcuts;
 });
 listenToPad(view.element("pad"), keys);
+listenToGamepads(keys, (at) => state() === "idle" && walkIn(at), view.showGamepad);
 view.lightRoom();
 fetchDevice().then(view.showDevice);
 fetchStudents().then((students) => view.showStudents(students, wish.student));

@@ -37,6 +37,7 @@ export class Player {
   /** @type {Session | null} */ #session = null;
   /** @type {Link | null} */ #link = null;
   /** @type {TransportName} */ #transport;
+  #encoding;
   /** @type {Wish} */ #wish = {};
   #seq = 0;
   #running = false;
@@ -53,11 +54,13 @@ export class Player {
    * @param {Stage} stage
    * @param {Meter} meter
    * @param {TransportName} transport tried first
+   * @param {string | null} encoding of the picture over a WebSocket, where the person has a wish
    */
-  constructor(stage, meter, transport) {
+  constructor(stage, meter, transport, encoding) {
     this.#stage = stage;
     this.#meter = meter;
     this.#transport = transport;
+    this.#encoding = encoding;
   }
 
   /** @returns {Snapshot} */
@@ -180,7 +183,7 @@ export class Player {
     const link =
       this.#transport === "webrtc"
         ? await openWebRTC(this.#session, this.#stage.video, events)
-        : await openWebSocket(this.#session, this.#stage.canvas, events);
+        : await openWebSocket(this.#session, this.#stage.canvas, events, this.#encoding);
     if (this.#stopped) return link.close();
     this.#link = link;
     this.#paused = false;

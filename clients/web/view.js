@@ -125,6 +125,11 @@ export function showHeld(held) {
   }
 }
 
+/** @param {boolean} connected */
+export function showGamepad(connected) {
+  element("gamepad").hidden = !connected;
+}
+
 let noticeTimer = 0;
 /** @param {string} text */
 export function showNotice(text) {

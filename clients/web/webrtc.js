@@ -1,4 +1,4 @@
-/** The link over WebRTC: VP8 video one way, control messages on an ordered data channel. */
+/** The link over WebRTC: video one way, control messages on an ordered data channel. */
 
 /** @import { Link, LinkEvents, Sample, Session } from "./types.d.ts" */
 
@@ -21,7 +21,9 @@ export async function openWebRTC(session, video, events) {
   }
   const peer = new RTCPeerConnection({ iceServers: session.ice_servers });
   const channel = peer.createDataChannel("control", { ordered: true });
-  const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
+  const transceiver = peer.addTransceiver("video", { direction: "recvonly" });
+  const { receiver } = transceiver;
+  preferH264(transceiver);
   if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
 
   /** @type {string | null} */
@@ -77,6 +79,18 @@ export async function openWebRTC(session, video, events) {
     sample: () => sample(receiver),
     close,
   };
+}
+
+/**
+ * H.264 costs the server a fifth less than VP8 and looks better for the same bytes; where the browser has none, the
+ * offer's own order stays.
+ * @param {RTCRtpTransceiver} transceiver
+ */
+function preferH264(transceiver) {
+  const codecs = RTCRtpReceiver.getCapabilities?.("video")?.codecs ?? [];
+  /** @param {{ mimeType: string }} codec */
+  const isH264 = ({ mimeType }) => mimeType === "video/H264";
+  if (codecs.some(isH264)) transceiver.setCodecPreferences?.([...codecs.filter(isH264), ...codecs.filter((each) => !isH264(each))]);
 }
 
 /** @param {RTCPeerConnection} peer */

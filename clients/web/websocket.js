@@ -1,16 +1,19 @@
-/** The link over a WebSocket: JPEG frames drawn on a canvas, control messages as JSON text. */
+/** The link over a WebSocket: JPEG or H.264 frames drawn on a canvas, control messages as JSON text. */
 
 /** @import { Link, LinkEvents, Session } from "./types.d.ts" */
 
+import { decodeJpeg, encodings, H264Decoder } from "./decoders.js";
 import { streamAddress } from "./session.js";
 
 const OPEN_TIMEOUT_MS = 8_000;
 const PROTOCOL_VERSION = 1;
 
-/** Before the JPEG: "SG", version u8, kind u8, generation u32, frame u64, pts_us i64; little-endian. */
+/** Before the picture: "SG", version u8, kind u8, generation u32, frame u64, pts_us i64; little-endian. */
 const HEADER_BYTES = 24;
 const MAGIC = 0x4753; // "SG"
 const KIND_JPEG = 1;
+const KIND_H264_KEY = 2;
+const KIND_H264_DELTA = 3;
 
 /** The socket was closed by the server; `code` as RFC 6455 has it. */
 export class SocketClosed extends Error {
@@ -25,22 +28,26 @@ export class SocketClosed extends Error {
  * @param {Session} session
  * @param {HTMLCanvasElement} canvas shows the picture
  * @param {LinkEvents} events
+ * @param {string | null} encoding wanted before the others, "h264" or "jpeg"
  * @returns {Promise<Link>} once the socket is open
  */
-export async function openWebSocket(session, canvas, events) {
+export async function openWebSocket(session, canvas, events, encoding) {
+  const { width, height } = session.student;
+  const video = await encodings(width * height, encoding);
   const socket = new WebSocket(streamAddress(session));
   socket.binaryType = "arraybuffer";
-  const painter = new Painter(canvas, events);
   const counted = { bytes: 0 };
   let closed = false;
+  /** @type {(error: Error) => void} */
+  let lose = () => {};
 
   /** @type {Promise<Error>} */
-  const lost = new Promise((resolve) => {
-    socket.onclose = (event) => {
-      painter.stop();
-      if (!closed) resolve(new SocketClosed(event));
-    };
-  });
+  const lost = new Promise((resolve) => (lose = (error) => !closed && resolve(error)));
+  const painter = new Painter(canvas, events, (error) => lose(error));
+  socket.onclose = (event) => {
+    painter.stop();
+    lose(new SocketClosed(event));
+  };
   const close = () => {
     closed = true;
     painter.stop();
@@ -63,7 +70,7 @@ export async function openWebSocket(session, canvas, events) {
     close();
     throw error;
   }
-  socket.send(JSON.stringify({ type: "hello", version: PROTOCOL_VERSION, token: session.token }));
+  socket.send(JSON.stringify({ type: "hello", version: PROTOCOL_VERSION, token: session.token, video }));
 
   return {
     transport: "websocket",
@@ -81,63 +88,78 @@ class Painter {
   #canvas;
   #context;
   #events;
-  /** @type {{ bitmap: ImageBitmap, frame: number, ptsMs: number } | null} */ #next = null;
+  #onfailed;
+  /** @type {H264Decoder | null} */ #h264 = null;
+  /** @type {{ picture: ImageBitmap | VideoFrame, frame: number, ptsUs: number } | null} */ #next = null;
   #generation = 0;
-  /** Order in which frames came; decoding may overtake. */
-  #arrived = 0;
-  #newest = 0;
+  /** Time of the newest picture; decoding may overtake. */
+  #newestUs = -1;
   #stopped = false;
-  #decoded = 0;
+  #count = 0;
   #freezes = new Freezes();
 
   /**
    * @param {HTMLCanvasElement} canvas
    * @param {LinkEvents} events
+   * @param {(error: Error) => void} onfailed frames in this encoding cannot be decoded
    */
-  constructor(canvas, events) {
+  constructor(canvas, events, onfailed) {
     this.#canvas = canvas;
     this.#context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
     this.#events = events;
+    this.#onfailed = onfailed;
   }
 
   /** @param {ArrayBuffer} message */
   async decode(message) {
     const header = new DataView(message, 0, HEADER_BYTES);
-    if (header.getUint16(0, true) !== MAGIC || header.getUint8(2) !== PROTOCOL_VERSION || header.getUint8(3) !== KIND_JPEG) return;
+    if (header.getUint16(0, true) !== MAGIC || header.getUint8(2) !== PROTOCOL_VERSION) return;
     const generation = header.getUint32(4, true);
-    if (generation < this.#generation) return;
-    this.#generation = generation;
-    const order = ++this.#arrived;
-    const jpeg = new Blob([new Uint8Array(message, HEADER_BYTES)], { type: "image/jpeg" });
-    const bitmap = await createImageBitmap(jpeg).catch(() => null);
-    if (!bitmap) return; // a broken picture: the next one follows
-    this.#decoded += 1;
-    if (this.#stopped || order < this.#newest || generation < this.#generation) {
-      bitmap.close();
+    const ptsUs = Number(header.getBigInt64(16, true));
+    this.#generation = Math.max(this.#generation, generation);
+    const picture = await this.#decoded(header.getUint8(3), new Uint8Array(message, HEADER_BYTES), ptsUs);
+    if (!picture) return;
+    this.#count += 1;
+    if (this.#stopped || ptsUs < this.#newestUs || generation < this.#generation) {
+      picture.close();
       return;
     }
-    this.#newest = order;
-    if (this.#next) this.#next.bitmap.close();
+    this.#newestUs = ptsUs;
+    if (this.#next) this.#next.picture.close();
     else requestAnimationFrame(() => this.#draw());
-    this.#next = { bitmap, frame: Number(header.getBigUint64(8, true)), ptsMs: Number(header.getBigInt64(16, true)) / 1000 };
+    this.#next = { picture, frame: Number(header.getBigUint64(8, true)), ptsUs };
+  }
+
+  /**
+   * @param {number} kind
+   * @param {Uint8Array<ArrayBuffer>} data
+   * @param {number} ptsUs
+   * @returns {Promise<ImageBitmap | VideoFrame | null>}
+   */
+  async #decoded(kind, data, ptsUs) {
+    if (kind === KIND_JPEG) return decodeJpeg(data);
+    if (kind !== KIND_H264_KEY && kind !== KIND_H264_DELTA) return null;
+    this.#h264 ??= new H264Decoder(this.#onfailed);
+    return this.#h264.decode(data, kind === KIND_H264_KEY, ptsUs);
   }
 
   #draw() {
     if (!this.#next) return; // stopped
-    const { bitmap, frame, ptsMs } = this.#next;
+    const { picture, frame, ptsUs } = this.#next;
     this.#next = null;
-    if (this.#canvas.width !== bitmap.width) this.#canvas.width = bitmap.width;
-    if (this.#canvas.height !== bitmap.height) this.#canvas.height = bitmap.height;
-    this.#context.drawImage(bitmap, 0, 0);
-    bitmap.close();
+    const [width, height] = "width" in picture ? [picture.width, picture.height] : [picture.displayWidth, picture.displayHeight];
+    if (this.#canvas.width !== width) this.#canvas.width = width;
+    if (this.#canvas.height !== height) this.#canvas.height = height;
+    this.#context.drawImage(picture, 0, 0);
+    picture.close();
     const at = performance.now();
     this.#freezes.shown(at);
-    this.#events.shown({ mark: frame, at, ptsMs });
+    this.#events.shown({ mark: frame, at, ptsMs: ptsUs / 1000 });
   }
 
   counts() {
     return {
-      framesDecoded: this.#decoded,
+      framesDecoded: this.#count,
       freezes: this.#freezes.count,
       freezeSeconds: this.#freezes.seconds,
     };
@@ -145,7 +167,8 @@ class Painter {
 
   stop() {
     this.#stopped = true;
-    this.#next?.bitmap.close();
+    this.#h264?.close();
+    this.#next?.picture.close();
     this.#next = null;
   }
 }

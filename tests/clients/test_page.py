@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from server.protocol import Input, Ping, Release
+from server.protocol import Hello, Input, Ping, Release
 from server.settings import Settings
 from streamgen.session_log import read_log
 from streamgen.student import Student
@@ -28,11 +28,12 @@ TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
 
 
-@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
-def test_plays_and_shows_what_is_pressed(walk: Open, world_server: Any, transport: str) -> None:
-    w = walk(f"?transport={transport}&seed=5")
+@pytest.mark.parametrize("link", ["webrtc", "websocket", "websocket&video=h264"])
+def test_plays_and_shows_what_is_pressed(walk: Open, world_server: Any, link: str) -> None:
+    w = walk(f"?transport={link}&seed=5")
     start = enter(w)
-    assert start["transport"] == transport and start["seed"] == 5
+    assert start["transport"] == link.partition("&")[0] and start["seed"] == 5
+    assert start["transport"] == "webrtc" or shown_width(w) == (384 if "h264" in link else 128)
     assert start["firstFrameMs"] < 5000
 
     w.until(lambda stats: stats["fps"] > 0)
@@ -58,6 +59,87 @@ def test_plays_and_shows_what_is_pressed(walk: Open, world_server: Any, transpor
 
     assert w.complaints == []
     assert {url for url in w.requests if not url.startswith(world_server.url)} == set()
+
+
+def shown_width(walk: Walk) -> int:
+    """Pixels of the picture on the canvas: JPEG comes in the student's own size, H.264 enlarged."""
+    return walk.page.evaluate("document.querySelector('#canvas').width")
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
+def test_webrtc_takes_h264_where_the_browser_has_it(walk: Open, codec: str) -> None:
+    lacking = """
+        const known = RTCRtpReceiver.getCapabilities.bind(RTCRtpReceiver);
+        const has = ({ mimeType }) => mimeType !== 'video/H264';
+        RTCRtpReceiver.getCapabilities = (kind) => ({ codecs: known(kind).codecs.filter(has) });
+    """
+    w = walk(script=lacking if codec == "VP8" else "")
+    with w.page.expect_response(re.compile("/webrtc$")) as offered:
+        enter(w)
+    assert re.findall(r"a=rtpmap:\d+ (\w+)/90000", offered.value.text())[0] == codec
+    w.until(lambda stats: stats["transport"] == "webrtc" and stats["framesDecoded"] > 20)
+
+
+def test_where_h264_cannot_be_decoded_it_goes_on_with_jpeg(walk: Open) -> None:
+    """The twentieth frame is broken, whatever comes after it too."""
+    broken = """
+        const Real = EncodedVideoChunk;
+        let count = 0;
+        window.EncodedVideoChunk = class extends Real {
+            constructor(init) { super(++count < 20 ? init : { ...init, data: new Uint8Array(64).fill(255) }); }
+        };
+    """
+    w = walk("?transport=websocket&video=h264", script=broken)
+    before = enter(w)
+    w.until(lambda stats: len([each for each in w.messages() if isinstance(each, Hello)]) == 2)
+    after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
+    assert (after["session"], after["transport"]) == (before["session"], "websocket")
+    assert [each.video for each in w.messages() if isinstance(each, Hello)] == [["h264", "jpeg"], ["jpeg"]]
+    assert shown_width(w) == 128
+
+
+def test_a_gamepad_steers(walk: Open) -> None:
+    """As far as the server: what is held there is what the page says, and every edge is acknowledged."""
+    fake = """
+        const lifted = () => Array.from({ length: 17 }, () => ({ pressed: false }));
+        window.plug = (buttons, ...axes) => {
+            window.pad = buttons && { index: 0, mapping: 'standard', buttons: lifted(), axes: [...axes, 0, 0, 0, 0] };
+            for (const button of buttons ?? []) pad.buttons[button].pressed = true;
+        };
+        navigator.getGamepads = () => [null, window.pad ?? null];
+    """
+    w = walk("?transport=websocket", script=fake)
+    hint = w.page.locator("#gamepad")
+    expect(hint).to_be_hidden()
+
+    def pad(state: str, *held: str) -> None:
+        w.page.evaluate(f"plug({state})")
+        expect(w.page.locator(".hints .held")).to_have_count(len(held))
+        assert {part.get_attribute("data-code") for part in w.page.locator(".hints .held").all()} == set(held)
+
+    w.page.evaluate("plug([]); dispatchEvent(new Event('gamepadconnected'))")
+    expect(hint).to_be_visible()
+    w.page.evaluate("plug([0])")  # walks in
+    w.plays()
+    pad("[]")
+    pad("[], 0, -0.45")
+    pad("[], 0, -0.6", "KeyW")
+    pad("[], 0, -0.4", "KeyW")  # it trembles
+    pad("[12], 0.9, -0.3", "KeyW", "ArrowRight")  # the cross goes on with what the stick held
+    pad("[12, 7], 0, 0, -1", "KeyW", "ArrowLeft", "Space")
+    w.page.evaluate("plug(null)")
+    expect(w.page.locator(".hints .held")).to_have_count(0)
+    expect(hint).to_be_hidden()
+    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 9)
+    first, *said = [each for each in w.messages() if isinstance(each, Input)]
+    assert (first.code, first.down) == ("Space", False)  # the button that walked in
+    assert [(each.code, each.down) for each in said[:2]] == [("KeyW", True), ("ArrowRight", True)]
+    assert {(each.code, each.down) for each in said[2:5]} == {
+        ("ArrowLeft", True), ("ArrowRight", False), ("Space", True),
+    }  # fmt: skip
+    assert {(each.code, each.down) for each in said[5:]} == {("KeyW", False), ("ArrowLeft", False), ("Space", False)}
+    assert said[-1].held == []
+    assert w.complaints == []
 
 
 def test_what_it_says_is_what_the_server_reads(walk: Open) -> None:

@@ -22,7 +22,8 @@ from typing import Any, Self
 import httpx
 import numpy as np
 import websockets
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from av import CodecContext, Packet
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,7 +31,7 @@ from PIL import Image
 
 from server.ice import choose_addresses
 from server.listening import Server, bind, uvicorn_config
-from server.protocol import HEADER
+from server.protocol import HEADER, KIND_JPEG
 from server.service import Service
 from server.settings import Settings
 from server.students import Offer
@@ -191,7 +192,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Got:
-    """A frame that a viewer received. seen: what its picture says. jpeg: as it came over the WebSocket."""
+    """A frame that a viewer received. seen: what its picture says. jpeg: the payload, as it came over the WebSocket."""
 
     generation: int
     frame: int
@@ -202,7 +203,7 @@ class Got:
 
 @dataclass
 class Client(ABC):
-    """What both transports share: messages, keys, heartbeat."""
+    """What both transports share: messages, keys, heartbeat. video: encodings that are asked for; (): say nothing."""
 
     ticket: Ticket
     beats: bool = True
@@ -211,6 +212,7 @@ class Client(ABC):
     seqs: Any = field(default_factory=lambda: itertools.count(1))
     last_seq: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    video: Sequence[str] = ()
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
@@ -254,11 +256,15 @@ class SocketClient(Client):
 
     async def __aenter__(self) -> Self:
         self.frames: list[Got] = []
+        self.kinds: list[int] = []
         self.closed: tuple[int, str] | None = None
+        self._decoder = CodecContext.create("h264", "r")
+        self._decoder.thread_count = 1
         address = self.ticket.url.replace("http", "ws") + "/stream"
         trust = self.ticket.server.trust if address.startswith("wss") else None
         self.socket = await websockets.connect(address, max_size=None, ping_interval=None, ssl=trust)
-        await self.send({"type": "hello", "version": 1, "token": self.ticket.token})
+        asked = {"video": list(self.video)} if self.video else {}
+        await self.send({"type": "hello", "version": 1, "token": self.ticket.token} | asked)
         self.tasks = [asyncio.create_task(self._read())]
         if self.beats:
             self.tasks.append(asyncio.create_task(self.heartbeat()))
@@ -277,23 +283,28 @@ class SocketClient(Client):
                 if isinstance(data, str):
                     self.messages.append(json.loads(data))
                 else:
-                    self.frames.append(_got(data))
+                    self.frames.append(self._got(data))
         except websockets.ConnectionClosed:
             pass
         self.closed = (self.socket.close_code or 0, self.socket.close_reason or "")
+
+    def _got(self, data: bytes) -> Got:
+        magic, version, kind, generation, frame, pts_us = HEADER.unpack_from(data)
+        assert (magic, version) == (b"SG", 1)
+        self.kinds.append(kind)
+        payload = data[HEADER.size :]
+        if kind == KIND_JPEG:
+            picture = np.asarray(Image.open(io.BytesIO(payload)))
+        else:
+            (decoded,) = self._decoder.decode(Packet(payload))
+            picture = decoded.to_ndarray(format="rgb24")
+        return Got(generation, frame, pts_us, read(picture), payload)
 
     async def watch(self, count: int) -> list[Got]:
         """The next `count` frames."""
         first = len(self.frames)
         await until(lambda: len(self.frames) >= first + count, f"{count} more frames")
         return self.frames[first : first + count]
-
-
-def _got(data: bytes) -> Got:
-    magic, version, kind, generation, frame, pts_us = HEADER.unpack_from(data)
-    assert (magic, version, kind) == (b"SG", 1, 1)
-    jpeg = data[HEADER.size :]
-    return Got(generation, frame, pts_us, read(np.asarray(Image.open(io.BytesIO(jpeg)))), jpeg)
 
 
 class PeerClient(Client):
@@ -306,6 +317,10 @@ class PeerClient(Client):
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.channel = self.peer.createDataChannel("control")
         transceiver = self.peer.addTransceiver("video", "recvonly")
+        known = RTCRtpReceiver.getCapabilities("video").codecs
+        # Of several H.264 profiles the last: constrained baseline.
+        wanted = [[codec for codec in known if codec.name == name][-1] for name in self.video]
+        transceiver.setCodecPreferences(wanted)
         self._observe(transceiver.receiver)
         self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
         self.channel.on("close", self.closed.set)

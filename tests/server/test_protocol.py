@@ -12,7 +12,7 @@ from server import protocol
 
 
 def test_the_binary_header_is_the_documented_one() -> None:
-    data = protocol.pack_frame(2, 3, -4, b"jpeg")
+    data = protocol.pack_frame(protocol.KIND_JPEG, 2, 3, -4, b"jpeg")
     assert struct.unpack_from("<2sBBIQq", data) == (b"SG", 1, 1, 2, 3, -4)
     assert data[24:] == b"jpeg"
 

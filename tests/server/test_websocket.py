@@ -13,7 +13,7 @@ from pathlib import Path
 
 import websockets
 
-from server.protocol import HEADER
+from server.protocol import HEADER, KIND_H264_DELTA, KIND_H264_KEY, KIND_JPEG
 from tests.server.harness import Client, LiveServer, SocketClient, Ticket, follow, until
 from tests.server.synthetic import START_FRAMES, make_student
 
@@ -118,6 +118,23 @@ async def test_reset_begins_anew_and_older_frames_never_follow(shared: LiveServe
     ticket.call("DELETE")
 
 
+async def test_h264_begins_with_a_key_frame_and_again_after_a_reset(shared: LiveServer) -> None:
+    ticket = shared.create(seed=1)
+    # What a client names that this server has not is passed over.
+    async with SocketClient(ticket, video=["av1", "h264", "jpeg"]) as client, SocketClient(ticket) as plain:
+        await client.watch(10)
+        await asyncio.to_thread(ticket.call, "POST", "/reset", json={"seed": 8})
+        await until(lambda: sum(got.generation == 1 for got in client.frames) > 10, "the new generation")
+    generations = [got.generation for got in client.frames]
+    keys = [i for i, kind in enumerate(client.kinds) if kind == KIND_H264_KEY]
+    assert set(client.kinds) == {KIND_H264_KEY, KIND_H264_DELTA}
+    assert keys == [0, generations.index(1)]
+    follow(1, [got for got in client.frames if got.generation == 0])
+    follow(8, [got for got in client.frames if got.generation == 1])
+    assert set(plain.kinds) == {KIND_JPEG}
+    ticket.call("DELETE")
+
+
 async def test_pause_and_resume_open_a_new_epoch(shared: LiveServer) -> None:
     ticket = shared.create(seed=2)
     async with SocketClient(ticket) as client:
@@ -196,6 +213,7 @@ async def test_strangers_are_told_why_and_shown_out(shared: LiveServer) -> None:
     ticket = shared.create()
     assert await closed_with(ticket, hello(ticket, token="wrong")) == (["unauthorized"], 1008)
     assert await closed_with(ticket, hello(ticket, version=2)) == (["unsupported_version"], 1008)
+    assert await closed_with(ticket, hello(ticket, video=["av1"])) == (["unknown_encoding"], 1008)
     assert await closed_with(ticket, '{"type": "pause"}') == (["unauthorized"], 1008)
     assert await closed_with(ticket, "{") == (["bad_message"], 1008)
     assert await closed_with(ticket, b"\xff\xfe") == (["bad_message"], 1008)

@@ -1,4 +1,4 @@
-"""The link over WebRTC: VP8 video one way, control messages on the data channel `control`.
+"""The link over WebRTC: video one way, control messages on the data channel `control`.
 
 Two things that aiortc keeps to itself are reached for here, and nowhere else: where a receiver's timestamps begin
 (aiortc subtracts the first one and does not tell; an aiortc that names it differently is refused), and which addresses

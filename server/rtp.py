@@ -1,83 +1,54 @@
-"""The VP8 video of one WebRTC viewer, fed from its mailbox.
+"""The video of one WebRTC viewer on its way from its mailbox through aiortc.
 
 Two things that aiortc keeps to itself are reached for here, and nowhere else: the sender's encoder (so that frames are
-scaled and encoded together, off the event loop, at a bitrate that fits them) and the RTP timestamp of the last packet
-(aiortc adds a random origin to all timestamps and does not tell). tests/server/test_vp8.py holds both against the
-installed aiortc.
+scaled and encoded together, off the event loop, at the rate and the bitrate that they have) and the RTP timestamp of
+the last packet (aiortc adds a random origin to all timestamps and does not tell). tests/server/test_rtp.py holds both
+against the installed aiortc.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from fractions import Fraction
 
 from aiortc import MediaStreamTrack
-from aiortc.codecs.vpx import Vp8Encoder
+from aiortc.codecs import get_encoder
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCRtpSender
 from av import VideoFrame
 from av.frame import Frame as AVFrame
 
-from server.clock import VIDEO_CLOCK_HZ, rtp_ticks
+from server.clock import rtp_ticks
 from server.mailbox import Frame, Mailbox, MailboxClosed
-
-_TIME_BASE = Fraction(1, VIDEO_CLOCK_HZ)
-_BITRATES = (300_000, 600_000, 1_200_000)
-_RISE_ABOVE = 1.5
-"""The receiver's estimate must exceed the next bitrate by this factor before it is used."""
-
-_SHOWN_HEIGHT = 288
+from server.video import VideoEncoder, to_picture
 
 
-def upscale_for(height: int) -> int:
-    """The factor at which VP8's halved colour resolution is no longer seen:
+class RtpEncoder:
+    """What aiortc's sender calls in place of its own encoder, of which only the cutting into packets is used.
 
-    pictures of about 288 lines, never smaller.
-    """
-    return max(1, round(_SHOWN_HEIGHT / height))
-
-
-class LiveVp8Encoder(Vp8Encoder):
-    """Scales RGB frames up by an integer factor and encodes them; called on a worker thread.
-
-    encoded_s: when the last one was done, monotonic clock.
-    The bitrate moves between few levels: every change makes aiortc start a new encoder with a key frame.
+    encoded_s: when the last frame was done, monotonic clock.
     """
 
-    def __init__(self, upscale: int) -> None:
-        super().__init__()
-        self._upscale = upscale
-        self._level = 1
+    def __init__(self, encoder: VideoEncoder, codec: RTCRtpCodecParameters) -> None:
+        self._encoder, self._packer = encoder, get_encoder(codec)
         self.encoded_s = float("-inf")
-        self._set(_BITRATES[self._level])
 
     def encode(self, frame: AVFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        """RTP payloads, and the frame's time in ticks of 90 kHz."""
         assert isinstance(frame, VideoFrame)
         assert frame.pts is not None
-        width, height = (side * self._upscale // 2 * 2 for side in (frame.width, frame.height))
-        scaled = frame.reformat(width, height, format="yuv420p", interpolation="BICUBIC")
-        payloads, _ = super().encode(scaled, force_keyframe)
+        payloads, _ = self._packer.pack(self._encoder.encode(frame, force_keyframe))
         self.encoded_s = time.monotonic()
-        # Not the timestamp that came with them: it went through microseconds and is often one tick short.
         return payloads, frame.pts
 
     @property
     def target_bitrate(self) -> int:
-        return _BITRATES[self._level]
+        return self._encoder.target_bitrate
 
     @target_bitrate.setter
-    def target_bitrate(self, bitrate: int) -> None:
-        level = self._level
-        while level > 0 and bitrate < _BITRATES[level]:
-            level -= 1
-        if level == self._level and level + 1 < len(_BITRATES) and bitrate > _RISE_ABOVE * _BITRATES[level + 1]:
-            level += 1
-        self._level = level
-        self._set(_BITRATES[level])
-
-    def _set(self, bitrate: int) -> None:
-        vars(Vp8Encoder)["target_bitrate"].__set__(self, bitrate)
+    def target_bitrate(self, estimate: int) -> None:
+        self._encoder.target_bitrate = estimate
 
 
 class SenderTap:
@@ -85,7 +56,7 @@ class SenderTap:
 
     _ENCODER, _PACKETS, _TIMESTAMP = (f"_RTCRtpSender__{name}" for name in ("encoder", "packet_count", "rtp_timestamp"))
 
-    def __init__(self, sender: RTCRtpSender, encoder: LiveVp8Encoder) -> None:
+    def __init__(self, sender: RTCRtpSender, encoder: RtpEncoder) -> None:
         missing = [name for name in (self._ENCODER, self._PACKETS, self._TIMESTAMP) if not hasattr(sender, name)]
         if missing:
             raise RuntimeError(f"the installed aiortc has no {', '.join(missing)}: use aiortc 1.16")
@@ -134,11 +105,9 @@ class MailboxTrack(MediaStreamTrack):
             self.stop()
             raise MediaStreamError from None
         self._taken(frame)
-        picture = VideoFrame.from_ndarray(frame.rgb, format="rgb24")
-        picture.pts, picture.time_base = rtp_ticks(frame.pts_us), _TIME_BASE
         if self.tap is not None:
             self._last = frame, self.tap.packets
-        return picture
+        return to_picture(frame)
 
     def _observe(self) -> None:
         """aiortc comes back: see whether it has sent the last frame."""
