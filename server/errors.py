@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from server.metrics import Metrics
@@ -25,9 +26,30 @@ class Refused(Exception):
         return self.retry_after_s is not None
 
 
-def error_body(code: str, message: str, retryable: bool = False) -> dict[str, Any]:
+class ErrorDetail(BaseModel):
+    """`code` is for programs, `message` for people; retryable: the same request may succeed later."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class ErrorBody(BaseModel):
     """The body of every error."""
-    return {"error": {"code": code, "message": message, "retryable": retryable}}
+
+    error: ErrorDetail
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "Refused: the code says why"},
+    "5XX": {"model": ErrorBody, "description": "Cannot be done now"},
+}
+"""For the OpenAPI document: what every route may answer."""
+
+
+def error_body(code: str, message: str, retryable: bool = False) -> dict[str, Any]:
+    """The body of an error, as JSON takes it."""
+    return ErrorBody(error=ErrorDetail(code=code, message=message, retryable=retryable)).model_dump()
 
 
 def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:

@@ -10,9 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from server import protocol
-from server.errors import Refused
+from server.errors import ERROR_RESPONSES, Refused
 from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
+from server.security import client_address
 from server.service import Service
 from server.sessions import Session
 from server.webrtc import Peer, ice_links
@@ -89,20 +90,25 @@ Served = Annotated[Service, Depends(_service)]
 Bearer = Annotated[str | None, Depends(_bearer)]
 
 
-def _session(service: Served, session_id: str, token: Bearer) -> Session:
+def _session(service: Served, request: Request, session_id: str, token: Bearer) -> Session:
     if token is None:
         raise Refused(401, "unauthorized", "the session's token is missing: Authorization: Bearer TOKEN")
-    return service.sessions.find(session_id, token)
+    return service.sessions.find(session_id, token, client_address(request))
 
 
 def _key(service: Served, request: Request, given: Bearer) -> ApiKey | None:
-    return service.keyring.check(given, request.client.host if request.client else "", service.now_s())
+    return service.keyring.check(given, client_address(request), service.now_s())
 
 
 Owned = Annotated[Session, Depends(_session)]
 Keyed = Annotated[ApiKey | None, Depends(_key)]
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_RESPONSES)
+
+
+def _takes(media_type: str) -> dict[str, Any]:
+    """The OpenAPI document's words for a body that FastAPI does not read itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 def _info(session: Session, service: Service) -> dict[str, Any]:
@@ -169,7 +175,13 @@ async def webrtc_options(response: Response) -> None:
     response.headers["Accept-Post"] = SDP
 
 
-@router.post("/v1/sessions/{session_id}/webrtc", status_code=201)
+@router.post(
+    "/v1/sessions/{session_id}/webrtc",
+    status_code=201,
+    response_class=Response,
+    responses={201: {"description": "The SDP answer", "content": {SDP: {"schema": {"type": "string"}}}}},
+    openapi_extra=_takes(SDP),
+)
 async def offer_webrtc(request: Request, service: Served, session: Owned) -> Response:
     peer, answer = await service.peers.accept(session, await _text(request, SDP))
     response = Response(answer, 201, media_type=SDP)
@@ -185,7 +197,7 @@ def _peer(service: Served, session: Owned, peer_id: str) -> Peer:
     return service.peers.find(session, peer_id)
 
 
-@router.patch("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204)
+@router.patch("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204, openapi_extra=_takes(SDP_FRAGMENT))
 async def trickle_webrtc(
     request: Request,
     service: Served,
@@ -245,7 +257,11 @@ async def readyz(service: Served) -> JSONResponse:
     )
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "For Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(service: Served) -> Response:
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

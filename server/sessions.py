@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from server.clock import Epoch
 from server.errors import Refused
 from server.inputs import Event
 from server.keys import ApiKey
+from server.limits import ONE_MORE_GUESS_AFTER_S, Guesses
 from server.mailbox import Frame
 from server.metrics import Metrics
 from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
@@ -216,6 +218,7 @@ class Sessions:
     def __init__(self, student: Student, scheduler: Scheduler, settings: Settings, metrics: Metrics) -> None:
         self.student, self.scheduler, self.settings, self.metrics = student, scheduler, settings, metrics
         self._sessions: dict[str, Session] = {}
+        self._guesses = Guesses()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -243,10 +246,20 @@ class Sessions:
         log.info("session %s opened, seed %d, key %s", session.id, seed, key.name if key else "none")
         return session
 
-    def find(self, session_id: str, token: str) -> Session:
-        """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
+    def find(self, session_id: str, token: str, address: str) -> Session:
+        """The session, for the bearer of its token, who speaks from this IP address.
+
+        Raises Refused, and does not say which of the two was wrong. Guesses count for each session by itself: a page
+        that keeps asking for one that has ended must not lock out its neighbours behind the same address.
+        """
+        now_s = time.monotonic()
+        guesses = self._guesses.left(address, now_s, session_id)
+        if not guesses.left(now_s):
+            message = "too many wrong tokens for this session came from this address: wait a little"
+            raise Refused(429, "too_many_wrong_tokens", message, retry_after_s=math.ceil(ONE_MORE_GUESS_AFTER_S))
         session = self._sessions.get(session_id)
         if session is None or not session.may(token):
+            guesses.take(now_s)
             raise Refused(401, "unauthorized", "no such session, or not its token")
         return session
 

@@ -19,6 +19,7 @@ from server.errors import Refused
 from server.mailbox import MailboxClosed
 from server.metrics import Metrics
 from server.protocol import VERSION, Error, Hello, pack_frame, parse_client
+from server.security import client_address
 from server.sessions import Session, Sessions
 from server.settings import Settings
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Viewer
@@ -146,7 +147,7 @@ async def _authenticate(socket: WebSocket, session_id: str, sessions: Sessions, 
         raise Refused(401, "unauthorized", "the first message is hello, with the session's token")
     if hello.version != VERSION:
         raise Refused(400, "unsupported_version", f"protocol version {hello.version}; this server speaks {VERSION}")
-    return sessions.find(session_id, hello.token)
+    return sessions.find(session_id, hello.token, client_address(socket))
 
 
 async def _messages(socket: WebSocket, session: Session, viewer: Viewer, settings: Settings) -> None:

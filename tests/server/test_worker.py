@@ -111,7 +111,7 @@ async def test_an_error_that_passes_is_overcome(serve: Callable[..., LiveServer]
             order.unlink(missing_ok=True)
             failed(reason)
 
-        stream = server.service.sessions.find(ticket.id, ticket.token).stream
+        stream = server.service.sessions.find(ticket.id, ticket.token, "").stream
         failed, stream.failed = stream.failed, once  # type: ignore[method-assign]
         order = server.order("raise-43")
         await until(lambda: server.metric("streamgen_stream_errors_total") >= 1, "the error")
