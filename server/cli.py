@@ -63,6 +63,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     try:
         settings = load_settings(config, {name: value for name, value in flags.items() if value not in (None, ())})
         opened = Student.from_pretrained(settings.student)
+        opened.check()
     except (StudentError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     configure_logs(settings.log_json)

@@ -45,6 +45,9 @@ class Metrics:
         self.worker_restarts = Counter(
             "streamgen_worker_restarts", "Worker processes that were lost and replaced", registry=r
         )
+        self.artefacts_refused = Counter(
+            "streamgen_artefacts_refused", "Compiled graphs that the disk did not take", registry=r
+        )
         self.stream_errors = Counter("streamgen_stream_errors", "Steps that an engine refused", registry=r)
         self.epochs_opened = Counter("streamgen_epochs_opened", "Media clock epochs", registry=r)
         self.steps = Gauge("streamgen_denoising_steps", "Denoising steps that a block gets now", registry=r)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.protocol import Capacity, Engine, StepRequest, StepResult
+from engines.store import ArtefactStore
 from server.memory import SharedFrames
 from streamgen.config import StudentConfig
 from streamgen.state import StreamState
@@ -51,13 +52,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """The engine stands. cost_s: measured seconds of a step by step count, empty if the job did not ask."""
+    """The engine stands. cost_s: measured seconds of a step by step count, empty if the job did not ask.
+
+    refused: compiled artefacts that the disk did not take.
+    """
 
     engine: str
     precision: str
     device: str
     capacity: Capacity
     cost_s: dict[int, float]
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,8 @@ def run_worker(job: Job, pipe: Connection) -> None:
         try:
             engine = job.build_engine()
             cost_s = _warm_up(engine, job.config, job.start) if job.measure else {}
-            ready = WorkerReady(engine.name, engine.precision, engine.device, engine.capacity, cost_s)
+            about = engine.name, engine.precision, engine.device, engine.capacity
+            ready = WorkerReady(*about, cost_s, ArtefactStore.refused)
         except Exception:
             # Any reason why an engine cannot be built goes to the server, which reports it in /readyz.
             pipe.send(WorkerFailed(traceback.format_exc()))

@@ -10,8 +10,8 @@ import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -354,3 +354,19 @@ def follow(seed: int, frames: list[Got]) -> int:
         assert got.seen.checksum in candidates, f"frame {got.frame} is not that of the stream alone"
         checksum, before, keys = got.seen.checksum, got.frame, got.seen.keys
     return before - START_FRAMES + 1
+
+
+@asynccontextmanager
+async def undisturbed(server: LiveServer, seed: int) -> AsyncIterator[None]:
+    """Meanwhile another session plays on: it loses no frame of its stream, and its keys are answered."""
+    ticket = await asyncio.to_thread(server.create, seed)
+    async with SocketClient(ticket) as client:
+        await client.watch(3)
+        yield
+        await client.ack(await client.key("KeyW", True))
+        await until(lambda: client.frames[-1].seen.keys == {"KeyW"}, "the key in the picture")
+        assert client.closed is None and not client.of("error")
+    frames = [got.frame for got in client.frames]
+    assert frames == list(range(START_FRAMES, START_FRAMES + len(frames)))
+    follow(seed, client.frames)
+    await asyncio.to_thread(ticket.call, "DELETE")
