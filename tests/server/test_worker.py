@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,10 @@ async def test_thirty_kills_in_a_row(serve: Callable[..., LiveServer]) -> None:
     """Each as soon as both streams go on: they stay what they are, and nothing piles up in the server."""
     server = serve()
     tickets = [server.create(seed=seed) for seed in (33, 34)]
+
+    def lost(count: int) -> bool:
+        return server.metric("streamgen_worker_restarts_total") == count
+
     this, kept, began_s = psutil.Process(), [], time.monotonic()
     async with SocketClient(tickets[0]) as one, SocketClient(tickets[1]) as two:
         await one.key("KeyW", True)
@@ -88,9 +93,7 @@ async def test_thirty_kills_in_a_row(serve: Callable[..., LiveServer]) -> None:
             kept.append((this.num_fds(), this.num_threads(), len(this.children())))
             if kills < 30:
                 os.kill(server.service.scheduler.worker.pid or 0, signal.SIGKILL)
-                await until(
-                    lambda: server.metric("streamgen_worker_restarts_total") == kills + 1, "the loss is noticed"
-                )
+                await until(partial(lost, kills + 1), "the loss is noticed")
         assert time.monotonic() - began_s < 90, "workers that did their work are replaced at once"
         await one.ack(await one.key("KeyW", False))
     for client, seed in ((one, 33), (two, 34)):
