@@ -36,6 +36,8 @@ from server.service import Service
 from server.settings import Settings
 from streamgen.actions import WORLD_KEYS, action_vector
 from streamgen.student import Student
+from streamgen_client.repair import LossRepair
+from tests.server.relay import Relay
 from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
 
 PATIENCE_S = 30.0
@@ -280,8 +282,11 @@ def _got(data: bytes) -> Got:
     return Got(generation, frame, pts_us, read(picture))
 
 
+@dataclass
 class PeerClient(Client):
-    """A WebRTC viewer: aiortc on loopback. packets: (RTP timestamp, frame that its picture shows) as received."""
+    """A WebRTC viewer: aiortc on loopback, through a relay if there is one."""
+
+    relay: Relay | None = None
 
     async def __aenter__(self) -> Self:
         self.timestamps: list[int] = []
@@ -290,21 +295,24 @@ class PeerClient(Client):
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.channel = self.peer.createDataChannel("control")
         transceiver = self.peer.addTransceiver("video", "recvonly")
+        self.repair = LossRepair(transceiver.receiver)
         self._observe(transceiver.receiver)
         self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
         self.channel.on("close", self.closed.set)
         self.peer.on("track", lambda track: self.tasks.append(asyncio.create_task(self._watch(track))))
         choose_addresses(self.peer, ["127.0.0.1"], None)
         await self.peer.setLocalDescription(await self.peer.createOffer())
+        offer = self.peer.localDescription.sdp
         self.response = await asyncio.to_thread(
             self.ticket.call,
             "POST",
             "/webrtc",
-            content=self.peer.localDescription.sdp,
+            content=self.relay.hides(offer) if self.relay else offer,
             headers={"Content-Type": "application/sdp"},
         )
         assert self.response.status_code == 201, self.response.text
-        await self.peer.setRemoteDescription(RTCSessionDescription(self.response.text, "answer"))
+        answer = self.relay.stands_for(self.response.text) if self.relay else self.response.text
+        await self.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
         await until(lambda: self.channel.readyState == "open", "control channel")
         if self.beats:
             self.tasks.append(asyncio.create_task(self.heartbeat()))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from tests.server.harness import LiveServer, PeerClient, SocketClient, Ticket, undisturbed, until
 
 SDP = {"Content-Type": "application/sdp"}
@@ -53,25 +51,26 @@ a=setup:actpass
 """.replace("\n", "\r\n")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "code"),
-    [
-        ("a=ice-ufrag:abcd", "a=ice-ufrag:a b", "invalid_sdp"),
-        ("a=ice-pwd:0123456789abcdef012345", "a=ice-pwd:short", "invalid_sdp"),
-        ("a=fingerprint:sha-256 00:11\r\n", "", "invalid_sdp"),
-        ("a=sctp-port:5000\r\n", "", "invalid_sdp"),
-        ("a=mid:0", "a=mid:1", "invalid_sdp"),
-        ("BUNDLE 0", "BUNDLE 0 1", "invalid_sdp"),
-        ("192.0.2.1 40000", "192.0.2.1 65536", "invalid_sdp"),
-        ("a=candidate", "a=candidate:0 1 udp 1 192.0.2.1 1 typ host\r\n" * 128 + "a=candidate", "too_many_candidates"),
-        ("application", "message", "invalid_sdp"),
-    ],
-)
-async def test_offers_that_look_right(shared: LiveServer, old: str, new: str, code: str) -> None:
+FLAWS = [
+    ("a=ice-ufrag:abcd", "a=ice-ufrag:a b", "invalid_sdp"),
+    ("a=ice-pwd:0123456789abcdef012345", "a=ice-pwd:short", "invalid_sdp"),
+    ("a=fingerprint:sha-256 00:11\r\n", "", "invalid_sdp"),
+    ("a=sctp-port:5000\r\n", "", "invalid_sdp"),
+    ("a=mid:0", "a=mid:1", "invalid_sdp"),
+    ("BUNDLE 0", "BUNDLE 0 1", "invalid_sdp"),
+    ("192.0.2.1 40000", "192.0.2.1 65536", "invalid_sdp"),
+    ("a=candidate", "a=candidate:0 1 udp 1 192.0.2.1 1 typ host\r\n" * 128 + "a=candidate", "too_many_candidates"),
+    ("application", "message", "invalid_sdp"),
+]
+
+
+async def test_offers_that_look_right(shared: LiveServer) -> None:
     ticket = shared.create()
-    assert old in OFFER
     async with undisturbed(shared, 82):
-        assert await refused(ticket, "POST", "/webrtc", content=OFFER.replace(old, new), headers=SDP) == (422, code)
+        for old, new, code in FLAWS:
+            offer = OFFER.replace(old, new)
+            assert offer != OFFER
+            assert await refused(ticket, "POST", "/webrtc", content=offer, headers=SDP) == (422, code), new[:40]
         assert ticket.state()["viewers"] == 0
     ticket.call("DELETE")
 
@@ -127,25 +126,26 @@ UNMASKED = b"\0\0\0\0"
 """A mask that leaves the data as it is."""
 
 
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (b"\x81\x02{}", 1002),  # without a mask
-        (b"\xc1\x82" + UNMASKED + b"{}", 1002),  # a reserved bit
-        (b"\x80\x82" + UNMASKED + b"{}", 1002),  # a continuation of nothing
-        (b"\x83\x80" + UNMASKED, 1002),  # an unknown kind
-        (b"\x09\x80" + UNMASKED, 1002),  # a ping in parts
-        (b"\x81\x83" + UNMASKED + b'"\xff"', 1007),  # a text that is none
-        (b"\x81\xff" + b"\x7f" * 8 + UNMASKED, 1009),  # longer than anything
-    ],
-)
-async def test_websocket_frames(shared: LiveServer, data: bytes, code: int) -> None:
+FRAMES = [
+    (b"\x81\x02{}", 1002),  # without a mask
+    (b"\xc1\x82" + UNMASKED + b"{}", 1002),  # a reserved bit
+    (b"\x80\x82" + UNMASKED + b"{}", 1002),  # a continuation of nothing
+    (b"\x83\x80" + UNMASKED, 1002),  # an unknown kind
+    (b"\x09\x80" + UNMASKED, 1002),  # a ping in parts
+    (b"\x81\x83" + UNMASKED + b'"\xff"', 1007),  # a text that is none
+    (b"\x81\xff" + b"\x7f" * 8 + UNMASKED, 1009),  # longer than anything
+]
+
+
+async def test_websocket_frames(shared: LiveServer) -> None:
     ticket = shared.create()
-    async with undisturbed(shared, 86), SocketClient(ticket) as client:
-        await client.watch(1)
-        client.socket.transport.write(data)
-        await until(lambda: client.closed, "the end of it")
-        assert client.closed is not None and client.closed[0] == code
+    async with undisturbed(shared, 86):
+        for data, code in FRAMES:
+            async with SocketClient(ticket) as client:
+                await client.watch(1)
+                client.socket.transport.write(data)
+                await until(lambda client=client: client.closed, "the end of it")
+                assert client.closed is not None and client.closed[0] == code, data
         await until(lambda: ticket.state()["viewers"] == 0, "its place")
     ticket.call("DELETE")
 
