@@ -265,8 +265,9 @@ def parse_offer(offer: str) -> SessionDescription:
         if not all(map(_usable, media.ice_candidates)):
             raise Refused(422, "invalid_sdp", "the offer has a candidate that cannot be read")
     mids = [media.rtp.muxId for media in description.media]
-    bundled: list[str] = next((group.items for group in description.group if group.semantic == "BUNDLE"), [])
-    if len(set(mids)) < len(mids) or (sorted(bundled) != sorted(mids) and (bundled or len(mids) > 1)):
+    groups = [sorted(map(str, group.items)) for group in description.group if group.semantic == "BUNDLE"]
+    together = groups == [sorted(mids)] or (not groups and len(mids) == 1)
+    if len(set(mids)) < len(mids) or not together:
         raise Refused(422, "invalid_sdp", "the offer's sections need names of their own, all in one BUNDLE group")
     if _candidates(description) > _MOST_CANDIDATES:
         raise Refused(422, "too_many_candidates", f"the offer has more than {_MOST_CANDIDATES} candidates")

@@ -33,7 +33,7 @@ class LossRepair:
         if not (hasattr(self._nack, "missing") and hasattr(self._buffer, "_origin")):
             raise RuntimeError("the installed aiortc does not say which packets are missing: use aiortc 1.16")
         self._handle = self._receiver._handle_rtp_packet
-        self._receiver._handle_rtp_packet = self._handled
+        setattr(receiver, "_handle_rtp_packet", self._handled)  # noqa: B010 - a plain assignment is a type error
         self._missing_since: dict[int, float] = {}
         self._asked_s = float("-inf")
         self._wants_key = False
