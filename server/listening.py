@@ -7,7 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any, cast
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from server.app import create_app
@@ -22,6 +24,18 @@ _SEND_BUFFER_BYTES = 32 * 1024
 
 _WRITE_BUFFER_BYTES = 16 * 1024
 """Of asyncio. asyncio's own 64 KiB are ten pictures, the better part of a second."""
+
+
+class _Http(H11Protocol):
+    """Requests whose body turns out malformed while the application answers: uvicorn refuses them, and that is all."""
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()  # in the middle of the answer
+        if self.cycle is not None:
+            self.cycle.disconnected = True
 
 
 class _Socket(WebSocketsSansIOProtocol):
@@ -63,6 +77,7 @@ def uvicorn_config(settings: Settings, student: Student, build: BuildEngine, web
         log_config=None,
         access_log=False,
         server_header=False,
+        http=_Http,
         ws=_Socket,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,

@@ -264,7 +264,7 @@ def parse_offer(offer: str) -> SessionDescription:
             raise Refused(422, "invalid_sdp", "the offer's data channel lacks an SCTP port")
         if not all(map(_usable, media.ice_candidates)):
             raise Refused(422, "invalid_sdp", "the offer has a candidate that cannot be read")
-    mids = [media.rtp.muxId for media in description.media]
+    mids = [media.rtp.muxId or "" for media in description.media]
     groups = [sorted(map(str, group.items)) for group in description.group if group.semantic == "BUNDLE"]
     together = groups == [sorted(mids)] or (not groups and len(mids) == 1)
     if len(set(mids)) < len(mids) or not together:

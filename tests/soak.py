@@ -2,7 +2,8 @@
 
 The server and its synthetic engine run as processes of their own. WebRTC viewers behind bad networks and WebSocket
 viewers come and go, press keys, reset, pause and reconnect; the worker is killed and stopped. What is measured goes to
-a table and a JSON file; the exit code is 1 when something clearly grew or a viewer was left without an answer.
+a table and a JSON file; the exit code is 1 when something clearly grew or a viewer was left without an answer. A viewer
+whose connection is lost comes back, and is counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 import click
 import numpy as np
 import psutil
+import websockets
+from aiortc import InvalidStateError
 
 from tests.server.harness import PATIENCE_S, Client, PeerClient, SocketClient, Ticket, until
 from tests.server.relay import BLACKOUT, CALM, Weather, relay
@@ -81,16 +84,25 @@ class Record:
         return [str(row["what"]) for row in self.rows() if row["late"] - row["early"] > MOST_GROWTH[str(row["what"])]]  # type: ignore[operator]
 
 
+class Lost(Exception):
+    """The viewer's connection has ended."""
+
+
 async def press(client: Client, record: Record, name: str) -> None:
-    """A key, and how long until a picture shows it."""
-    began_s = time.monotonic()
-    ack = await client.ack(await client.key("KeyW", "KeyW" not in client.held))
+    """A key, and how long until a picture shows it. Raises Lost."""
+    if isinstance(client, PeerClient):
+        pictures, lost = client.pictures, client.closed.is_set
+    else:
+        pictures, lost = client.frames, lambda: client.closed  # type: ignore[attr-defined]
+    began_s, seq = time.monotonic(), await client.key("KeyW", "KeyW" not in client.held)
 
     def shown() -> bool:
-        pictures = client.pictures if isinstance(client, PeerClient) else client.frames  # type: ignore[attr-defined]
-        return bool(pictures) and pictures[-1].frame >= ack["frame"]
+        acks = [ack["frame"] for ack in client.of("ack") if ack["seq"] == seq]
+        return bool(acks and pictures and pictures[-1].frame >= acks[0])
 
-    await until(shown, "the key in the picture")
+    await until(lambda: shown() or lost(), "the key in the picture")
+    if lost():
+        raise Lost
     record.add(name, (time.monotonic() - began_s) * 1e3)
 
 
@@ -99,29 +111,36 @@ async def watch(server: Process, record: Record, rng: random.Random, webrtc: boo
     ticket: Ticket | None = None
     while not record.over:
         ticket = ticket or await asyncio.to_thread(server.create)
-        async with contextlib.AsyncExitStack() as stack:
-            if webrtc:
-                net = await stack.enter_async_context(relay(rng.randrange(2**32)))
-                client: Client = await stack.enter_async_context(PeerClient(ticket, relay=net))
-            else:
-                client = await stack.enter_async_context(SocketClient(ticket))
-            for _ in range(rng.randint(5, 15)):
-                if record.over:
-                    break
-                for _ in range(3):
-                    await press(client, record, f"key to picture, {'WebRTC' if webrtc else 'WebSocket'}, ms")
-                    await asyncio.sleep(0.3)
-                await trouble(client, ticket, record, rng)
-                if webrtc:
-                    net.weather = rng.choice(WEATHERS)
-                    record.did[net.weather.name] += 1
-                    await asyncio.sleep(rng.uniform(1.0, 3.0))
-                    net.weather = CALM
-                    await asyncio.sleep(2.0)
-            record.did["viewers"] += 1
+        record.did["viewers"] += 1
+        try:
+            await visit(ticket, record, rng, webrtc)
+        except (Lost, ConnectionError, InvalidStateError, websockets.ConnectionClosed):
+            record.did["connections lost"] += 1
         if rng.random() < 0.5:
             await asyncio.to_thread(ticket.call, "DELETE")
             ticket = None
+
+
+async def visit(ticket: Ticket, record: Record, rng: random.Random, webrtc: bool) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if webrtc:
+            net = await stack.enter_async_context(relay(rng.randrange(2**32)))
+            client: Client = await stack.enter_async_context(PeerClient(ticket, relay=net))
+        else:
+            client = await stack.enter_async_context(SocketClient(ticket))
+        for _ in range(rng.randint(5, 15)):
+            if record.over:
+                return
+            for _ in range(3):
+                await press(client, record, f"key to picture, {'WebRTC' if webrtc else 'WebSocket'}, ms")
+                await asyncio.sleep(0.3)
+            await trouble(client, ticket, record, rng)
+            if webrtc:
+                net.weather = rng.choice(WEATHERS)
+                record.did[net.weather.name] += 1
+                await asyncio.sleep(rng.uniform(1.0, 3.0))
+                net.weather = CALM
+                await asyncio.sleep(2.0)
 
 
 async def trouble(client: Client, ticket: Ticket, record: Record, rng: random.Random) -> None:
@@ -174,7 +193,7 @@ async def run(server: Process, minutes: float) -> Record:
         try:
             await part
         except Exception as error:
-            record.failures.append(f"{name}: {error!r}")
+            record.failures.append(f"{name}, {time.monotonic() - record.began_s:.0f} s: {error!r}")
 
     rng = random.Random(SEED)
     parts = [sample(server, record), harm(server, record, random.Random(SEED))]

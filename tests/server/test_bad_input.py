@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.server.harness import LiveServer, PeerClient, SocketClient, Ticket, undisturbed, until
 
 SDP = {"Content-Type": "application/sdp"}
@@ -34,6 +36,18 @@ async def test_bodies(shared: LiveServer) -> None:
     ticket.call("DELETE")
 
 
+async def test_a_body_in_malformed_chunks(shared: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Found while the application refuses the request for its host: one refusal is enough, and no error of ours."""
+    request = "POST /v1/sessions HTTP/1.1\r\nHost: evil.example\r\nTransfer-Encoding: chunked\r\n\r\n\r\n2\r\n{}\r\n"
+    async with undisturbed(shared, 88):
+        reader, writer = await asyncio.open_connection("127.0.0.1", shared.port)
+        writer.write(request.encode())
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 421"))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 OFFER = """v=0
 o=- 1 1 IN IP4 0.0.0.0
 s=-
@@ -57,6 +71,7 @@ FLAWS = [
     ("a=fingerprint:sha-256 00:11\r\n", "", "invalid_sdp"),
     ("a=sctp-port:5000\r\n", "", "invalid_sdp"),
     ("a=mid:0", "a=mid:1", "invalid_sdp"),
+    ("a=mid:0", "a=mid", "invalid_sdp"),
     ("BUNDLE 0", "BUNDLE 0 1", "invalid_sdp"),
     ("192.0.2.1 40000", "192.0.2.1 65536", "invalid_sdp"),
     ("a=candidate", "a=candidate:0 1 udp 1 192.0.2.1 1 typ host\r\n" * 128 + "a=candidate", "too_many_candidates"),
