@@ -1,5 +1,6 @@
 # make demo    serve the world student and open it in a browser (no torch)
 # make test    every check: lint, types, layering, web types, tests
+# make soak    30 minutes of trouble (SOAK_MINUTES=…): does anything grow?
 # make clean   remove what these made
 #
 # Needs sh, make, and Python 3.11 or newer with venv. Everything else is installed into .venv at the exact versions in
@@ -8,7 +9,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test clean venv base dev web chromium
+.PHONY: help demo test soak clean venv base dev web chromium
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,7 +26,7 @@ DEV_STAMP := .venv/.dev-$(call key,pyproject.toml clients/python/pyproject.toml 
 WEB_STAMP = $(WEB)/node_modules/.stamp-$(call key,$(WEB)/package.json $(WEB)/package-lock.json)
 
 help:
-	@head -n 3 Makefile
+	@head -n 4 Makefile
 
 demo: base
 	@$(BIN)/streamgen serve --student world --open
@@ -40,6 +41,9 @@ test: dev chromium web
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
 	$(BIN)/python -m pytest --durations=20
+
+soak: dev
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf .venv $(WEB)/node_modules build dist streamgen.egg-info clients/python/build clients/python/src/*.egg-info \

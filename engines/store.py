@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import tempfile
+import time
 from pathlib import Path
+from typing import ClassVar
 
 from engines.protocol import EngineError
 
+log = logging.getLogger(__name__)
+
 _MAX_KEY = 200
+_PARTIAL = ".partial"
+_PARTIAL_S = 3600.0
+"""A file that is older was left by a process that died while it wrote."""
 
 
 def default_root() -> Path:
@@ -20,7 +29,12 @@ def default_root() -> Path:
 
 
 class ArtefactStore:
-    """Files named by the hash of their key; each starts with the hash of its content."""
+    """Files named by the hash of their key; each starts with the hash of its content.
+
+    refused: how many artefacts the disk did not take, in this process.
+    """
+
+    refused: ClassVar[int] = 0
 
     def __init__(self, root: Path | None = None, most_bytes: int = 2 * 2**30) -> None:
         self.root = root if root is not None else default_root()
@@ -41,30 +55,40 @@ class ArtefactStore:
             return None
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             return data[32:]
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
 
     def put(self, data: bytes, *key: str) -> bool:
-        """Keep an artefact; atomic, so another process sees all of it or nothing. False when the disk refuses (it is a
-        cache).
+        """Keep an artefact; atomic, so another process sees all of it or nothing.
+
+        False when the disk refuses, which is logged once and counted: it is a cache.
         """
         path = self.path(*key)
         partial = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self.root, suffix=_PARTIAL, delete=False) as file:
                 partial = Path(file.name)
                 file.write(hashlib.sha256(data).digest() + data)
             partial.replace(path)
-            self._forget_oldest()
-        except OSError:
+        except OSError as error:
             if partial is not None:
                 partial.unlink(missing_ok=True)
+            if not ArtefactStore.refused:
+                log.warning("%s takes no artefacts, they will be made again at every start: %s", self.root, error)
+            ArtefactStore.refused += 1
             return False
+        # Another process may be tidying up too.
+        with contextlib.suppress(OSError):
+            self._forget_oldest()
         return True
 
     def _forget_oldest(self) -> None:
         """Keep the newest files up to the store's size: each new student leaves compiled graphs behind."""
+        for file in self.root.glob("*" + _PARTIAL):
+            if time.time() - file.stat().st_mtime > _PARTIAL_S:
+                file.unlink(missing_ok=True)
         files = sorted(self.root.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
         for file in files:

@@ -14,6 +14,7 @@ from server import protocol
 from server.errors import ErrorAnswer, Refused
 from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
+from server.security import client_address
 from server.service import Service
 from server.sessions import Session
 from server.students import StudentState
@@ -115,19 +116,20 @@ Served = Annotated[Service, Depends(_service)]
 
 
 def _session(
-    service: Served, session_id: str, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_TOKEN)]
+    service: Served,
+    request: Request,
+    session_id: str,
+    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_TOKEN)],
 ) -> Session:
     if given is None:
         raise Refused(401, "unauthorized", "the session's token is missing: Authorization: Bearer TOKEN")
-    return service.sessions.find(session_id, given.credentials)
+    return service.sessions.find(session_id, given.credentials, client_address(request))
 
 
 def _key(
     service: Served, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_API_KEY)]
 ) -> ApiKey | None:
-    return service.keyring.check(
-        given.credentials if given else None, request.client.host if request.client else "", service.now_s()
-    )
+    return service.keyring.check(given.credentials if given else None, client_address(request), service.now_s())
 
 
 Owned = Annotated[Session, Depends(_session)]
@@ -137,6 +139,7 @@ router = APIRouter(responses={"default": {"model": ErrorAnswer, "description": "
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "`unauthorized`: no such session, or not its token"},
+    429: {"model": ErrorAnswer, "description": "With Retry-After: `too_many_wrong_tokens`"},
     503: {"model": ErrorAnswer, "description": "`draining`: the server restarts; Retry-After says when to come back"},
 }
 """Of everything that is done with a session."""
@@ -145,6 +148,11 @@ _NOT_NOW = (
     "With Retry-After: `starting`: the student is being loaded; `no_memory`: it has no room beside those that play; "
     "`full`: one more stream would starve the others; `draining`: the server restarts"
 )
+
+
+def _takes(media_type: str) -> dict[str, Any]:
+    """The OpenAPI document's words for a body that FastAPI does not read itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 def _info(session: Session, service: Service) -> dict[str, Any]:
@@ -217,8 +225,13 @@ async def resume_session(service: Served, session: Owned) -> SessionInfo:
     return SessionInfo(**_info(session, service))
 
 
-@router.get("/v1/sessions/{session_id}/log")
+@router.get(
+    "/v1/sessions/{session_id}/log",
+    response_class=Response,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}, **_REFUSALS},
+)
 async def read_log(session: Owned) -> Response:
+    """What determined the session's frames until now, as JSON Lines: `streamgen replay` makes them again."""
     name = f"{session.stream.student.config.name}-{session.id}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(session.log(), media_type="application/jsonl", headers=headers)
@@ -230,7 +243,13 @@ async def webrtc_options(response: Response) -> None:
     response.headers["Accept-Post"] = SDP
 
 
-@router.post("/v1/sessions/{session_id}/webrtc", status_code=201)
+@router.post(
+    "/v1/sessions/{session_id}/webrtc",
+    status_code=201,
+    response_class=Response,
+    responses={201: {"description": "The SDP answer", "content": {SDP: {"schema": {"type": "string"}}}}},
+    openapi_extra=_takes(SDP),
+)
 async def offer_webrtc(request: Request, service: Served, session: Owned) -> Response:
     """WebRTC, in the manner of WHEP. Body: an SDP offer (`application/sdp`); the answer is one too.
 
@@ -250,7 +269,7 @@ def _peer(service: Served, session: Owned, peer_id: str) -> Peer:
     return service.peers.find(session, peer_id)
 
 
-@router.patch("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204)
+@router.patch("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204, openapi_extra=_takes(SDP_FRAGMENT))
 async def trickle_webrtc(
     request: Request,
     service: Served,
@@ -314,7 +333,11 @@ async def readyz(service: Served) -> Readiness:
     )
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "For Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(service: Served) -> Response:
     """For Prometheus."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -8,9 +8,11 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import HANDLED_SIGNALS
 
@@ -32,12 +34,30 @@ _WRITE_BUFFER_BYTES = 16 * 1024
 """Of asyncio. asyncio's own 64 KiB are ten pictures, the better part of a second."""
 
 
+class _Http(H11Protocol):
+    """Requests whose body turns out malformed while the application answers: uvicorn refuses them, and that is all."""
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()  # in the middle of the answer
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+
+
 class _Socket(WebSocketsSansIOProtocol):
     """A WebSocket whose `send` waits as soon as the network does."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.WriteTransport, transport).set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         super().connection_made(transport)
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            # uvicorn forgets it, and would log every refused handshake as an error of the application.
+            self.handshake_complete = True
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -82,6 +102,7 @@ def uvicorn_config(settings: Settings, offers: Sequence[Offer], web: Path | None
         log_config=None,
         access_log=False,
         server_header=False,
+        http=_Http,
         ws=_Socket,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,

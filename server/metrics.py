@@ -64,6 +64,9 @@ class Metrics:
         self.steps = Gauge(
             "streamgen_denoising_steps", "Denoising steps that a block gets now", ["student"], registry=r
         )
+        self.artefacts_refused = Counter(
+            "streamgen_artefacts_refused", "Compiled graphs that the disk did not take", ["student"], registry=r
+        )
         self.loop_lag = Histogram(
             "streamgen_event_loop_lag_seconds", "How late the event loop wakes up", registry=r, buckets=_LAG_BUCKETS
         )
@@ -77,5 +80,6 @@ class StudentMetrics:
         self.step_seconds = metrics.step_seconds.labels(student)
         self.deadline_misses = metrics.deadline_misses.labels(student)
         self.worker_restarts = metrics.worker_restarts.labels(student)
+        self.artefacts_refused = metrics.artefacts_refused.labels(student)
         self.stream_errors = metrics.stream_errors.labels(student)
         self.epochs_opened = metrics.epochs_opened.labels(student)

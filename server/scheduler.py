@@ -161,6 +161,7 @@ class Scheduler:
             info.capacity.streams,
             info.capacity.rows,
         )
+        self._metrics.artefacts_refused.inc(info.refused)
         config = self.student.config
         if self.governor is None:
             self.info = info

@@ -1,7 +1,7 @@
 """Who may talk to the server through a browser: Host and Origin allow-lists, body limit, security headers (pure ASGI).
 
 A page of another site must not reach a server on this machine: the Host check stops names that were rebound to its
-address, the Origin check stops cross-site requests and WebSockets. No CORS header is ever sent.
+address, the Origin check stops cross-site requests and WebSockets. The origins that are allowed get CORS headers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from aioice.ice import get_host_addresses
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,6 +60,13 @@ class Gatekeeper:
     ) -> None:
         self._app, self._hosts, self._max_body_bytes, self._metrics = app, hosts, max_body_bytes, metrics
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._admit = CORSMiddleware(
+            self._admitted,
+            allow_origins=self._origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "If-Match"),
+            expose_headers=("Accept-Patch", "ETag", "Link", "Location", "Retry-After"),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -71,18 +80,22 @@ class Gatekeeper:
         elif not self._same_site(origin := headers.get("origin"), host):
             message = f"pages of {(origin or '')[:100]!r} may not use this server: see --allow-origin"
             await self._refuse(scope, receive, send, 403, "foreign_origin", message)
-        elif scope["type"] == "websocket":
-            await self._app(scope, receive, send)
-        elif not _short_enough(headers.get("content-length"), self._max_body_bytes):
-            await self._refuse_body(scope, receive, send)
         else:
-            await self._limited(scope, receive, send)
+            await self._admit(scope, receive, send)
 
     def _same_site(self, origin: str | None, host: str) -> bool:
         if origin is None:
             return True
         origin = origin.lower()
         return origin in self._origins or origin in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+        elif not _short_enough(Headers(scope=scope).get("content-length"), self._max_body_bytes):
+            await self._refuse_body(scope, receive, send)
+        else:
+            await self._limited(scope, receive, send)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         read, refused, started = 0, False, False
@@ -125,6 +138,11 @@ class Gatekeeper:
     ) -> None:
         self._metrics.requests_refused.labels(code).inc()
         await JSONResponse(error_body(code, message), status)(scope, receive, send)
+
+
+def client_address(connection: HTTPConnection) -> str:
+    """The IP address that a request or WebSocket came from."""
+    return connection.client.host if connection.client else ""
 
 
 def _hostname(host: str) -> str:

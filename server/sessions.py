@@ -17,6 +17,7 @@ from server.codes import ErrorCode
 from server.errors import Refused
 from server.inputs import Event
 from server.keys import ApiKey
+from server.limits import ONE_MORE_GUESS_AFTER_S, Guesses
 from server.mailbox import Frame
 from server.metrics import Metrics
 from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
@@ -260,6 +261,7 @@ class Sessions:
         self.draining = False
         self.kept = 0
         self._sessions: dict[str, Session] = {}
+        self._guesses = Guesses()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -304,11 +306,21 @@ class Sessions:
         ends_s = (session.ends_s for session in self._sessions.values() if key in (None, session.key))
         return max(1, min(_RETRY_FULL_S, math.ceil(min(ends_s, default=now_s) - now_s)))
 
-    def find(self, session_id: str, token: str) -> Session:
-        """The session, for the bearer of its token. Raises Refused, and does not say which of the two was wrong."""
+    def find(self, session_id: str, token: str, address: str) -> Session:
+        """The session, for the bearer of its token, who speaks from this IP address.
+
+        Raises Refused, and does not say which of the two was wrong. Guesses count for each session by itself: a page
+        that keeps asking for one that has ended must not lock out its neighbours behind the same address.
+        """
         self.refuse_while_draining()
+        now_s = time.monotonic()
+        guesses = self._guesses.left(address, now_s, session_id)
+        if not guesses.left(now_s):
+            message = "too many wrong tokens for this session came from this address: wait a little"
+            raise Refused(429, "too_many_wrong_tokens", message, retry_after_s=math.ceil(ONE_MORE_GUESS_AFTER_S))
         session = self._sessions.get(session_id)
         if session is None or not session.may(token):
+            guesses.take(now_s)
             raise Refused(401, "unauthorized", "no such session, or not its token")
         return session
 

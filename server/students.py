@@ -52,10 +52,14 @@ class Offer:
 
 
 def open_students(names: Iterable[str]) -> list[Student]:
-    """Students by name or folder. Raises StudentError, also for two that sessions could not tell apart."""
+    """Students by name or folder.
+
+    Raises StudentError for files that are missing or damaged, and for two students that sessions could not tell apart.
+    """
     students: dict[str, Student] = {}
     for name in names:
         student = Student.from_pretrained(name)
+        student.check()
         if (other := students.setdefault(student.config.name, student)) is not student:
             raise StudentError(
                 f"two students are called {student.config.name}: those in {other.path} and {student.path}; "

@@ -206,11 +206,14 @@ class WorkerSupervisor:
             theirs.close()
             self._process, self._pipe = process, (number, ours)
             self._report(self._spawned_one, number, process.pid)
+            was_of_use = False
             if self._closing.is_set():
                 process.kill()
             with contextlib.suppress(EOFError, OSError):
                 while True:
-                    self._report(self._got, number, self._received(ours.recv()))
+                    message = ours.recv()
+                    was_of_use |= isinstance(message, Stepped)
+                    self._report(self._got, number, self._received(message))
             with self._pipe_lock:
                 self._pipe = None
             process.join(_JOIN_S)
@@ -219,7 +222,8 @@ class WorkerSupervisor:
                 process.join()
             ours.close()
             self._report(self._lost, number, process.exitcode)
-            if time.monotonic() - began_s > _RESPAWN_MOST_S:
+            # Only a worker that dies before it has done anything makes the next one wait longer.
+            if was_of_use or time.monotonic() - began_s > _RESPAWN_MOST_S:
                 pause_s = _RESPAWN_FIRST_S
             self._closing.wait(pause_s)
             pause_s = min(2 * pause_s, _RESPAWN_MOST_S)

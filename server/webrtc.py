@@ -13,7 +13,14 @@ import re
 import secrets
 import time
 
-from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceCandidate,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
 from aiortc.exceptions import OperationError
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
@@ -32,6 +39,10 @@ log = logging.getLogger("streamgen.server.webrtc")
 
 CONTROL_CHANNEL = "control"
 _MOST_MEDIA_SECTIONS = 4
+_MOST_CANDIDATES = 128
+_LAST_PORT = 65535
+_UFRAG = re.compile(r"[A-Za-z0-9+/]{4,256}")
+_PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,256}")
 _MOST_BUFFERED_BYTES = 64 * 1024
 _FAREWELL_S = 0.1
 
@@ -49,6 +60,7 @@ class Peer:
         self.track: MailboxTrack | None = None
         self.has_control = False
         self.offer: SessionDescription | None = None
+        self.candidates = 0
         self._peers = peers
         self._channel: RTCDataChannel | None = None
         self._closing = False
@@ -136,10 +148,10 @@ class Peers:
     async def accept(self, session: Session, offer: str) -> tuple[Peer, str]:
         """Answer an offer. Raises Refused for one that cannot be answered."""
         offer = without_mdns(offer)
-        description = _parse(offer)
+        description = parse_offer(offer)
         peer = Peer(self, session)
         self._peers[peer.id] = peer
-        peer.offer = description
+        peer.offer, peer.candidates = description, _candidates(description)
         try:
             answer = await self._negotiate(peer, offer, description)
         except Exception as error:
@@ -229,15 +241,22 @@ class Peers:
         return connection.localDescription.sdp
 
     async def _add(self, peer: Peer, text: str, mid: str) -> None:
+        if peer.candidates >= _MOST_CANDIDATES:
+            message = f"the peer has {_MOST_CANDIDATES} candidates, as many as it may: post a new offer"
+            raise Refused(422, "too_many_candidates", message)
         try:
             candidate = candidate_from_sdp(text)
+            if not _usable(candidate):
+                raise ValueError(f"port {candidate.port}")
             candidate.sdpMid = mid
             await peer.connection.addIceCandidate(candidate)
         except (ValueError, IndexError, AssertionError) as error:
             raise Refused(422, "invalid_fragment", "the fragment has a candidate that cannot be read") from error
+        peer.candidates += 1
 
 
-def _parse(offer: str) -> SessionDescription:
+def parse_offer(offer: str) -> SessionDescription:
+    """An offer that can be answered, as far as its text shows. Raises Refused."""
     try:
         description = SessionDescription.parse(offer)
     except Exception as error:  # aiortc's parser raises whatever the text makes it stumble over
@@ -247,9 +266,38 @@ def _parse(offer: str) -> SessionDescription:
         raise Refused(422, "invalid_sdp", "the offer has neither video nor a data channel")
     if len(kinds) > _MOST_MEDIA_SECTIONS or not set(kinds) <= {"audio", "video", "application"}:
         raise Refused(422, "invalid_sdp", f"the offer has media sections {', '.join(kinds)[:80]}; that is too much")
-    if not all(media.ice and media.ice.usernameFragment and media.dtls for media in description.media):
-        raise Refused(422, "invalid_sdp", "the offer lacks ICE or DTLS parameters")
+    # What follows aiortc takes as it comes and stumbles over later, in tasks of its own, or half way through.
+    for media in description.media:
+        ice = media.ice
+        if not (ice and _UFRAG.fullmatch(ice.usernameFragment or "") and _PASSWORD.fullmatch(ice.password or "")):
+            raise Refused(422, "invalid_sdp", "the offer lacks ICE parameters, or they are not those of RFC 8839")
+        if not (media.dtls and media.dtls.fingerprints):
+            raise Refused(422, "invalid_sdp", "the offer lacks DTLS fingerprints")
+        if media.kind == "application" and not (_is_port(media.sctp_port) or _is_port(media.fmt[0])):
+            raise Refused(422, "invalid_sdp", "the offer's data channel lacks an SCTP port")
+        if not all(map(_usable, media.ice_candidates)):
+            raise Refused(422, "invalid_sdp", "the offer has a candidate that cannot be read")
+    mids = [media.rtp.muxId or "" for media in description.media]
+    groups = [sorted(map(str, group.items)) for group in description.group if group.semantic == "BUNDLE"]
+    together = groups == [sorted(mids)] or (not groups and len(mids) == 1)
+    if len(set(mids)) < len(mids) or not together:
+        raise Refused(422, "invalid_sdp", "the offer's sections need names of their own, all in one BUNDLE group")
+    if _candidates(description) > _MOST_CANDIDATES:
+        raise Refused(422, "too_many_candidates", f"the offer has more than {_MOST_CANDIDATES} candidates")
     return description
+
+
+def _candidates(description: SessionDescription) -> int:
+    return sum(len(media.ice_candidates) for media in description.media)
+
+
+def _is_port(value: object) -> bool:
+    return str(value).isdecimal() and 0 < int(str(value)) <= _LAST_PORT
+
+
+def _usable(candidate: RTCIceCandidate) -> bool:
+    """aioice leaves out addresses that are none, but not ports."""
+    return 0 <= candidate.port <= _LAST_PORT
 
 
 def ice_links(settings: Settings) -> list[str]:

@@ -29,6 +29,7 @@ from server.protocol import (
     pack_frame,
     parse_client,
 )
+from server.security import client_address
 from server.sessions import Session, Sessions
 from server.settings import Settings
 from server.video import H264, VideoEncoder, encoder_for, to_picture
@@ -99,7 +100,7 @@ async def serve_socket(
     transport = SocketTransport()
     try:
         hello = await _hello(socket, settings)
-        session = sessions.find(session_id, hello.token)
+        session = sessions.find(session_id, hello.token, client_address(socket))
         encode = _encoding(hello, session, settings, pool)
         viewer = session.attach(transport)
     except WebSocketDisconnect:

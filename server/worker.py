@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.protocol import Capacity, Engine, StepRequest, StepResult
+from engines.store import ArtefactStore
 from server.memory import SharedFrames
 from streamgen.config import StudentConfig
 from streamgen.state import StreamState
@@ -54,7 +55,7 @@ class WorkerReady:
     """The engine stands.
 
     cost_s: measured seconds of a step by step count, empty if the job did not ask. memory_bytes: what is resident of
-    this process now, None where the system does not say.
+    this process now, None where the system does not say. refused: compiled artefacts that the disk did not take.
     """
 
     engine: str
@@ -63,6 +64,7 @@ class WorkerReady:
     capacity: Capacity
     cost_s: dict[int, float]
     memory_bytes: int | None = None
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,8 @@ def run_worker(job: Job, pipe: Connection) -> None:
         try:
             engine = job.build_engine()
             cost_s = _warm_up(engine, job.config, job.start) if job.measure else {}
-            ready = WorkerReady(
-                engine.name, engine.precision, engine.device, engine.capacity, cost_s, _resident_bytes()
-            )
+            about = engine.name, engine.precision, engine.device, engine.capacity
+            ready = WorkerReady(*about, cost_s, _resident_bytes(), ArtefactStore.refused)
         except Exception:
             # Any reason why an engine cannot be built goes to the server, which reports it in /readyz.
             pipe.send(WorkerFailed(traceback.format_exc()))

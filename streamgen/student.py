@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
@@ -42,6 +45,8 @@ _CLASSES = {
 class StudentError(ValueError):
     """A student folder is missing or cannot be used; the message names the file."""
 
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)")
 _HUB_FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
@@ -123,12 +128,25 @@ class Student:
             stored = load_file(path)
             latents, actions = stored["latents"].astype(np.float16), stored["actions"].astype(np.float32)
         except (OSError, KeyError, SafetensorError) as error:
-            raise StudentError(f"{path}: the starts cannot be read: {error}") from error
+            raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
         wanted = self.config.latent_shape
         driven = (*latents.shape[:2], len(self.config.keys))
         if not len(latents) or latents.shape[2:] != wanted or actions.shape != driven:
             raise StudentError(f"{path}: starts of shape {latents.shape} and {actions.shape} do not fit the student")
         return latents, actions
+
+    def check(self) -> None:
+        """Look at every file that serving needs. Raises StudentError for the first that is missing or damaged."""
+        for graph in (COMMIT_GRAPH, *map(step_graph, self.config.step_plans)):
+            self.file(graph)
+        for part in ("transformer", "vae"):
+            path = self.file(f"{part}/{WEIGHTS}")
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
+        self.start(0)
 
     def start(self, seed: int) -> StreamState:
         """The state of a new stream: the seed picks one of the folder's starts and feeds the noise."""
@@ -151,14 +169,21 @@ def _download(repository: str, revision: str) -> Path:
 
 
 def _read_config(path: Path) -> StudentConfig:
+    parts = {
+        name: _read(path / name / "config.json", model, lambda stored: stored)
+        for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
+    }
+    return _read(path / "model_index.json", StudentConfig, lambda stored: stored["student"] | parts)
+
+
+def _read(file: Path, model: type[_Config], values: Callable[[Any], dict[str, Any]]) -> _Config:
+    """A configuration in a JSON file. Raises StudentError, in one line."""
     try:
-        index = json.loads((path / "model_index.json").read_text())["student"]
-        parts = {
-            name: model.model_validate(
-                {k: v for k, v in json.loads((path / name / "config.json").read_text()).items() if k != "_class_name"}
-            )
-            for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
-        }
-        return StudentConfig.model_validate(index | parts)
+        given = values(json.loads(file.read_text()))
+        return model.model_validate({key: value for key, value in given.items() if key != "_class_name"})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StudentError(f"student folder {path}: its configuration cannot be read: {error}") from error
+        why = str(error)
+    raise StudentError(f"{file}: this part of the student's configuration cannot be read: {why}")

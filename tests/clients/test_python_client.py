@@ -42,7 +42,7 @@ async def to_the_end(stream: StreamClient) -> None:
 
 
 def session_of(server: LiveServer, stream: StreamClient) -> Session:
-    return server.service.sessions.find(stream._session.address.rpartition("/")[2], stream._session.token)
+    return server.service.sessions.find(stream._session.address.rpartition("/")[2], stream._session.token, "")
 
 
 def on_server(server: LiveServer, act: Callable[..., Any], *arguments: Any) -> None:

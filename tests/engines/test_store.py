@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,8 @@ from engines.openvino import OpenVINOEngine
 from engines.protocol import StepRequest
 from engines.store import ArtefactStore
 from streamgen.student import Student
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_was_put_comes_back(tmp_path: Path) -> None:
@@ -33,10 +39,57 @@ def test_a_damaged_artefact_counts_as_none(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_disk_that_refuses_is_no_error(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert ArtefactStore(blocked / "cache").put(b"compiled", "a") is False
+def test_a_full_disk_is_no_error_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit on a file's size is a disk that is full: half of the artefact is written before it says so."""
+    monkeypatch.setattr(ArtefactStore, "refused", 0)
+    store = ArtefactStore(tmp_path / "cache")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert [store.put(bytes(10_000), name) for name in "ab"] == [False, False]
+        assert store.put(b"short", "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ArtefactStore.refused == 2
+    [told] = caplog.records
+    assert str(store.root) in told.message and "File too large" in told.message
+    assert store.get("a") is None and store.get("c") == b"short"
+    assert list(store.root.iterdir()) == [store.path("c")]
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path)
+    store.put(b"compiled", "a")
+    for name, age_s in (("left", 7200), ("being-written", 0)):
+        partial = tmp_path / f"{name}.partial"
+        partial.write_bytes(b"half")
+        os.utime(partial, (time.time() - age_s,) * 2)
+    store.put(b"compiled", "b")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".partial"}
+    assert [path.name for path in tmp_path.glob("*.partial")] == ["being-written.partial"]
+
+
+_BUSY = """
+import sys
+from pathlib import Path
+from engines.store import ArtefactStore
+store, me, seen = ArtefactStore(Path(sys.argv[1]), most_bytes=3_000_000), int(sys.argv[2]), 0
+for turn in range(60):
+    key = str(turn % 5)
+    assert store.put(bytes([me]) * 1_000_000, key)
+    found = store.get(key)
+    assert found is None or (len(found) == 1_000_000 and len(set(found)) == 1), "half of one, half of another"
+    seen += found is not None
+assert seen and not ArtefactStore.refused
+"""
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    """Two write, read and tidy up at once: each finds whole artefacts or none."""
+    both = [subprocess.Popen([sys.executable, "-c", _BUSY, str(tmp_path), str(n)], cwd=ROOT) for n in (1, 2)]
+    assert [process.wait(60) for process in both] == [0, 0]
 
 
 def test_the_oldest_go_when_the_store_is_full(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,6 +38,8 @@ from server.students import Offer
 from server.worker import BuildEngine
 from streamgen.actions import WORLD_KEYS, action_vector
 from streamgen.student import Student
+from streamgen_client.repair import LossRepair
+from tests.server.relay import Relay
 from tests.server.synthetic import START_FRAMES, Seen, build_synthetic, checksum_after, first_checksum, read
 
 PATIENCE_S = 30.0
@@ -307,8 +309,11 @@ class SocketClient(Client):
         return self.frames[first : first + count]
 
 
+@dataclass
 class PeerClient(Client):
-    """A WebRTC viewer: aiortc on loopback. packets: (RTP timestamp, frame that its picture shows) as received."""
+    """A WebRTC viewer: aiortc on loopback, through a relay if there is one."""
+
+    relay: Relay | None = None
 
     async def __aenter__(self) -> Self:
         self.timestamps: list[int] = []
@@ -321,21 +326,24 @@ class PeerClient(Client):
         # Of several H.264 profiles the last: constrained baseline.
         wanted = [[codec for codec in known if codec.name == name][-1] for name in self.video]
         transceiver.setCodecPreferences(wanted)
+        self.repair = LossRepair(transceiver.receiver)
         self._observe(transceiver.receiver)
         self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
         self.channel.on("close", self.closed.set)
         self.peer.on("track", lambda track: self.tasks.append(asyncio.create_task(self._watch(track))))
         choose_addresses(self.peer, ["127.0.0.1"], None)
         await self.peer.setLocalDescription(await self.peer.createOffer())
+        offer = self.peer.localDescription.sdp
         self.response = await asyncio.to_thread(
             self.ticket.call,
             "POST",
             "/webrtc",
-            content=self.peer.localDescription.sdp,
+            content=self.relay.hides(offer) if self.relay else offer,
             headers={"Content-Type": "application/sdp"},
         )
         assert self.response.status_code == 201, self.response.text
-        await self.peer.setRemoteDescription(RTCSessionDescription(self.response.text, "answer"))
+        answer = self.relay.stands_for(self.response.text) if self.relay else self.response.text
+        await self.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
         await until(lambda: self.channel.readyState == "open", "control channel")
         if self.beats:
             self.tasks.append(asyncio.create_task(self.heartbeat()))
@@ -385,3 +393,26 @@ def follow(seed: int, frames: list[Got]) -> int:
         assert got.seen.checksum in candidates, f"frame {got.frame} is not that of the stream alone"
         checksum, before, keys = got.seen.checksum, got.frame, got.seen.keys
     return before - START_FRAMES + 1
+
+
+@asynccontextmanager
+async def undisturbed(server: LiveServer, seed: int) -> AsyncIterator[None]:
+    """Meanwhile another session plays on: its frames follow each other, its keys are answered.
+
+    A frame that its viewer was too slow for is missing without anybody's fault, and counted.
+    """
+    dropped = {"transport": "websocket", "reason": "slow_viewer"}
+    before = server.metric("streamgen_frames_dropped_total", **dropped)
+    ticket = await asyncio.to_thread(server.create, seed)
+    try:
+        async with SocketClient(ticket) as client:
+            await client.watch(3)
+            yield
+            await client.ack(await client.key("KeyW", True))
+            await until(lambda: client.frames[-1].seen.keys == {"KeyW"}, "the key in the picture")
+            assert client.closed is None and not client.of("error")
+        follow(seed, client.frames)
+        missing = client.frames[-1].frame - START_FRAMES + 1 - len(client.frames)
+        assert missing <= server.metric("streamgen_frames_dropped_total", **dropped) - before
+    finally:
+        await asyncio.to_thread(ticket.call, "DELETE")

@@ -24,7 +24,7 @@ from server.mailbox import Making
 from streamgen.actions import WORLD_KEYS
 from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
 from streamgen.state import StreamState
-from streamgen.student import STARTS, Student, write_config
+from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, Student, step_graph, write_config
 
 WIDTH, HEIGHT, SQUARE = 128, 96, 8
 START_FRAMES = 3
@@ -69,6 +69,10 @@ def make_student(folder: Path, fps: float = 20.0, block_size: int = 1, name: str
         "actions": np.zeros((2, START_FRAMES, len(WORLD_KEYS)), np.float32),
     }
     save_file(starts, folder / STARTS)
+    for part in ("transformer", "vae"):
+        save_file({}, folder / part / WEIGHTS)
+    for graph in (COMMIT_GRAPH, *map(step_graph, config.step_plans)):
+        (folder / graph).touch()
     return Student.from_pretrained(folder)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from server.cli import page_url, serve
 from server.keys import key
+from server.listening import bind
 from server.settings import Settings
 from streamgen.student import Student
 from tests.server.harness import SocketClient, make_certificate, until
@@ -77,6 +80,42 @@ def test_mistakes_are_explained(tmp_path: Path, student: Student) -> None:
     assert f"{tmp_path}/serve.yaml: prot: there is no such setting; is port meant?\n" in output
     assert f"{tmp_path}/serve.yaml: threads: Input should be a valid integer" in output
     assert "--port: Input should be a valid integer" in output
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "remedy"),
+    [
+        ("model_index.json", _cut, "configuration cannot be read"),
+        ("transformer/config.json", Path.unlink, "configuration cannot be read"),
+        ("vae/diffusion_pytorch_model.safetensors", _cut, "export"),
+        ("transformer/diffusion_pytorch_model.safetensors", Path.unlink, "export"),
+        ("starts.safetensors", _cut, "export"),
+        ("step_2.onnx", Path.unlink, "export"),
+        ("commit.onnx", Path.unlink, "export"),
+    ],
+)
+def test_a_damaged_student_is_named(
+    tmp_path: Path, student: Student, name: str, damage: Callable[[Path], object], remedy: str
+) -> None:
+    folder = shutil.copytree(student.path, tmp_path / "student")
+    damage(folder / name)
+    result = CliRunner().invoke(serve, ["--student", str(folder)])
+    assert result.exit_code == 1
+    [line] = result.output.splitlines()
+    assert line.startswith("Error: ") and str(folder) in line and name in line and remedy in line
+
+
+def test_a_port_in_use_is_named(student: Student) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(serve, ["--student", str(student.path), "--port", str(port)])
+    assert result.exit_code == 1
+    [line] = result.output.splitlines()
+    assert line == f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use"
 
 
 @pytest.mark.parametrize(

@@ -74,14 +74,7 @@ async def test_a_session_is_paused_resumed_and_reset(shared: LiveServer) -> None
 def test_only_the_bearer_of_the_token_gets_in(shared: LiveServer) -> None:
     ticket, other = shared.create(), shared.create()
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {ticket.token}"}, other.headers):
-        for method, path in (
-            ("GET", ""),
-            ("GET", "/log"),
-            ("DELETE", ""),
-            ("POST", "/reset"),
-            ("POST", "/webrtc"),
-            ("POST", "/pause"),
-        ):
+        for method, path in (("GET", ""), ("GET", "/log"), ("DELETE", ""), ("POST", "/webrtc")):
             response = httpx.request(method, ticket.url + path, headers=headers, json={"seed": 1})
             assert code(response) == (401, "unauthorized")
             assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -156,6 +149,32 @@ async def test_other_names_and_sites_can_be_allowed(serve: Callable[..., LiveSer
         await socket_.send("{")
         told = json.loads(await socket_.recv())
     assert told["code"] == "bad_message"  # let in as far as the session's own check
+
+
+def test_an_allowed_site_may_read_what_it_is_told(serve: Callable[..., LiveServer]) -> None:
+    site = "https://site.example"
+    server = serve(settings={"allow_origin": (site + "/",)})
+    asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization,content-type"}
+
+    def preflight(origin: str) -> httpx.Response:
+        return httpx.options(f"{server.url}/v1/sessions/x/webrtc/y", headers={"Origin": origin} | asked)
+
+    allowed = preflight(site)
+    assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, site)
+    assert {"PATCH", "DELETE"} <= set(allowed.headers["Access-Control-Allow-Methods"].split(", "))
+    assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
+    assert "Access-Control-Allow-Credentials" not in allowed.headers
+    assert code(preflight("https://other.example")) == (403, "foreign_origin")
+    long = b" " * (server.settings.max_body_bytes + 1)
+    for answer in (
+        server.post("/v1/sessions", headers={"Origin": site}),
+        server.post("/v1/sessions", headers={"Origin": site}, json={"student": "nobody"}),
+        server.post("/v1/sessions", headers={"Origin": site}, content=long),
+    ):
+        assert answer.headers["Access-Control-Allow-Origin"] == site
+        exposed = set(answer.headers["Access-Control-Expose-Headers"].split(", "))
+        assert {"Location", "ETag", "Link", "Retry-After"} <= exposed
+    assert "Access-Control-Allow-Origin" not in server.get("/healthz").headers
 
 
 def test_allowed_hosts_follow_the_bound_address() -> None:

@@ -97,7 +97,7 @@ def test_addresses_are_forgotten_before_they_fill_the_memory() -> None:
     keyring = Keyring([known(ONE)])
     for n in range(5000):
         refusal(keyring, "guess", f"10.0.{n // 256}.{n % 256}")
-    assert len(keyring._tries) == 4096
+    assert len(keyring._guesses) == 4096
 
 
 async def test_sessions_are_for_who_has_a_key(serve: Callable[..., LiveServer], tmp_path: Path) -> None:

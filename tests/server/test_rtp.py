@@ -11,6 +11,7 @@ from av import CodecContext, Packet
 from server.mailbox import Frame
 from server.rtp import RtpEncoder, SenderTap
 from server.video import CODECS, VideoEncoder, to_picture
+from tests.server.synthetic import MADE
 
 DECODERS = {"VP8": "libvpx", "H264": "h264"}
 
@@ -21,7 +22,7 @@ def test_frames_are_cut_into_packets_and_keep_their_time(name: str) -> None:
     encoder = RtpEncoder(VideoEncoder(CODECS[name], 128, 96, 3, lambda: 20.0), codec)
     rng = np.random.default_rng(1)
     for pts_us, forced in ((0, False), (83_333, True)):
-        noise = Frame(0, 0, pts_us, rng.integers(0, 255, (96, 128, 3), np.uint8))
+        noise = Frame(0, 0, pts_us, rng.integers(0, 255, (96, 128, 3), np.uint8), MADE)
         payloads, timestamp = encoder.encode(to_picture(noise), force_keyframe=forced)
     assert timestamp == 7500
     assert len(payloads) > 1 and max(map(len, payloads)) <= 1300

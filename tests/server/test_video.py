@@ -10,6 +10,7 @@ from av import CodecContext, Packet, VideoFrame
 
 from server.mailbox import Frame
 from server.video import CODECS, Codec, VideoEncoder, to_picture, upscale_for
+from tests.server.synthetic import MADE
 
 EACH = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 HEIGHT, WIDTH = 96, 128
@@ -29,7 +30,7 @@ def frame(index: int, fps: float = Rate.fps, grain: int = 0) -> Frame:
     squares = np.random.default_rng(7).integers(0, 255 - grain, (HEIGHT // 8, 2 * WIDTH // 8, 3), np.uint8)
     rgb = np.roll(squares.repeat(8, 0).repeat(8, 1), -3 * index, 1)[:, :WIDTH]
     rgb = rgb + np.random.default_rng(index).integers(0, grain + 1, rgb.shape, np.uint8)
-    return Frame(0, index, round(index * 1e6 / fps), rgb)
+    return Frame(0, index, round(index * 1e6 / fps), rgb, MADE)
 
 
 def encoder_of(codec: Codec, rate: Rate | None = None, upscale: int = 3) -> VideoEncoder:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pytest
 
 from engines.protocol import Capacity, EngineFull, StepRequest
 from server.worker import Block, Step, StreamFailed, _step, block_shape
 from streamgen.state import StreamState
 from streamgen.student import Student
 from tests.server.harness import LiveServer, SocketClient, follow, until
-from tests.server.synthetic import SyntheticEngine, read
+from tests.server.synthetic import START_FRAMES, SyntheticEngine, read
 
 
 def test_a_stream_that_cannot_be_opened_does_not_spoil_its_batch(student: Student, tmp_path: Path) -> None:
@@ -74,14 +78,48 @@ async def test_kill_9_in_mid_play(serve: Callable[..., LiveServer]) -> None:
     await goes_on_after(server, kill)
 
 
+async def test_thirty_kills_in_a_row(serve: Callable[..., LiveServer]) -> None:
+    """Each as soon as both streams go on: they stay what they are, and nothing piles up in the server."""
+    server = serve()
+    tickets = [server.create(seed=seed) for seed in (33, 34)]
+
+    def lost(count: int) -> bool:
+        return server.metric("streamgen_worker_restarts_total") == count
+
+    this, kept, began_s = psutil.Process(), [], time.monotonic()
+    async with SocketClient(tickets[0]) as one, SocketClient(tickets[1]) as two:
+        await one.key("KeyW", True)
+        for kills in range(31):
+            await asyncio.gather(one.watch(2), two.watch(2))
+            kept.append((this.num_fds(), this.num_threads(), len(this.children())))
+            if kills < 30:
+                os.kill(server.service.scheduler.worker.pid or 0, signal.SIGKILL)
+                await until(partial(lost, kills + 1), "the loss is noticed")
+        assert time.monotonic() - began_s < 90, "workers that did their work are replaced at once"
+        await one.ack(await one.key("KeyW", False))
+    for client, seed in ((one, 33), (two, 34)):
+        frames = [got.frame for got in client.frames]
+        assert frames == list(range(START_FRAMES, START_FRAMES + len(frames)))
+        follow(seed, client.frames)
+    assert all(now <= before for now, before in zip(kept[-1], kept[1], strict=True)), kept
+
+
 async def test_a_worker_that_ends_itself(serve: Callable[..., LiveServer]) -> None:
     server = serve()
     await goes_on_after(server, lambda: server.order("exit"))
 
 
-async def test_a_worker_that_hangs(serve: Callable[..., LiveServer]) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_worker_that_hangs(serve: Callable[..., LiveServer], stopped: bool) -> None:
     server = serve(settings={"hang_after_s": 1.5})
-    await goes_on_after(server, lambda: server.order("hang"))
+
+    def hang() -> None:
+        if stopped:
+            os.kill(server.service.scheduler.worker.pid or 0, signal.SIGSTOP)
+        else:
+            server.order("hang")
+
+    await goes_on_after(server, hang)
 
 
 async def test_a_streams_error_is_its_own(serve: Callable[..., LiveServer]) -> None:
@@ -112,7 +150,7 @@ async def test_an_error_that_passes_is_overcome(serve: Callable[..., LiveServer]
             order.unlink(missing_ok=True)
             failed(reason)
 
-        stream = server.service.sessions.find(ticket.id, ticket.token).stream
+        stream = server.service.sessions.find(ticket.id, ticket.token, "").stream
         failed, stream.failed = stream.failed, once  # type: ignore[method-assign]
         order = server.order("raise-43")
         await until(lambda: server.metric("streamgen_stream_errors_total") >= 1, "the error")

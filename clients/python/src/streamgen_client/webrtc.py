@@ -24,6 +24,7 @@ from streamgen_client.errors import ClientError, TransportFailed
 from streamgen_client.frames import Arrival
 from streamgen_client.links import OPEN_TIMEOUT_S, Listener, Message
 from streamgen_client.numbering import Numbering
+from streamgen_client.repair import LossRepair
 from streamgen_client.session import Session
 
 _MOST_UNNAMED = 16
@@ -44,7 +45,9 @@ class PeerLink:
         # An empty list, not the absence of one: aiortc would then ask a public STUN server.
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._channel = self._peer.createDataChannel("control")
-        self._clock = _ReceiverClock(self._peer.addTransceiver("video", "recvonly").receiver)
+        receiver = self._peer.addTransceiver("video", "recvonly").receiver
+        self._clock = _ReceiverClock(receiver)
+        LossRepair(receiver)
         self._opened = asyncio.Event()
         self._channel.on("open", self._opened.set)
         self._channel.on("message", self._heard)
