@@ -109,6 +109,17 @@ class LiveServer:
         service: Service = self._server.lifespan.state["service"]
         return service
 
+    @property
+    def worker_pid(self) -> int:
+        """Of the first student's worker."""
+        scheduler = self.service.students.default.scheduler
+        assert scheduler is not None and scheduler.worker.pid is not None
+        return scheduler.worker.pid
+
+    async def ask(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Call the application without a socket, on the server's loop."""
+        await self._server.config.app(scope | {"state": self._server.lifespan.state}, receive, send)  # type: ignore[operator]
+
     def order(self, name: str, text: str = "") -> Path:
         path = self.orders / name
         path.write_text(text)

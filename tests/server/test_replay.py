@@ -66,9 +66,7 @@ async def test_eight_sessions_at_once_are_what_each_is_alone(server: LiveServer,
         await asyncio.to_thread(tickets[3].call, "POST", "/reset", json={"seed": 1000})
         await asyncio.gather(*(client.watch(3) for client in clients))
         restarts = server.metric("streamgen_worker_restarts_total")
-        scheduler = server.service.students.default.scheduler
-        assert scheduler is not None and scheduler.worker.pid is not None
-        os.kill(scheduler.worker.pid, signal.SIGKILL)
+        os.kill(server.worker_pid, signal.SIGKILL)
         await until(lambda: server.metric("streamgen_worker_restarts_total") > restarts, "the loss is noticed")
         await asyncio.gather(*(client.watch(8) for client in clients), *playing)
         logs = [await asyncio.to_thread(ticket.call, "GET", "/log") for ticket in tickets]

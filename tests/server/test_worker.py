@@ -93,7 +93,7 @@ async def test_thirty_kills_in_a_row(serve: Callable[..., LiveServer]) -> None:
             await asyncio.gather(one.watch(2), two.watch(2))
             kept.append((this.num_fds(), this.num_threads(), len(this.children())))
             if kills < 30:
-                os.kill(server.service.scheduler.worker.pid or 0, signal.SIGKILL)
+                os.kill(server.worker_pid, signal.SIGKILL)
                 await until(partial(lost, kills + 1), "the loss is noticed")
         assert time.monotonic() - began_s < 90, "workers that did their work are replaced at once"
         await one.ack(await one.key("KeyW", False))
@@ -115,7 +115,7 @@ async def test_a_worker_that_hangs(serve: Callable[..., LiveServer], stopped: bo
 
     def hang() -> None:
         if stopped:
-            os.kill(server.service.scheduler.worker.pid or 0, signal.SIGSTOP)
+            os.kill(server.worker_pid, signal.SIGSTOP)
         else:
             server.order("hang")
 
