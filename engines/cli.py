@@ -87,13 +87,17 @@ def replay(
     from engines.replay import Comparison, replay as replay_log
     from engines.select import load_engine
     from streamgen.session_log import LogError, read_log
-    from streamgen.student import Student, StudentError
+    from streamgen.student import Student, StudentError, shipped_students
 
     if out is not None and out.suffix not in (".mp4", ".npz"):
         raise click.ClickException(f"{out}: give a file that ends in .mp4 or .npz")
     try:
         read = read_log(log)
-        opened = Student.from_pretrained(student or read.header.student)
+        named = read.header.student
+        if student is None and named not in shipped_students():
+            # A log may come from anywhere: what it names is neither looked for in folders nor fetched.
+            raise LogError(f"{log}: student {named} does not come with streamgen: give its folder with --student")
+        opened = Student.from_pretrained(student or named)
         recorded_on = read.header.engine if read.header.engine in ENGINES else "auto"
         running = load_engine(opened.path, engine or recorded_on, streams=1)
         compared = Comparison()

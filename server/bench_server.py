@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from prometheus_client.parser import text_string_to_metric_families
 
 from server.settings import ENV_PREFIX
 from streamgen.student import Student
@@ -42,10 +43,10 @@ class BenchServer:
         return {name: float(sum(each.user + each.system for each in members)) for name, members in times.items()}
 
     def metric(self, name: str) -> float:
-        """One that has no labels."""
+        """Its sample, or the sum of them; one student is served."""
         with urllib.request.urlopen(f"{self.url}metrics", timeout=5) as response:
-            lines = response.read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.split()[0] == name)
+            families = text_string_to_metric_families(response.read().decode())
+            return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from server import protocol
 from server.codes import ErrorCode
-from server.sessions import Session
+from server.session import Session
 from server.viewers import CLOSE_POLICY, Viewer
 
 

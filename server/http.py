@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Request, Response, WebSocket
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,7 @@ from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
 from server.security import client_address
 from server.service import Service
-from server.sessions import Session
+from server.session import Session
 from server.students import StudentState
 from server.webrtc import Peer, ice_links
 from server.websocket import serve_socket
@@ -112,11 +113,11 @@ def _service(request: Request) -> Service:
 _TOKEN = HTTPBearer(scheme_name="token", description="of the session, from POST /v1/sessions", auto_error=False)
 _API_KEY = HTTPBearer(scheme_name="API key", description="where the server asks for one", auto_error=False)
 
-Served = Annotated[Service, Depends(_service)]
+Running = Annotated[Service, Depends(_service)]
 
 
 def _session(
-    service: Served,
+    service: Running,
     request: Request,
     session_id: str,
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(_TOKEN)],
@@ -127,7 +128,7 @@ def _session(
 
 
 def _key(
-    service: Served, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_API_KEY)]
+    service: Running, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_API_KEY)]
 ) -> ApiKey | None:
     return service.keyring.check(given.credentials if given else None, client_address(request), service.now_s())
 
@@ -140,7 +141,7 @@ router = APIRouter(responses={"default": {"model": ErrorAnswer, "description": "
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "`unauthorized`: no such session, or not its token"},
     429: {"model": ErrorAnswer, "description": "With Retry-After: `too_many_wrong_tokens`"},
-    503: {"model": ErrorAnswer, "description": "`draining`: the server restarts; Retry-After says when to come back"},
+    503: {"model": ErrorAnswer, "description": "With Retry-After: `draining`: the server restarts; `starting`"},
 }
 """Of everything that is done with a session."""
 
@@ -183,7 +184,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
     },
 )
 async def create_session(
-    service: Served, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
+    service: Running, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
 ) -> CreatedSession:
     """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
@@ -193,33 +194,33 @@ async def create_session(
 
 
 @router.get("/v1/sessions/{session_id}", responses=_REFUSALS)
-async def read_session(service: Served, session: Owned) -> SessionInfo:
+async def read_session(service: Running, session: Owned) -> SessionInfo:
     """What the session is doing. Asking does not count as watching."""
     return SessionInfo(**_info(session, service))
 
 
 @router.delete("/v1/sessions/{session_id}", status_code=204, responses=_REFUSALS)
-async def delete_session(service: Served, session: Owned) -> None:
+async def delete_session(service: Running, session: Owned) -> None:
     """End the session; its viewers are told and closed."""
     service.sessions.free(session, "session_deleted", "the session was deleted")
 
 
 @router.post("/v1/sessions/{session_id}/reset", responses=_REFUSALS)
-async def reset_session(service: Served, session: Owned, reset: Reset) -> SessionInfo:
+async def reset_session(service: Running, session: Owned, reset: Reset) -> SessionInfo:
     """Begin the stream anew from this seed, in a new generation; nothing of the old one is shown any more."""
     session.reset(reset.seed)
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/pause", responses=_REFUSALS)
-async def pause_session(service: Served, session: Owned) -> SessionInfo:
+async def pause_session(service: Running, session: Owned) -> SessionInfo:
     """Stop generating, for every viewer of the session, until one of them or this interface resumes it."""
     session.pause()
     return SessionInfo(**_info(session, service))
 
 
 @router.post("/v1/sessions/{session_id}/resume", responses=_REFUSALS)
-async def resume_session(service: Served, session: Owned) -> SessionInfo:
+async def resume_session(service: Running, session: Owned) -> SessionInfo:
     """Go on generating where it was paused."""
     session.resume()
     return SessionInfo(**_info(session, service))
@@ -228,13 +229,22 @@ async def resume_session(service: Served, session: Owned) -> SessionInfo:
 @router.get(
     "/v1/sessions/{session_id}/log",
     response_class=Response,
-    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}, **_REFUSALS},
+    responses={**_REFUSALS, 200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
 )
-async def read_log(session: Owned) -> Response:
-    """What determined the session's frames until now, as JSON Lines: `streamgen replay` makes them again."""
+async def read_log(session: Owned) -> StreamingResponse:
+    """What determined the session's frames since it began, or was taken up by this server, as JSON Lines: `streamgen
+    replay` makes them again.
+    """
     name = f"{session.stream.student.config.name}-{session.id}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(session.log(), media_type="application/jsonl", headers=headers)
+    parts = session.log()
+
+    async def sent() -> AsyncIterator[bytes]:
+        # On the event loop, which also writes the log; the server waits for the network between two pieces.
+        for part in parts:
+            yield part
+
+    return StreamingResponse(sent(), media_type="application/jsonl", headers=headers)
 
 
 @router.options("/v1/sessions/{session_id}/webrtc", status_code=204)
@@ -247,10 +257,10 @@ async def webrtc_options(response: Response) -> None:
     "/v1/sessions/{session_id}/webrtc",
     status_code=201,
     response_class=Response,
-    responses={201: {"description": "The SDP answer", "content": {SDP: {"schema": {"type": "string"}}}}},
+    responses={**_REFUSALS, 201: {"description": "The SDP answer", "content": {SDP: {"schema": {"type": "string"}}}}},
     openapi_extra=_takes(SDP),
 )
-async def offer_webrtc(request: Request, service: Served, session: Owned) -> Response:
+async def offer_webrtc(request: Request, service: Running, session: Owned) -> Response:
     """WebRTC, in the manner of WHEP. Body: an SDP offer (`application/sdp`); the answer is one too.
 
     `Location` is the new peer, `ETag` its ICE session, each `Link` with `rel="ice-server"` a STUN or TURN server.
@@ -265,14 +275,19 @@ async def offer_webrtc(request: Request, service: Served, session: Owned) -> Res
     return response
 
 
-def _peer(service: Served, session: Owned, peer_id: str) -> Peer:
+def _peer(service: Running, session: Owned, peer_id: str) -> Peer:
     return service.peers.find(session, peer_id)
 
 
-@router.patch("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204, openapi_extra=_takes(SDP_FRAGMENT))
+@router.patch(
+    "/v1/sessions/{session_id}/webrtc/{peer_id}",
+    status_code=204,
+    responses=_REFUSALS,
+    openapi_extra=_takes(SDP_FRAGMENT),
+)
 async def trickle_webrtc(
     request: Request,
-    service: Served,
+    service: Running,
     peer: Annotated[Peer, Depends(_peer)],
     if_match: Annotated[str | None, Header()] = None,
 ) -> None:
@@ -282,7 +297,7 @@ async def trickle_webrtc(
     await service.peers.trickle(peer, await _text(request, SDP_FRAGMENT))
 
 
-@router.delete("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204)
+@router.delete("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204, responses=_REFUSALS)
 async def end_webrtc(peer: Annotated[Peer, Depends(_peer)]) -> None:
     """End the peer; the session goes on."""
     peer.close(1000, "ended by the client")
@@ -295,7 +310,7 @@ async def stream(socket: WebSocket, session_id: str) -> None:
 
 
 @router.get("/v1/students")
-async def list_students(service: Served) -> StudentList:
+async def list_students(service: Running) -> StudentList:
     """What this server generates."""
     return StudentList(
         students=[
@@ -318,7 +333,7 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "`starting`, `draining`"}})
-async def readyz(service: Served) -> Readiness:
+async def readyz(service: Running) -> Readiness:
     """Whether a stream of the default student can be generated now."""
     service.sessions.refuse_while_draining()
     info = service.students.ready(service.students.default).info
@@ -338,13 +353,13 @@ async def readyz(service: Served) -> Readiness:
     response_class=Response,
     responses={200: {"description": "For Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(service: Served) -> Response:
+async def metrics(service: Running) -> Response:
     """For Prometheus."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/{path:path}", include_in_schema=False)
-async def page(service: Served, path: str) -> FileResponse:
+async def page(service: Running, path: str) -> FileResponse:
     file = service.pages.get(path)
     if file is None:
         raise Refused(404, "not_found", "there is nothing under this address")

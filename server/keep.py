@@ -6,6 +6,7 @@ so that no stream goes on twice from the same place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -73,8 +74,16 @@ def take_sessions(folder: Path) -> list[KeptSession]:
                 record | {"state": file.get_tensor(record["id"]).tobytes()}
                 for record in json.loads(metadata["sessions"])
             ]
-        return _SESSIONS.validate_python(records)
-    except (OSError, SafetensorError, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
+        sessions = _SESSIONS.validate_python(records)
+    except (SafetensorError, KeyError, TypeError, ValidationError, json.JSONDecodeError, KeepError) as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
         raise KeepError(f"{path} cannot be read: {error}") from error
-    finally:
+    except OSError as error:
+        raise KeepError(f"{path} cannot be read: {error}") from error
+    try:
+        # No stream may go on twice.
         path.unlink()
+    except OSError as error:
+        raise KeepError(f"{path} cannot be removed: {error}") from error
+    return sessions

@@ -32,6 +32,7 @@ _RATE_CHANGE = 0.1
 
 _WINDOW_BLOCKS = 20
 _WINDOWS = 7
+_PAUSE_S = 1.0
 
 
 class EncoderPool(ThreadPoolExecutor):
@@ -63,14 +64,17 @@ class ShowingCosts:
     def __init__(self, spent_s: Callable[[], float]) -> None:
         self._spent_s = spent_s
         self._blocks = 0
-        self._began_s: float | None = None
+        self._began_s = 0.0
+        self._last_s = float("-inf")
         self._windows: deque[float] = deque(maxlen=_WINDOWS)
 
     def count(self) -> None:
         """One more block was handed over, of whatever stream."""
-        spent_s = self._spent_s()
-        if self._began_s is None:
-            self._began_s = spent_s
+        spent_s, now_s = self._spent_s(), time.monotonic()
+        paused, self._last_s = now_s - self._last_s > _PAUSE_S, now_s
+        if paused:
+            # What was done since the last block was not done for this one.
+            self._blocks, self._began_s = 0, spent_s
             return
         self._blocks += 1
         if self._blocks == _WINDOW_BLOCKS:

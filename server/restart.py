@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from server.errors import Refused
 from server.keep import KeepError, KeptSession, take_sessions, write_sessions
-from server.sessions import Session, Sessions
+from server.session import Session
+from server.sessions import Sessions
 from server.viewers import CLOSE_RESTART, CLOSE_TRY_LATER
 from streamgen.state import StreamState
 

@@ -99,6 +99,12 @@ class Scheduler:
         return not self._streams
 
     @property
+    def starved(self) -> bool:
+        """Whether its streams get fewer frames than they should."""
+        playing = any(stream.playing for stream in self._streams.values())
+        return self.governor is not None and self.governor.rate < 1 and playing
+
+    @property
     def load(self) -> float:
         """The share of a second that its streams' steps take in a second, at the fewest steps."""
         count = len(self._streams)
@@ -112,8 +118,7 @@ class Scheduler:
         if self.info is None or self.governor is None:
             return False
         count = len(self._streams)
-        starved = self.governor.rate < 1 and any(stream.playing for stream in self._streams.values())
-        if count >= self.info.capacity.streams or starved:
+        if count >= self.info.capacity.streams or self.starved:
             return False
         return self.governor.admits(count * self._block_rate, count, self._block_rate, others)
 
@@ -124,7 +129,8 @@ class Scheduler:
         """Forget the stream; its row in the engine is free again."""
         if self._streams.pop(stream.id, None) is None:
             return
-        if stream.opened_in is not None and self.ready:
+        if self.ready:
+            # Also one that would have to be opened again: the worker may still hold its row.
             self.worker.close_stream(stream.id)
         stream.ended, stream.playing = True, False
         self.wake()
@@ -188,7 +194,7 @@ class Scheduler:
         self._in_flight = None
         now_s = self._clock()
         self._open_s += _OPEN_SAMPLE_WEIGHT * (reply.open_s - self._open_s) if flight.opens else 0.0
-        if self.governor is not None:
+        if self.governor is not None and any(isinstance(result, StepResult) for result in reply.results):
             self.governor.costs.add(flight.steps, now_s - flight.began_s - reply.open_s)
         self._metrics.step_seconds.observe(reply.step_s)
         for stream, result, checksum in zip(flight.streams, reply.results, reply.checksums, strict=True):
@@ -274,9 +280,11 @@ class Scheduler:
         assert self.governor is not None
         steps = self.governor.steps
         opens = tuple((stream.id, stream.state) for stream in batch if stream.opened_in != self.worker.spawned)
-        self._calls += 1
-        self._in_flight = _InFlight(self._calls, tuple(batch), steps, bool(opens), now_s)
+        # A block that was asked for before keeps the steps that it had then.
         requests = tuple(stream.request(steps, self.worker.spawned) for stream in batch)
+        self._calls += 1
+        most = max(request.steps for request in requests)
+        self._in_flight = _InFlight(self._calls, tuple(batch), most, bool(opens), now_s)
         self.worker.step(Step(self._calls, opens, requests))
 
     def _phase_s(self, stream: Stream, earliest_s: float, playing: list[Stream]) -> float:

@@ -1,253 +1,31 @@
-"""Sessions: a client's right to a stream, and the viewers through which it watches and steers it."""
+"""All sessions of a server: who is let in, who may come back, who is freed."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 
-from server.clock import Epoch
 from server.codes import ErrorCode
 from server.errors import Refused
-from server.inputs import Event
 from server.keys import ApiKey
 from server.limits import ONE_MORE_GUESS_AFTER_S, Guesses
-from server.mailbox import Frame
 from server.metrics import Metrics
-from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
+from server.protocol import Error
 from server.scheduler import Scheduler
+from server.session import RETRY_FULL_S, Session, hash_token
 from server.settings import Settings
-from server.streams import Stream
 from server.students import Served, Students
-from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Transport, Viewer
-from streamgen.session_log import Header
+from server.viewers import CLOSE_NORMAL, CLOSE_POLICY
 
 log = logging.getLogger("streamgen.server.sessions")
 
 SWEEP_EVERY_S = 0.25
 STATUS_EVERY_S = 1.0
-_RETRY_FULL_S = 10
-_RETRY_STARTING_S = 2
 _RETRY_DRAINING_S = 5
-
-
-class Session:
-    """One stream with its viewers. It plays while it is not paused and some viewer is present.
-
-    token_hash: SHA-256 of the bearer's proof, which only the bearer keeps: it is random enough to need no salt.
-    lifetime_s: from now to the end of the session. key: the API key that it was opened with.
-    """
-
-    def __init__(
-        self,
-        owner: Sessions,
-        served: Served,
-        scheduler: Scheduler,
-        seed: int,
-        key: ApiKey | None,
-        session_id: str,
-        token_hash: bytes,
-        lifetime_s: float,
-    ) -> None:
-        now_s = time.monotonic()
-        self.id, self.token_hash = session_id, token_hash
-        self.served, self.scheduler = served, scheduler
-        self.seed, self.key = seed, key
-        self.paused = False
-        self.viewers: dict[str, Viewer] = {}
-        self.stream = Stream(self.id, served.student, seed, self)
-        self.expires_s = now_s + lifetime_s
-        self.expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
-        self.present_s = now_s
-        self._owner = owner
-        self._last_frame: Frame | None = None
-
-    @property
-    def state(self) -> str:
-        if self.paused:
-            return "paused"
-        return "playing" if self.stream.playing else "away"
-
-    @property
-    def ends_s(self) -> float:
-        """When it is freed if nobody comes back to it, or its time is up before."""
-        return min(self.expires_s, self.present_s + self._owner.settings.return_within_s)
-
-    def may(self, token: str) -> bool:
-        """Whether this is the session's token; takes the same time whatever the answer."""
-        return hmac.compare_digest(_hash(token), self.token_hash)
-
-    # Viewers.
-
-    def attach(self, transport: Transport) -> Viewer:
-        """A new viewer. Raises Refused when there are too many."""
-        owner, now_s = self._owner, time.monotonic()
-        if len(self.viewers) >= owner.settings.max_viewers:
-            raise Refused(
-                503, "too_many_viewers", "the session has as many viewers as it may", retry_after_s=_RETRY_FULL_S
-            )
-        viewer = Viewer(transport, owner.settings, owner.metrics, now_s)
-        self.viewers[viewer.id] = viewer
-        owner.metrics.viewers.labels(transport.kind).inc()
-        if self._last_frame is not None:
-            viewer.mailbox.put(self._last_frame)
-        return viewer
-
-    def detach(self, viewer: Viewer) -> None:
-        """The viewer's connection has ended."""
-        if self.viewers.pop(viewer.id, None) is None:
-            return
-        now_s = time.monotonic()
-        viewer.mailbox.close()
-        self._owner.metrics.viewers.labels(viewer.transport.kind).dec()
-        self.stream.inputs.forget(viewer.id, now_s)
-        self.refresh(now_s)
-
-    def greet(self, viewer: Viewer) -> None:
-        """The viewer can be spoken to, and is present: say what it watches."""
-        self.heard(viewer, time.monotonic())
-        config = self.stream.student.config
-        viewer.send(
-            Ready(
-                session=self.id,
-                student=config.name,
-                fps=config.fps,
-                width=config.width,
-                height=config.height,
-                keys=list(config.keys),
-                frame=self.stream.state.frame,
-                generation=self.stream.generation,
-            )
-        )
-        if self.stream.clock.epoch is not None:
-            viewer.send(self._epoch_message(self.stream.clock.epoch))
-        if self.paused:
-            viewer.send(Paused())
-
-    def heard(self, viewer: Viewer, now_s: float) -> None:
-        """A message came: the viewer is present."""
-        viewer.last_heard_s = now_s
-        if viewer.away:
-            self.refresh(now_s)
-
-    def leave(self, viewer: Viewer) -> None:
-        """The viewer said goodbye; its connection may still stand for a moment."""
-        viewer.last_heard_s = float("-inf")
-        self.refresh(time.monotonic())
-
-    def refresh(self, now_s: float) -> None:
-        """Play or stop, as the viewers' presence and pause ask for."""
-        for viewer in self.viewers.values():
-            silent = now_s - viewer.last_heard_s > self._owner.settings.away_after_s
-            viewer.away = silent and not viewer.transport.present
-            if viewer.away:
-                self.stream.inputs.silence(viewer.id, now_s)
-        if any(not viewer.away for viewer in self.viewers.values()):
-            self.present_s = now_s
-            wanted = not self.paused
-        else:
-            wanted = False
-        if wanted and not self.stream.playing and not self.stream.ended:
-            self.stream.play()
-            self.scheduler.wake()
-        elif not wanted:
-            self.stream.stop()
-
-    # What clients ask for.
-
-    def pause(self) -> None:
-        if not self.paused:
-            self.paused = True
-            self.refresh(time.monotonic())
-            self.broadcast(Paused())
-
-    def resume(self) -> None:
-        if self.paused:
-            self.paused = False
-            self.refresh(time.monotonic())
-            self.broadcast(Resumed())
-
-    def reset(self, seed: int) -> None:
-        """Begin the stream anew; older frames no longer leave the server."""
-        self.seed = seed
-        self._last_frame = None
-        self.stream.reset(seed)
-        for viewer in self.viewers.values():
-            viewer.mailbox.clear()
-        self.scheduler.wake()
-
-    def log(self) -> bytes:
-        """What determined the frames until now, as JSON Lines: `streamgen replay` makes them again. Raises Refused."""
-        info, stream = self.scheduler.info, self.stream
-        if info is None:
-            raise Refused(503, "starting", "the engine is not ready yet", retry_after_s=_RETRY_STARTING_S)
-        header = Header(
-            session=self.id,
-            student=stream.student.config.name,
-            student_hash=stream.student.hash,
-            engine=info.engine,
-            precision=info.precision,
-            device=info.device,
-            left_out_blocks=stream.log.left_out_blocks,
-            left_out_inputs=stream.log.left_out_inputs,
-        )
-        return stream.log.to_bytes(header)
-
-    def broadcast(self, message: ServerMessage) -> None:
-        for viewer in list(self.viewers.values()):
-            viewer.send(message)
-
-    def send_status(self, now_s: float) -> None:
-        """The once-a-second report to every viewer."""
-        stream = self.stream
-        for viewer in list(self.viewers.values()):
-            viewer.send(
-                Status(
-                    frame=stream.state.frame,
-                    fps=round(stream.measured_fps(now_s), 2),
-                    step_ms=round(stream.step_s * 1e3, 2),
-                    steps=stream.steps,
-                    dropped=viewer.mailbox.dropped,
-                    epoch=stream.clock.epochs,
-                    generation=stream.generation,
-                )
-            )
-
-    # What the stream reports.
-
-    def block_ready(self, frames: Sequence[Frame], shown: Sequence[Event], period_s: float) -> None:
-        for event in shown:
-            viewer = self.viewers.get(event.viewer)
-            if viewer is not None and event.seq is not None:
-                viewer.expect(event, frames[0])
-        self._hand_over(frames[0])
-        for i, frame in enumerate(frames[1:], 1):
-            asyncio.get_running_loop().call_later(i * period_s, self._hand_over, frame)
-
-    def epoch_opened(self, epoch: Epoch) -> None:
-        self.broadcast(self._epoch_message(epoch))
-
-    def stream_ended(self, code: ErrorCode, message: str) -> None:
-        log.error("session %s: %s", self.id, message)
-        asyncio.get_running_loop().call_soon(self._owner.free, self, code, message, CLOSE_TRY_LATER)
-
-    def _hand_over(self, frame: Frame) -> None:
-        if frame.generation != self.stream.generation:
-            return
-        self._last_frame = frame
-        for viewer in self.viewers.values():
-            if not viewer.away:
-                viewer.feed(frame)
-
-    def _epoch_message(self, epoch: Epoch) -> EpochOpened:
-        stream = self.stream
-        return EpochOpened(n0=epoch.n0, t0_us=epoch.pts0_us, fps=stream.clock.fps, generation=stream.generation)
 
 
 class Sessions:
@@ -289,7 +67,7 @@ class Sessions:
             seed,
             key,
             session_id=secrets.token_urlsafe(12),
-            token_hash=_hash(token),
+            token_hash=hash_token(token),
             lifetime_s=self.settings.session_lifetime_s,
         )
         self.add(session)
@@ -304,7 +82,7 @@ class Sessions:
         """
         now_s = time.monotonic()
         ends_s = (session.ends_s for session in self._sessions.values() if key in (None, session.key))
-        return max(1, min(_RETRY_FULL_S, math.ceil(min(ends_s, default=now_s) - now_s)))
+        return max(1, min(RETRY_FULL_S, math.ceil(min(ends_s, default=now_s) - now_s)))
 
     def find(self, session_id: str, token: str, address: str) -> Session:
         """The session, for the bearer of its token, who speaks from this IP address.
@@ -366,7 +144,12 @@ class Sessions:
             if status:
                 next_status_s = now_s + STATUS_EVERY_S
             for session in self:
-                self._sweep(session, now_s, status)
+                try:
+                    self._sweep(session, now_s, status)
+                except Exception:
+                    # Whatever it was: the other sessions' ends hang on this loop.
+                    log.exception("session %s cannot be looked after", session.id)
+            self.students.tidy()
             self._count()
 
     def _admit(self, student: str | None, key: ApiKey | None) -> tuple[Served, Scheduler]:
@@ -404,7 +187,3 @@ class Sessions:
             self.metrics.worker_ready.labels(served.name).set(served.ready)
             self.metrics.worker_memory.labels(served.name).set(served.memory_bytes if served.scheduler else 0)
             self.metrics.steps.labels(served.name).set(served.scheduler.steps if served.scheduler else 0)
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

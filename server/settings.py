@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         description="STUN or TURN server; viewers get all of them, the server uses the first of each kind.",
     )
     upscale: int | None = Field(
-        None, ge=1, le=8, title="N", description="Enlarge WebRTC video; chosen by its height if not given."
+        None, ge=1, le=8, title="N", description="Enlarge H.264 and VP8 video; chosen by its height if not given."
     )
 
     max_sessions: int = Field(8, ge=1, le=1024, title="N", description="Sessions at once.")

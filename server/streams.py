@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
 from server.mailbox import Frame, Making
 from streamgen.actions import action_vector
-from streamgen.session_log import Input, SessionLog
+from streamgen.session_log import SessionLog
 from streamgen.state import StreamState
 from streamgen.student import Student
 
@@ -127,6 +127,7 @@ class Stream:
         self.state = self.student.start(seed)
         self.generation += 1
         self.log.begin(self.generation, seed, self.state.frame)
+        self._failures, self.alone = 0, False
         self.opened_in = None
         self._in_flight = None
         if self._pending is not None:
@@ -169,7 +170,7 @@ class Stream:
             for i, (pts, rgb) in enumerate(zip(stamps, result.frames, strict=True))
         ]
         for event in pending.intake.events:
-            self.log.input(Input(frame=result.frame, **asdict(event)))
+            self.log.input(result.frame, event)
         self.log.block(result.frame, pending.keys, pending.steps, self._recached, checksum)
         self.state = self.state.extended(self.student.config, result.latents, pending.actions)
         self._pending = self._in_flight = None

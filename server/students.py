@@ -1,7 +1,7 @@
 """The students of one server: a worker process for each, started when somebody wants it, within a memory budget.
 
 The first student is the default: its worker starts with the server and stays. To make room for another one's, workers
-that nobody uses are closed, the longest unused first. Nothing is closed before its place is needed.
+that nobody uses are closed, the longest unused first. What works is not closed before its place is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("streamgen.server.students")
 StudentState = Literal["loaded", "starting", "unloaded"]
 
 _MOST_SLOTS = 16
-_RETRY_STARTING_S = 2
+RETRY_STARTING_S = 2
 _RETRY_MEMORY_S = 10
 _AWAITS_S = 10.0
 """Who was told to come back for a student has so long before its worker may be closed again for another one's."""
@@ -135,13 +135,15 @@ class Students:
 
         Raises Refused also while the worker is starting.
         """
-        others = sum(other.scheduler.load for other in self.all if other.scheduler and other is not served)
-        if served.scheduler is None and others >= MOST_LOAD:
+        others = [other.scheduler for other in self.all if other.scheduler and other is not served]
+        load = sum(other.load for other in others)
+        unknown = any(other.governor is None and not other.empty for other in others)
+        if unknown or any(other.starved for other in others) or (served.scheduler is None and load >= MOST_LOAD):
             return None
         scheduler = self.load(served)
         served.awaits_until_s = served.used_s + (0 if scheduler.ready else _AWAITS_S)
         self.ready(served)
-        return scheduler if scheduler.admits_another(others) else None
+        return scheduler if scheduler.admits_another(load) else None
 
     def ready(self, served: Served) -> Scheduler:
         """The student's scheduler, if its worker is ready. Raises Refused."""
@@ -149,14 +151,22 @@ class Students:
         if scheduler is None or not scheduler.ready:
             failure = scheduler.worker.last_failure if scheduler else None
             why = f": {failure}" if failure else " yet"
-            raise Refused(503, "starting", f"the engine is not ready{why}", retry_after_s=_RETRY_STARTING_S)
+            raise Refused(503, "starting", f"the engine is not ready{why}", retry_after_s=RETRY_STARTING_S)
         return scheduler
 
     def start(self) -> None:
         """Start the default student's worker, whatever it takes."""
-        if self.default.memory_bytes > self.budget_bytes:
-            log.warning("student %s may need more than the memory budget", self.default.name)
+        for served in self.all:
+            least_bytes = sum(each.memory_bytes for each in {served, self.default})
+            if least_bytes > self.budget_bytes:
+                log.warning("student %s may need more than the memory budget", served.name)
         self._start(self.default, [])
+
+    def tidy(self) -> None:
+        """Give up workers that cannot be loaded and that nobody uses, instead of starting them again for ever."""
+        for served in self.all:
+            if served.scheduler is not None and served.scheduler.worker.last_failure and self._unused(served):
+                self._unload(served)
 
     async def close(self) -> None:
         """End all workers."""

@@ -109,6 +109,7 @@ class WorkerSupervisor:
         self._pipe: tuple[int, Connection] | None = None
         self._pipe_lock = threading.Lock()
         self._closing = threading.Event()
+        self._ended = asyncio.Event()
         # PR_SET_PDEATHSIG counts the death of the thread that spawned, so one thread spawns for as long as this object
         # lives.
         self._reader = threading.Thread(target=self._supervise, name="worker-supervisor", daemon=True)
@@ -146,11 +147,11 @@ class WorkerSupervisor:
         self._closing.set()
         if self._reader.ident is not None:
             self._outbox.put(None)
-            await asyncio.to_thread(self._reader.join, _JOIN_S if was_ready else 0)
-            if self._reader.is_alive():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _JOIN_S if was_ready else 0)
+            if not self._ended.is_set():
                 self.kill("the server ends")
-            await asyncio.to_thread(self._reader.join)
-            await asyncio.to_thread(self._writer.join)
+            await self._ended.wait()
         self._frames.close()
 
     # On the event loop.
@@ -227,6 +228,8 @@ class WorkerSupervisor:
                 pause_s = _RESPAWN_FIRST_S
             self._closing.wait(pause_s)
             pause_s = min(2 * pause_s, _RESPAWN_MOST_S)
+        self._writer.join()
+        self._report(self._ended.set)
 
     def _received(self, message: WorkerReady | WorkerFailed | Stepped) -> WorkerReady | WorkerFailed | StepReply:
         if not isinstance(message, Stepped):

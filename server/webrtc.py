@@ -30,7 +30,7 @@ from server.ice import choose_addresses, media_addresses, without_mdns
 from server.mailbox import Frame
 from server.metrics import Metrics
 from server.rtp import MailboxTrack, RtpEncoder, SenderTap
-from server.sessions import Session
+from server.session import Session
 from server.settings import Settings
 from server.video import CODECS, encoder_for
 from server.viewers import CLOSE_NORMAL, Viewer

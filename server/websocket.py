@@ -30,7 +30,8 @@ from server.protocol import (
     parse_client,
 )
 from server.security import client_address
-from server.sessions import Session, Sessions
+from server.session import Session
+from server.sessions import Sessions
 from server.settings import Settings
 from server.video import H264, VideoEncoder, encoder_for, to_picture
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Viewer

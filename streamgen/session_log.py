@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from streamgen.noise import SEED_LIMIT
 MOST_BYTES = 16 * 2**20
 """Of one session's log: 12 h of play with a key edge a second, 4 h with four. What comes later is only counted."""
 
+_PART_BYTES = 64 * 1024
 _CHECKSUM_DIGITS = 8
 _LONGEST_ROW = 1024
 """Blocks: the server's event loop writes a row at once."""
@@ -108,6 +109,23 @@ _ROW: TypeAdapter[Header | Generation | Blocks | Input] = TypeAdapter(
 )
 
 
+class Edge(Protocol):
+    """What the log takes of a key edge, as in Input."""
+
+    @property
+    def viewer(self) -> str: ...
+    @property
+    def seq(self) -> int | None: ...
+    @property
+    def t(self) -> float: ...
+    @property
+    def received_s(self) -> float: ...
+    @property
+    def code(self) -> str | None: ...
+    @property
+    def down(self) -> bool: ...
+
+
 def checksum(frames: NDArray[np.uint8]) -> int:
     """CRC-32 of a block's RGB frames [F, H, W, 3]."""
     return zlib.crc32(np.ascontiguousarray(frames).data)
@@ -146,13 +164,23 @@ class SessionLog:
             self._run = frame, keys, steps, recache
         self._checksums += b"%08x" % crc32
 
-    def input(self, row: Input) -> None:
-        """A key edge was shown."""
+    def input(self, frame: int, edge: Edge) -> None:
+        """A key edge was shown, first by this frame."""
         if self._full:
             self.left_out_inputs += 1
             return
         self._end_run()
-        self._write(row)
+        self._write(
+            Input(
+                frame=frame,
+                viewer=edge.viewer,
+                seq=edge.seq,
+                t=edge.t,
+                received_s=edge.received_s,
+                code=edge.code,
+                down=edge.down,
+            )
+        )
 
     def take_left_out(self) -> int:
         """How many blocks and inputs found no room since the last call."""
@@ -160,10 +188,15 @@ class SessionLog:
         new, self._reported = left_out - self._reported, left_out
         return new
 
-    def to_bytes(self, header: Header) -> bytes:
-        """The log until now."""
+    def parts(self, header: Header) -> Iterator[bytes]:
+        """The log until now, in pieces: a whole one for each that reads it slowly would take much memory."""
         self._end_run()
-        return header.model_dump_json().encode() + b"\n" + self._text
+        return self._parts(header, len(self._text))
+
+    def _parts(self, header: Header, end: int) -> Iterator[bytes]:
+        yield header.model_dump_json().encode() + b"\n"
+        for at in range(0, end, _PART_BYTES):
+            yield bytes(self._text[at : min(at + _PART_BYTES, end)])
 
     def _end_run(self) -> None:
         if self._run is not None:

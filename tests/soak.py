@@ -28,9 +28,9 @@ import websockets
 from aiortc import InvalidStateError
 
 from tests.server.harness import PATIENCE_S, Client, PeerClient, SocketClient, Ticket, until
+from tests.server.process import Process
 from tests.server.relay import BLACKOUT, CALM, Weather, relay
 from tests.server.synthetic import make_student
-from tests.server.test_cli import Process
 
 SEED = 1
 VIEWERS = 2

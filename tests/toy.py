@@ -22,7 +22,7 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
         "dim": 48,
         "ffn_dim": 96,
         "num_heads": 2,
-        "num_layers": 3,
+        "num_layers": 2,
         "window": 6,
         "action_dim": len(WORLD_KEYS),
         "concat_previous": True,

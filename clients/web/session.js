@@ -5,6 +5,7 @@
 const STORAGE_KEY = "streamgen.session";
 const API_KEY_KEY = "streamgen.key";
 const REQUEST_TIMEOUT_MS = 10_000;
+const LOG_TIMEOUT_MS = 300_000;
 
 /** The server answered, and the answer is no. */
 export class Refused extends Error {
@@ -141,7 +142,7 @@ export async function resetSession(session, seed) {
  * @returns {Promise<{ name: string, content: Blob }>} the session's log, as a file
  */
 export async function fetchLog(session) {
-  const response = await request(`${pathOf(session.id)}/log`, { method: "GET" }, session.token);
+  const response = await request(`${pathOf(session.id)}/log`, { method: "GET", signal: AbortSignal.timeout(LOG_TIMEOUT_MS) }, session.token);
   const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "session.jsonl";
   return { name, content: await response.blob() };
 }

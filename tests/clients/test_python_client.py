@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.sessions import Session
+from server.session import Session
 from streamgen_client import (
     BadAddress,
     ServerUnreachable,

@@ -31,7 +31,7 @@ def test_blocks_share_a_row_until_something_changes(tmp_path: Path) -> None:
     log.begin(1, 5, 3)
     log.block(3, (), 2, True, 2**32 - 1)
     file = tmp_path / "log.jsonl"
-    file.write_bytes(log.to_bytes(header(log)))
+    file.write_bytes(b"".join(log.parts(header(log))))
     log.block(4, (), 2, False, 0)  # reading it did not end it
     (first, runs), (second, others) = read_log(file).generations
     assert (first.seed, second.generation) == (2**64 - 1, 1)
@@ -42,7 +42,7 @@ def test_blocks_share_a_row_until_something_changes(tmp_path: Path) -> None:
         (7, ("KeyW",), 1, True, [7]),
     ]
     assert list(others[0].checksums) == [2**32 - 1]
-    file.write_bytes(log.to_bytes(header(log)))
+    file.write_bytes(b"".join(log.parts(header(log))))
     assert [list(run.checksums) for run in read_log(file).generations[1][1]] == [[2**32 - 1], [0]]
 
 
@@ -52,7 +52,7 @@ def test_a_row_does_not_grow_for_hours(tmp_path: Path) -> None:
     for frame in range(3, 3003):
         log.block(frame, (), 2, frame == 3, frame)
     file = tmp_path / "log.jsonl"
-    file.write_bytes(log.to_bytes(header(log)))
+    file.write_bytes(b"".join(log.parts(header(log))))
     [(_, runs)] = read_log(file).generations
     assert [(run.frame, run.recache) for run in runs] == [(3, True), (1027, False), (2051, False)]
     assert [crc32 for run in runs for crc32 in run.checksums] == list(range(3, 3003))
@@ -64,11 +64,11 @@ def test_what_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.Monke
     log.begin(0, 1, 0)
     edge = Input(frame=0, viewer="v", seq=1, t=0.0, received_s=0.0, code="KeyW", down=True)
     for frame in range(100):
-        log.input(edge)
+        log.input(frame, edge)
         log.block(frame, (), 2, frame == 0, 0)
     log.begin(1, 1, 0)
     log.block(0, (), 2, True, 0)
-    written = log.to_bytes(header(log))
+    written = b"".join(log.parts(header(log)))
     assert len(written) < 3000
     assert log.take_left_out() == log.left_out_blocks + log.left_out_inputs > 150
     assert log.take_left_out() == 0
