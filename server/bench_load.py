@@ -53,10 +53,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         fps, latency, cpu = row["fps"], row["latency_ms"], row["cpu_cores"]
+        delay = (
+            f"p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms" if latency["inputs"] else "no input came back"
+        )
         lines.append(
             f"| {row['transport']} | {row['viewers']} | {row['admitted']} "
             f"| {row['target_fps']}, {fps.get('p5', 0):.1f}, {fps.get('p50', 0):.1f} "
-            f"| p50 {latency.get('p50', 0):.0f} ms, p99 {latency.get('p99', 0):.0f} ms | {row['steps']} "
+            f"| {delay} | {row['steps']} "
             f"| server {cpu['server']:.2f}, worker {cpu['worker']:.2f}, viewers {cpu['viewers']:.2f} |"
         )
     return "\n".join(lines)

@@ -43,10 +43,11 @@ class BenchServer:
         return {name: float(sum(each.user + each.system for each in members)) for name, members in times.items()}
 
     def metric(self, name: str) -> float:
-        """Its sample, or the sum of them; one student is served."""
+        """Its only sample: one student is served."""
         with urllib.request.urlopen(f"{self.url}metrics", timeout=5) as response:
             families = text_string_to_metric_families(response.read().decode())
-            return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+        (value,) = (sample.value for family in families for sample in family.samples if sample.name == name)
+        return value
 
 
 @contextmanager
@@ -65,13 +66,15 @@ def serving(student: Student, engine: str, *options: str) -> Iterator[BenchServe
         # A thread reads the server's log to its end, so that the pipe never fills.
         threading.Thread(target=deque, args=(map(lines.put, stream), 0), daemon=True).start()
         deadline = time.monotonic() + _READY_S
-        url = None
+        url, said = None, deque[str](maxlen=5)
         while url is None:
             try:
-                line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+                said.append(lines.get(timeout=0.2))
             except queue.Empty:
-                raise click.ClickException("the server did not start") from None
-            if match := re.search(r"http://\S+", line):
+                if process.poll() is None and time.monotonic() < deadline:
+                    continue
+                raise click.ClickException(f"the server did not start: {''.join(said).strip()}") from None
+            if match := re.search(r"http://\S+", said[-1]):
                 url = match.group()
         _until_ready(url, deadline)
         yield BenchServer(url, process.pid)

@@ -110,7 +110,14 @@ async def watch(server: Process, record: Record, rng: random.Random, webrtc: boo
     """One viewer after another, some on the session of the one before."""
     ticket: Ticket | None = None
     while not record.over:
-        ticket = ticket or await asyncio.to_thread(server.create)
+        if ticket is None:
+            answer = await asyncio.to_thread(server.post, None)
+            if answer.status_code == 503:  # while a worker starts, say
+                record.did["refused"] += 1
+                await asyncio.sleep(1.0)
+                continue
+            body = answer.raise_for_status().json()
+            ticket = Ticket(server, body["id"], body["token"], body)
         record.did["viewers"] += 1
         try:
             await visit(ticket, record, rng, webrtc)

@@ -63,4 +63,6 @@ async def test_streams_go_on_after_a_restart(student: Student, tmp_path: Path) -
 def until_logged(server: Process, text: str) -> None:
     assert server.popen.stderr is not None
     while text not in server.log[-1]:
-        server.log.append(server.popen.stderr.readline())
+        line = server.popen.stderr.readline()
+        assert line, f"the server ended without saying {text!r}"
+        server.log.append(line)

@@ -73,6 +73,18 @@ def test_what_showing_a_block_costs_is_its_usual_cost() -> None:
     assert showing.likely_s == pytest.approx(0.004)
 
 
+def test_what_is_done_while_nobody_plays_is_not_for_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent_s = now_s = 0.0
+    monkeypatch.setattr("server.load.time.monotonic", lambda: now_s)
+    showing = ShowingCosts(lambda: spent_s)
+    for _ in range(10):
+        for _ in range(30):
+            now_s, spent_s = now_s + 0.05, spent_s + 0.004
+            showing.count()
+        now_s, spent_s = now_s + 3600.0, spent_s + 60.0
+    assert showing.likely_s == pytest.approx(0.004)
+
+
 def test_an_encoder_pool_knows_its_processor_time() -> None:
     def work(until_s: float) -> float:
         while time.thread_time() < until_s:

@@ -131,6 +131,8 @@ async def test_replaying_at_the_command_line(server: LiveServer, toy: Student, t
     blocks = json.loads(lines[at])
     changed = [*lines[:at], json.dumps(blocks | {"keys": ["Space"]}), *lines[at + 1 :]]
     other = json.loads(lines[0]) | {"student_hash": "0" * 64}
+    named = run(command, [str(log)])
+    assert named.exit_code == 1 and "student toy does not come with streamgen" in named.output
     for text, complaint in (
         ("\n".join(changed), "the first that differs: frame 20 of generation 0"),
         ("\n".join([json.dumps(other), *lines[1:]]), "give the very folder that was served"),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -191,6 +192,17 @@ def test_a_file_that_cannot_be_read_stops_no_server(serve: Serve, tmp_path: Path
     server = serve(settings={"state_dir": tmp_path})
     assert server.metric("streamgen_sessions_restored_total", outcome="unreadable") == 1
     assert not (tmp_path / SESSIONS).exists()
+
+
+def test_a_file_that_cannot_be_removed_stops_no_server(
+    serve: Serve, tmp_path: Path, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its sessions are lost: they would come back at every start."""
+    write_sessions(tmp_path, [kept(student, "one", key_hash=None)])
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=PermissionError(1, "told not to")))
+    server = serve(settings={"state_dir": tmp_path})
+    assert server.metric("streamgen_sessions_restored_total", outcome="unreadable") == 1
+    assert len(server.service.sessions) == 0
 
 
 @pytest.mark.parametrize(

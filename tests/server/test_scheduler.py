@@ -58,6 +58,7 @@ class World:
         self.cost_s: Callable[[float, Step], float] = lambda now_s, step: 0.010
         self.steps: list[tuple[float, Step]] = []
         self.raises: set[str] = set()
+        self.given_back: list[str] = []
         self._busy: tuple[float, Step] | None = None
         self.student = student
         self.streams: list[Stream] = []
@@ -70,7 +71,7 @@ class World:
         self._busy = self.now_s + self.cost_s(self.now_s, message), message
 
     def close_stream(self, stream_id: str) -> None:
-        pass
+        self.given_back.append(stream_id)
 
     def add(self, name: str) -> Viewer:
         viewer = Viewer(self)
@@ -341,3 +342,14 @@ def test_a_lost_worker_is_asked_for_the_same_block_again(world: World) -> None:
     world.run(1.0)
     again = next(step for _, step in world.steps if step.opens and step.call > 1)
     assert (again.requests[0].actions == asked.actions).all()
+
+
+def test_a_stream_that_was_reset_gives_its_row_back(world: World) -> None:
+    """The worker holds it until the next open, which never comes."""
+    world.add("a")
+    world.run(1.0)
+    stream = world.idle()
+    stream.stop()
+    stream.reset(7)
+    world.scheduler.remove(stream)
+    assert world.given_back == ["a"]

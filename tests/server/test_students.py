@@ -151,7 +151,10 @@ async def test_the_load_of_all_students_counts(serve: Serve, others: list[Studen
     assert states(server)["third"] == "unloaded"
 
 
-async def test_a_student_that_cannot_be_loaded_harms_no_other(serve: Serve, others: list[Student]) -> None:
+async def test_a_student_that_cannot_be_loaded_harms_no_other(
+    serve: Serve, others: list[Student], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "_AWAITS_S", 1.0)
     server = serve(others=others[:1])
     server.service.students.find("second").build_engine = _fails
     ticket = server.create(seed=3)
@@ -160,6 +163,7 @@ async def test_a_student_that_cannot_be_loaded_harms_no_other(serve: Serve, othe
         assert refusal(ask(server, "second")) == (503, "starting")
         await client.watch(5)
         assert server.get("/readyz").status_code == 200
+        await until(lambda: states(server)["second"] == "unloaded", "it is given up, when nobody asks any more")
     follow(3, client.frames)
 
 

@@ -66,7 +66,10 @@ async def load(
         elapsed_s, cpu_s = time.monotonic() - start_s, time.process_time() - start_cpu_s
         after = [stream.stats for stream in streams]
         latency_s = [
-            each for old, new in zip(before, after, strict=True) for each in new.latency_s[len(old.latency_s) :]
+            each
+            for old, new in zip(before, after, strict=True)
+            for each in new.latency_s[-(new.inputs - old.inputs) :]
+            if new.inputs > old.inputs
         ]
         tell(
             {
