@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import http, protocol
+from server import http, protocol, viewers
 from server.codes import MEANINGS
 
 _LIMITS = {
@@ -74,7 +74,8 @@ Kinds of payload: {kinds}.
 
 An HTTP error has an [ErrorAnswer](#erroranswer) as its body and a status of 400 or more, with `Retry-After` where
 another try may succeed. A viewer is sent the message `error`; where that ends the viewer, a WebSocket is closed with
-the code as the reason.
+the code as the reason, and by number: {normal} as was asked for, {policy} do not come back, {restart} come back to the same
+session, {later} try again later.
 
 {errors}
 
@@ -142,6 +143,10 @@ def page() -> str:
     ack = protocol.Ack(seq=1, t=1042.5, frame=5, pts_us=114286, rtp=None, server_ms=41.2)
     return _PAGE.format(
         version=protocol.VERSION,
+        normal=viewers.CLOSE_NORMAL,
+        policy=viewers.CLOSE_POLICY,
+        restart=viewers.CLOSE_RESTART,
+        later=viewers.CLOSE_TRY_LATER,
         routes=_table(("Route", "Takes", "Answers", "Does"), _routes(api["paths"])),
         objects="\n\n".join(_objects(api["components"]["schemas"])),
         client="\n\n".join(_messages(schema["client"])),
