@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Response, expect
 
 from server.protocol import Hello, Input, Ping, Release
 from server.settings import Settings
@@ -24,6 +24,15 @@ from tests.server.process import process
 from tests.server.synthetic import make_student
 
 KEY = "sg_friend"
+SPY = """
+    const Real = WebSocket;
+    window.sockets = [];
+    window.WebSocket = class extends Real {
+        constructor(...given) { super(...given); sockets.push(this); }
+    };
+"""
+"""Tells a test the page's sockets."""
+
 TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
 
@@ -101,7 +110,7 @@ def test_where_h264_cannot_be_decoded_it_goes_on_with_jpeg(walk: Open) -> None:
 @pytest.mark.parametrize(
     ("happens", "then"),
     [
-        # Browsers take decoders back from pages in the background: the next one decodes again.
+        # The browser takes it back from a page in the background: the next one decodes again.
         (
             "decode(chunk) { this.taken ??= fail(new DOMException('', 'QuotaExceededError')) ?? true; }",
             ["h264", "jpeg"],
@@ -153,6 +162,7 @@ def test_a_gamepad_steers(walk: Open) -> None:
     w.page.evaluate("plug([0])")  # walks in
     w.plays()
     pad("[]")
+    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 1)  # it was read
     pad("[], 0, -0.45")
     pad("[], 0, -0.6", "KeyW")
     pad("[], 0, -0.4", "KeyW")  # it trembles
@@ -168,7 +178,6 @@ def test_a_gamepad_steers(walk: Open) -> None:
     expect(hint).to_be_hidden()
     w.until(lambda stats: len(stats["inputToPhotonMs"]) == 12)
     first, *said = [each for each in w.messages() if isinstance(each, Input)]
-    print([(e.code, e.down) for e in [first, *said]], w.stats()["inputToPhotonMs"])
     assert (first.code, first.down) == ("Space", False)  # the button that walked in
     assert [(each.code, each.down) for each in said[:2]] == [("KeyW", True), ("ArrowRight", True)]
     assert {(each.code, each.down) for each in said[2:5]} == {
@@ -237,19 +246,20 @@ def test_a_key_walks_in_and_the_world_pauses(walk: Open) -> None:
 
 
 def test_a_world_that_nobody_sees_waits(walk: Open) -> None:
-    w = walk("?transport=websocket")
+    """Until somebody does, even if that is while there is no connection."""
+    see = """window.see = (visible) => {
+        Object.defineProperty(document, 'hidden', { value: !visible, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange', { bubbles: true }));
+    };"""
+    w = walk("?transport=websocket", script=SPY + see)
     enter(w)
-    seen(w.page, False)
-    w.until(lambda stats: stats["state"] == "paused")
-    seen(w.page, True)
-    w.until(lambda stats: stats["state"] == "playing")
-
-
-def seen(page: Page, visible: bool) -> None:
-    page.evaluate(
-        f"Object.defineProperty(document, 'hidden', {{ value: {json.dumps(not visible)}, configurable: true }})"
-    )
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))")
+    close = "sockets[0].addEventListener('close', () => setTimeout(see, 0, true)); sockets[0].close()"
+    for back in ("see(true)", close):
+        w.page.evaluate("see(false)")
+        w.until(lambda stats: stats["state"] == "paused")
+        w.page.evaluate(back)
+        w.until(lambda stats: stats["state"] == "playing")
+    assert w.page.evaluate("sockets.length") == 2
 
 
 def test_new_world(walk: Open) -> None:
@@ -275,14 +285,7 @@ def test_the_log_of_what_was_seen_can_be_saved(walk: Open) -> None:
 
 
 def test_a_lost_websocket_is_opened_again(walk: Open) -> None:
-    spy = """
-        const Real = WebSocket;
-        window.sockets = [];
-        window.WebSocket = class extends Real {
-            constructor(...given) { super(...given); sockets.push(this); }
-        };
-    """
-    w = walk("?transport=websocket", script=spy)
+    w = walk("?transport=websocket", script=SPY)
     before = enter(w)
     w.page.evaluate("sockets[0].close()")
     w.until(lambda stats: stats["state"] != "playing", 3)
@@ -300,13 +303,32 @@ def test_a_lost_peer_is_connected_again(walk: Open, world_server: Any) -> None:
     with w.page.expect_response(re.compile("/webrtc$")) as offered:
         before = enter(w)
     assert before["transport"] == "webrtc"
-    token = json.loads(w.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
-    assert world_server.call("DELETE", offered.value.headers["location"], token=token)[0] == 204
+    end_peer(w, world_server, offered.value)
     w.until(lambda stats: stats["state"] != "playing", 8)
     after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
     assert (after["session"], after["transport"]) == (before["session"], "webrtc")
     assert {url for url in w.requests if not url.startswith(f"{world_server.url}/below/")} == set()
     assert f"{world_server.url}/below{offered.value.headers['location']}" in w.requests  # it ended its peer
+
+
+def end_peer(walk: Walk, server: Any, offered: Response) -> None:
+    token = json.loads(walk.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
+    assert server.call("DELETE", offered.headers["location"], token=token)[0] == 204
+
+
+def test_a_paused_world_keeps_its_picture(walk: Open, world_server: Any) -> None:
+    """Where the new connection has none, as after a restart of the server."""
+    w = walk()
+    with w.page.expect_response(re.compile("/webrtc$")) as offered:
+        enter(w)
+    w.page.keyboard.press("p")
+    w.until(lambda stats: stats["state"] == "paused")
+    w.page.evaluate("HTMLVideoElement.prototype.requestVideoFrameCallback = () => 0")
+    with w.page.expect_response(re.compile("/webrtc$")):
+        end_peer(w, world_server, offered.value)
+    w.until(lambda stats: stats["state"] == "paused")
+    expect(w.page.locator("#canvas")).to_be_visible()
+    expect(w.page.locator("#video")).to_be_hidden()
 
 
 def test_it_says_what_generates_the_frames(walk: Open) -> None:
@@ -483,9 +505,7 @@ def test_one_student_leaves_no_choice(walk: Open) -> None:
     expect(w.page.locator("#student")).to_be_hidden()
 
 
-@pytest.mark.parametrize("before_it", ["playing", "paused", "unseen"])
-def test_the_world_goes_on_after_a_restart(browser: Browser, student: Student, tmp_path: Path, before_it: str) -> None:
-    """A paused one too, with its last picture meanwhile; one that nobody saw as soon as it is seen again."""
+def test_the_world_goes_on_after_a_restart(browser: Browser, student: Student, tmp_path: Path) -> None:
     states = ("--state-dir", str(tmp_path / "states"))
     context = browser.new_context(**DESKTOP)
     page = context.new_page()
@@ -494,23 +514,17 @@ def test_the_world_goes_on_after_a_restart(browser: Browser, student: Student, t
         page.goto(old.url)
         enter(walk)
         before = walk.until(lambda stats: stats["frame"] > 30)
-        if before_it == "paused":
-            page.keyboard.press("p")
-        if before_it == "unseen":
-            seen(page, False)
-        if before_it != "playing":
-            before = walk.until(lambda stats: stats["state"] == "paused")
         old.popen.send_signal(signal.SIGTERM)
         expect(page.get_by_role("heading", name="The server restarts")).to_be_visible()
         assert old.wait() == 0
-    seen(page, True)
+    # What a proxy says while the server is away.
+    page.route("**/v1/**", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    for _ in range(2):
+        page.wait_for_event("response", lambda response: response.status == 502)
+    expect(page.get_by_role("heading", name="The server restarts")).to_be_visible()
+    page.unroute("**/v1/**")
     with process(student, tmp_path, *states, "--port", old.url.rpartition(":")[2]):
-        if before_it == "paused":
-            walk.until(lambda stats: stats["state"] == "paused")
-            expect(page.locator("#canvas")).to_be_visible()
-            page.keyboard.press("w")
         after = walk.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"] + 30)
-        expect(page.locator("#video")).to_be_visible()
         context.close()
     assert (after["session"], after["seed"]) == (before["session"], before["seed"])
     assert (before["transport"], after["transport"]) == ("webrtc", "webrtc")
