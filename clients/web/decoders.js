@@ -43,17 +43,23 @@ export function decodeJpeg(data) {
 export class H264Decoder {
   #decoder;
   #behind = false;
+  #gave = false;
   /** Frames that are being decoded, by their time. @type {Map<number, (picture: VideoFrame | null) => void>} */ #waiting = new Map();
 
-  /** @param {(error: Error) => void} onfailed nothing more will be decoded, here or by another one */
+  /** @param {(error: Error) => void} onfailed nothing more will be decoded here */
   constructor(onfailed) {
     /** @param {Error} error */
     const fail = (error) => {
-      h264Failed = true;
+      h264Failed ||= error.name !== "QuotaExceededError"; // taken back by the browser, from a page that nobody sees
       this.close();
       onfailed(error);
     };
-    this.#decoder = new VideoDecoder({ output: (picture) => this.#settle(picture.timestamp, picture), error: fail });
+    /** @param {VideoFrame} picture */
+    const output = (picture) => {
+      this.#gave = true;
+      this.#settle(picture.timestamp, picture);
+    };
+    this.#decoder = new VideoDecoder({ output, error: fail });
     this.#decoder.configure(H264);
   }
 
@@ -71,6 +77,7 @@ export class H264Decoder {
   }
 
   close() {
+    if (!this.#gave && this.#waiting.size > MOST_WAITING) h264Failed = true; // it took frames and said nothing
     if (this.#decoder.state !== "closed") this.#decoder.close();
     for (const ptsUs of this.#waiting.keys()) this.#settle(ptsUs, null);
   }

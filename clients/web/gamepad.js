@@ -26,7 +26,7 @@ const HELD_FROM = 0.35;
 /**
  * Reads gamepads once a picture for as long as one is connected.
  * @param {Keys} keys
- * @param {(at: number) => void} used something was pressed
+ * @param {(at: number) => void} used something is pressed
  * @param {(connected: boolean) => void} changed
  */
 export function listenToGamepads(keys, used, changed) {
@@ -39,12 +39,12 @@ export function listenToGamepads(keys, used, changed) {
     const at = performance.now();
     /** @type {Map<string, string>} */
     const now = new Map();
-    for (const gamepad of gamepads) {
+    // Leaving the window releases all keys; what is still down on return is pressed anew.
+    for (const gamepad of document.hasFocus() ? gamepads : []) {
       for (const [part, code] of parts(gamepad, (part) => down.has(part))) now.set(part, code);
     }
     // Lifts come last: what moves from the stick to the cross stays down.
     for (const [part, code] of now) {
-      if (down.has(part)) continue;
       used(at);
       keys.press(part, code, at);
     }

@@ -153,6 +153,7 @@ fetchDevice().then(view.showDevice);
 fetchStudents().then((students) => view.showStudents(students, wish.student));
 view.studentField.addEventListener("change", () => {
   const session = recall(wish);
+  player.leave(); // or it would take the session's end for a fault, and open another one
   if (session) endSession(session);
   query.set("student", view.studentField.value);
   location.search = String(query);
@@ -164,6 +165,7 @@ addEventListener("pageshow", (event) => {
   // A reload, or a page brought back by the browser's own history, returns to its stream.
   const session = recall(wish);
   if (session) player.start(wish, session, event.persisted ? performance.now() : 0);
+  else if (event.persisted) location.reload(); // its stream has ended since
 });
 
 /** @returns {Stats} */

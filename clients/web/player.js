@@ -22,7 +22,7 @@ const RESTART_PATIENCE_MS = 120_000;
  * @typedef {object} Stage what the player needs of the page
  * @property {HTMLVideoElement} video
  * @property {HTMLCanvasElement} canvas
- * @property {(transport: TransportName) => void} arrived the first frame of a new link is on the screen
+ * @property {(transport: TransportName) => void} arrived the first frame of a new link is on the screen; a paused one may have none
  * @property {() => void} hold the link is gone: keep its last frame
  * @property {(snapshot: Snapshot) => void} changed
  * @property {(text: string) => void} notice something that the person may want to know, and need not act on
@@ -125,7 +125,7 @@ export class Player {
     if (hidden && this.#state === "playing") {
       this.#pausedUnseen = true;
       this.pause();
-    } else if (!hidden && this.#pausedUnseen) {
+    } else if (!hidden && this.#pausedUnseen && this.#link) {
       this.#pausedUnseen = false;
       this.resume();
     }
@@ -164,6 +164,7 @@ export class Player {
 
     const ready = promise();
     const picture = promise();
+    const paused = promise();
     const dead = promise();
     const gone = dead.promise.then((error) => Promise.reject(error));
     gone.catch(() => {}); // it is raced below, perhaps never
@@ -172,7 +173,8 @@ export class Player {
     const events = {
       message: (message) => {
         this.#unheardSince = null;
-        if (message.type === "ready" || message.type === "paused") ready.resolve(message);
+        if (message.type === "ready") ready.resolve(message);
+        if (message.type === "paused") paused.resolve(message);
         this.#hear(message);
       },
       shown: (shown) => {
@@ -189,20 +191,21 @@ export class Player {
     this.#paused = false;
     this.#unheardSince = null;
     this.#meter.linked();
+    picture.promise.then(() => this.#stage.arrived(link.transport));
     this.#die = dead.resolve;
     link.lost.then(dead.resolve);
     const beat = setInterval(() => this.#beat(link), HEARTBEAT_MS);
     try {
       this.#beat(link);
       await Promise.race([ready.promise, gone, late("the server did not say that it is ready", READY_TIMEOUT_MS)]);
-      if (!this.#paused) await Promise.race([picture.promise, gone, this.#firstFrameLate()]);
+      // A server that was started anew has no picture of a paused world.
+      await Promise.race([picture.promise, paused.promise, gone, firstFrameLate()]);
       if (link.transport === "webrtc") this.#webrtcWorked = true;
       arrived();
       this.#restartsSince = null;
-      this.#stage.arrived(link.transport);
       this.#set(this.#paused ? "paused" : "playing");
       this.#ping(); // keys that were pressed too early count now
-      if (document.hidden) this.unseen(true);
+      this.unseen(document.hidden); // it may have changed while there was no link
       await gone;
     } finally {
       clearInterval(beat);
@@ -212,12 +215,6 @@ export class Player {
 
   get #restarting() {
     return this.#restartsSince !== null && performance.now() - this.#restartsSince < RESTART_PATIENCE_MS;
-  }
-
-  async #firstFrameLate() {
-    await late("no picture came", FIRST_FRAME_TIMEOUT_MS).catch((error) => {
-      if (!this.#paused) throw error;
-    });
   }
 
   /** @param {Link} link */
@@ -256,8 +253,8 @@ export class Player {
    */
   async #recover(error, failures) {
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
-    // It may be away, or back and still loading its network: no reason to change the transport.
-    if (this.#restarting && (!(error instanceof Refused) || error.code === "draining"))
+    // It may be away, so that a proxy answers for it, or back and still loading its network: no reason to change the transport.
+    if (this.#restarting && (!(error instanceof Refused) || error.code === "draining" || error.code.startsWith("http_5")))
       return this.#wait("restarting", error.message, Math.min(backoffS, RESTART_RETRY_S));
     // Media ports are for WebRTC alone: without one it goes on below, by the other way.
     if (error instanceof Refused && error.code !== "no_media_port") {
@@ -372,4 +369,11 @@ function promise() {
  */
 function late(what, afterMs) {
   return new Promise((_, reject) => setTimeout(() => reject(new Error(what)), afterMs));
+}
+
+/** Ends without an error in a page that nobody sees: there, the browser shows no frames. */
+async function firstFrameLate() {
+  await late("no picture came", FIRST_FRAME_TIMEOUT_MS).catch((error) => {
+    if (!document.hidden) throw error;
+  });
 }

@@ -154,8 +154,10 @@ export async function fetchLog(session) {
  */
 export async function postOffer(session, offer) {
   const headers = { "Content-Type": "application/sdp" };
-  const response = await request(`${pathOf(session.id)}/webrtc`, { method: "POST", headers, body: offer }, session.token);
-  return { answer: await response.text(), peer: response.headers.get("Location") };
+  const path = `${pathOf(session.id)}/webrtc`;
+  const response = await request(path, { method: "POST", headers, body: offer }, session.token);
+  const name = response.headers.get("Location")?.split("/").pop();
+  return { answer: await response.text(), peer: name ? `${path}/${name}` : null };
 }
 
 /**

@@ -36,6 +36,7 @@ export interface ErrorBody {
 
 /** `seq` counts inputs and releases from 1; a ping carries the last one, 0 before the first. */
 export type ClientMessage =
+  | { type: "hello"; version: number; token: string; video: string[] }
   | { type: "input"; seq: number; code: string; down: boolean; held: string[]; t: number }
   | { type: "release"; seq: number; t: number }
   | { type: "ping"; seq: number; held: string[]; t: number }

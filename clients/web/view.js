@@ -5,6 +5,8 @@
 
 const NOTICE_MS = 6_000;
 const GLOW_MS = 200;
+/** Within it the browser has begun to save a file. */
+const SAVED_MS = 60_000;
 
 const TRANSPORTS = { webrtc: "WebRTC", websocket: "WebSocket" };
 
@@ -80,6 +82,7 @@ export function showState(snapshot) {
   }
   const walking = state === "playing" || state === "paused";
   for (const id of ["pause", "renew", "log"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;
+  studentField.disabled = state === "playing"; // a key that was meant for the world would choose another one
   setText("pause", state === "paused" ? "Walk on" : "Pause");
   element("link").hidden = !transport;
   setText("transport", transport ? TRANSPORTS[transport] : "");
@@ -145,7 +148,7 @@ export function saveFile({ name, content }) {
   link.href = URL.createObjectURL(content);
   link.download = name;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), SAVED_MS);
 }
 
 /** The element that carries the picture now. @type {HTMLVideoElement | HTMLCanvasElement} */

@@ -1,6 +1,6 @@
 /** The link over a WebSocket: JPEG or H.264 frames drawn on a canvas, control messages as JSON text. */
 
-/** @import { Link, LinkEvents, Session } from "./types.d.ts" */
+/** @import { ClientMessage, Link, LinkEvents, Session } from "./types.d.ts" */
 
 import { decodeJpeg, encodings, H264Decoder } from "./decoders.js";
 import { streamAddress } from "./session.js";
@@ -14,15 +14,6 @@ const MAGIC = 0x4753; // "SG"
 const KIND_JPEG = 1;
 const KIND_H264_KEY = 2;
 const KIND_H264_DELTA = 3;
-
-/** The socket was closed by the server; `code` as RFC 6455 has it. */
-export class SocketClosed extends Error {
-  /** @param {CloseEvent} event */
-  constructor({ code, reason }) {
-    super(reason || `the server closed the WebSocket (${code})`);
-    this.code = code;
-  }
-}
 
 /**
  * @param {Session} session
@@ -44,9 +35,9 @@ export async function openWebSocket(session, canvas, events, encoding) {
   /** @type {Promise<Error>} */
   const lost = new Promise((resolve) => (lose = (error) => !closed && resolve(error)));
   const painter = new Painter(canvas, events, (error) => lose(error));
-  socket.onclose = (event) => {
+  socket.onclose = ({ code, reason }) => {
     painter.stop();
-    lose(new SocketClosed(event));
+    lose(new Error(reason || `the server closed the WebSocket (${code})`));
   };
   const close = () => {
     closed = true;
@@ -70,7 +61,9 @@ export async function openWebSocket(session, canvas, events, encoding) {
     close();
     throw error;
   }
-  socket.send(JSON.stringify({ type: "hello", version: PROTOCOL_VERSION, token: session.token, video }));
+  /** @type {ClientMessage} */
+  const hello = { type: "hello", version: PROTOCOL_VERSION, token: session.token, video };
+  socket.send(JSON.stringify(hello));
 
   return {
     transport: "websocket",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Response, expect
 
 from server.protocol import Hello, Input, Ping, Release
 from server.settings import Settings
@@ -24,6 +24,15 @@ from tests.server.process import process
 from tests.server.synthetic import make_student
 
 KEY = "sg_friend"
+SPY = """
+    const Real = WebSocket;
+    window.sockets = [];
+    window.WebSocket = class extends Real {
+        constructor(...given) { super(...given); sockets.push(this); }
+    };
+"""
+"""Tells a test the page's sockets."""
+
 TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
 
@@ -98,6 +107,37 @@ def test_where_h264_cannot_be_decoded_it_goes_on_with_jpeg(walk: Open) -> None:
     assert shown_width(w) == 128
 
 
+@pytest.mark.parametrize(
+    ("happens", "then"),
+    [
+        # The browser takes it back from a page in the background: the next one decodes again.
+        (
+            "decode(chunk) { this.taken ??= fail(new DOMException('', 'QuotaExceededError')) ?? true; }",
+            ["h264", "jpeg"],
+        ),
+        ("decode(chunk) {}", ["jpeg"]),
+    ],
+    ids=["taken back", "silent"],
+)
+def test_a_decoder_of_h264_gives_nothing(walk: Open, happens: str, then: list[str]) -> None:
+    script = f"""
+        const Real = VideoDecoder;
+        let decoders = 0;
+        window.VideoDecoder = class {{
+            static isConfigSupported = (config) => Real.isConfigSupported(config);
+            constructor(init) {{
+                if (decoders++) return new Real(init);
+                const decoder = new Real(init), fail = init.error;
+                return Object.assign(decoder, {{ {happens} }});
+            }}
+        }};
+    """
+    w = walk("?transport=websocket&video=h264", script=script)
+    enter(w)
+    assert [each.video for each in w.messages() if isinstance(each, Hello)] == [["h264", "jpeg"], then]
+    assert shown_width(w) == (384 if "h264" in then else 128)
+
+
 def test_a_gamepad_steers(walk: Open) -> None:
     """As far as the server: what is held there is what the page says, and every edge is acknowledged."""
     fake = """
@@ -122,22 +162,29 @@ def test_a_gamepad_steers(walk: Open) -> None:
     w.page.evaluate("plug([0])")  # walks in
     w.plays()
     pad("[]")
+    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 1)  # it was read
     pad("[], 0, -0.45")
     pad("[], 0, -0.6", "KeyW")
     pad("[], 0, -0.4", "KeyW")  # it trembles
     pad("[12], 0.9, -0.3", "KeyW", "ArrowRight")  # the cross goes on with what the stick held
     pad("[12, 7], 0, 0, -1", "KeyW", "ArrowLeft", "Space")
+    # Who leaves the window lets go of all; what is still down on return counts anew.
+    w.page.evaluate("document.hasFocus = () => false; dispatchEvent(new Event('blur'))")
+    expect(w.page.locator(".hints .held")).to_have_count(0)
+    w.page.evaluate("document.hasFocus = () => true")
+    expect(w.page.locator(".hints .held")).to_have_count(3)
     w.page.evaluate("plug(null)")
     expect(w.page.locator(".hints .held")).to_have_count(0)
     expect(hint).to_be_hidden()
-    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 9)
+    w.until(lambda stats: len(stats["inputToPhotonMs"]) == 12)
     first, *said = [each for each in w.messages() if isinstance(each, Input)]
     assert (first.code, first.down) == ("Space", False)  # the button that walked in
     assert [(each.code, each.down) for each in said[:2]] == [("KeyW", True), ("ArrowRight", True)]
     assert {(each.code, each.down) for each in said[2:5]} == {
         ("ArrowLeft", True), ("ArrowRight", False), ("Space", True),
     }  # fmt: skip
-    assert {(each.code, each.down) for each in said[5:]} == {("KeyW", False), ("ArrowLeft", False), ("Space", False)}
+    assert {(each.code, each.down) for each in said[5:8]} == {("KeyW", True), ("ArrowLeft", True), ("Space", True)}
+    assert {(each.code, each.down) for each in said[8:]} == {("KeyW", False), ("ArrowLeft", False), ("Space", False)}
     assert said[-1].held == []
     assert w.complaints == []
 
@@ -199,14 +246,20 @@ def test_a_key_walks_in_and_the_world_pauses(walk: Open) -> None:
 
 
 def test_a_world_that_nobody_sees_waits(walk: Open) -> None:
-    w = walk("?transport=websocket")
+    """Until somebody does, even if that is while there is no connection."""
+    see = """window.see = (visible) => {
+        Object.defineProperty(document, 'hidden', { value: !visible, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange', { bubbles: true }));
+    };"""
+    w = walk("?transport=websocket", script=SPY + see)
     enter(w)
-    hide = "Object.defineProperty(document, 'hidden', { value: %s, configurable: true });"
-    change = "document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))"
-    w.page.evaluate(hide % "true" + change)
-    w.until(lambda stats: stats["state"] == "paused")
-    w.page.evaluate(hide % "false" + change)
-    w.until(lambda stats: stats["state"] == "playing")
+    close = "sockets[0].addEventListener('close', () => setTimeout(see, 0, true)); sockets[0].close()"
+    for back in ("see(true)", close):
+        w.page.evaluate("see(false)")
+        w.until(lambda stats: stats["state"] == "paused")
+        w.page.evaluate(back)
+        w.until(lambda stats: stats["state"] == "playing")
+    assert w.page.evaluate("sockets.length") == 2
 
 
 def test_new_world(walk: Open) -> None:
@@ -232,14 +285,7 @@ def test_the_log_of_what_was_seen_can_be_saved(walk: Open) -> None:
 
 
 def test_a_lost_websocket_is_opened_again(walk: Open) -> None:
-    spy = """
-        const Real = WebSocket;
-        window.sockets = [];
-        window.WebSocket = class extends Real {
-            constructor(...given) { super(...given); sockets.push(this); }
-        };
-    """
-    w = walk("?transport=websocket", script=spy)
+    w = walk("?transport=websocket", script=SPY)
     before = enter(w)
     w.page.evaluate("sockets[0].close()")
     w.until(lambda stats: stats["state"] != "playing", 3)
@@ -249,15 +295,40 @@ def test_a_lost_websocket_is_opened_again(walk: Open) -> None:
 
 
 def test_a_lost_peer_is_connected_again(walk: Open, world_server: Any) -> None:
+    """Behind a proxy that serves everything below a path of its own."""
     w = walk()
+    w.page.route("**/below/**", lambda route: route.continue_(url=route.request.url.replace("/below/", "/")))
+    w.page.goto(f"{world_server.url}/below/")
+    w.requests.clear()
     with w.page.expect_response(re.compile("/webrtc$")) as offered:
         before = enter(w)
     assert before["transport"] == "webrtc"
-    token = json.loads(w.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
-    assert world_server.call("DELETE", offered.value.headers["location"], token=token)[0] == 204
+    end_peer(w, world_server, offered.value)
     w.until(lambda stats: stats["state"] != "playing", 8)
     after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
     assert (after["session"], after["transport"]) == (before["session"], "webrtc")
+    assert {url for url in w.requests if not url.startswith(f"{world_server.url}/below/")} == set()
+    assert f"{world_server.url}/below{offered.value.headers['location']}" in w.requests  # it ended its peer
+
+
+def end_peer(walk: Walk, server: Any, offered: Response) -> None:
+    token = json.loads(walk.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
+    assert server.call("DELETE", offered.headers["location"], token=token)[0] == 204
+
+
+def test_a_paused_world_keeps_its_picture(walk: Open, world_server: Any) -> None:
+    """Where the new connection has none, as after a restart of the server."""
+    w = walk()
+    with w.page.expect_response(re.compile("/webrtc$")) as offered:
+        enter(w)
+    w.page.keyboard.press("p")
+    w.until(lambda stats: stats["state"] == "paused")
+    w.page.evaluate("HTMLVideoElement.prototype.requestVideoFrameCallback = () => 0")
+    with w.page.expect_response(re.compile("/webrtc$")):
+        end_peer(w, world_server, offered.value)
+    w.until(lambda stats: stats["state"] == "paused")
+    expect(w.page.locator("#canvas")).to_be_visible()
+    expect(w.page.locator("#video")).to_be_hidden()
 
 
 def test_it_says_what_generates_the_frames(walk: Open) -> None:
@@ -402,11 +473,25 @@ def test_of_several_students_one_is_chosen(browser: Browser, tmp_path: Path) -> 
         enter(walk)  # once it is loaded
         served = [session.served.name for session in server.service.sessions]
         assert served == ["second"]
-        # Another choice gives the place back at once.
+        expect(choice).to_be_disabled()  # a key that steers would choose
+        page.keyboard.press("p")
+        # Another choice gives the place back at once, and for good, however long the other page takes.
+        page.route("**/*student=first", lambda route: route.fulfill(status=204))
         choice.select_option("first")
+        page.wait_for_timeout(1500)
+        assert not server.service.sessions
+        page.unroute("**/*student=first")
+        choice.dispatch_event("change")
         expect(page.get_by_role("button", name="Walk in")).to_be_visible()
         enter(walk)
         assert [session.served.name for session in server.service.sessions] == ["first"]
+        # A page that the browser's history kept, and whose session has ended since, begins anew.
+        page.evaluate("""
+            dispatchEvent(new Event('pagehide'));
+            sessionStorage.clear();
+            dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }));
+        """)
+        expect(page.get_by_role("button", name="Walk in")).to_be_visible()
         context.close()
     finally:
         server.stop()
@@ -432,6 +517,12 @@ def test_the_world_goes_on_after_a_restart(browser: Browser, student: Student, t
         old.popen.send_signal(signal.SIGTERM)
         expect(page.get_by_role("heading", name="The server restarts")).to_be_visible()
         assert old.wait() == 0
+    # What a proxy says while the server is away.
+    page.route("**/v1/**", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    for _ in range(2):
+        page.wait_for_event("response", lambda response: response.status == 502)
+    expect(page.get_by_role("heading", name="The server restarts")).to_be_visible()
+    page.unroute("**/v1/**")
     with process(student, tmp_path, *states, "--port", old.url.rpartition(":")[2]):
         after = walk.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"] + 30)
         context.close()
