@@ -74,8 +74,8 @@ Kinds of payload: {kinds}.
 
 An HTTP error has an [ErrorAnswer](#erroranswer) as its body and a status of 400 or more, with `Retry-After` where
 another try may succeed. A viewer is sent the message `error`; where that ends the viewer, a WebSocket is closed with
-the code as the reason, and by number: {normal} as was asked for, {policy} do not come back, {restart} come back to the same
-session, {later} try again later.
+the code as the reason, and by number: {normal} as was asked for, {policy} do not come back, {restart} come back to the
+same session, {later} try again later.
 
 {errors}
 
