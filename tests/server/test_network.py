@@ -13,6 +13,8 @@ from tests.server.relay import BLACKOUT, CALM, Weather, relay
 
 RECOVERED_WITHIN_S = 5.0
 """Measured: 0.1 s to 0.3 s. A busy machine shall not decide."""
+CLOSE = 5
+"""Frames, a quarter of a second: what did not recover is behind by all of the blackout."""
 
 
 async def test_loss_delay_and_blackout(serve: Callable[..., LiveServer]) -> None:
@@ -44,9 +46,9 @@ async def test_loss_delay_and_blackout(serve: Callable[..., LiveServer]) -> None
             if weather is not BLACKOUT:
                 assert len(client.pictures) - shown > 10 * seconds, f"{name}: half of the frames"
             net.weather, calm_s = CALM, time.monotonic()
-            await until(lambda: behind() <= before + 1, f"recovery from {name}", RECOVERED_WITHIN_S)
+            await until(lambda: behind() <= before + CLOSE, f"recovery from {name}", RECOVERED_WITHIN_S)
             print(f"recovered from {name} in {time.monotonic() - calm_s:.2f} s")
-            assert await usual(0.7) <= before + 1, f"{name}: it stays late"
+            assert await usual(0.7) <= before + CLOSE, f"{name}: it stays late"
             assert stream.playing
             await client.ack(await client.key("KeyW", "KeyW" not in client.held))
     assert net.lost > 50
