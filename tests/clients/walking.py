@@ -16,6 +16,15 @@ DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 SMALL = {"viewport": {"width": 480, "height": 360}}
 """Less for Chromium to draw: where two pages play, it must not take the cores that the server needs to let both in."""
 
+SPY = """
+    const Real = WebSocket;
+    window.sockets = [];
+    window.WebSocket = class extends Real {
+        constructor(...given) { super(...given); sockets.push(this); }
+    };
+"""
+"""Tells a test the page's sockets."""
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
 
