@@ -25,8 +25,6 @@ _FEWER_STEPS_ABOVE = 0.85
 _MORE_STEPS_BELOW = 0.65
 _CALM_S = 5.0
 _FULL_LOAD = 0.9
-MOST_LOAD = 0.95
-"""With one more stream."""
 
 _RATE_CHANGE = 0.1
 
@@ -123,11 +121,19 @@ class Governor:
 
     rows: streams that one step can serve. The load is the share of a second that steps take in a second. Under load
     there are fewer steps first; where even those are too many there are fewer frames. `rate` is the share of the
-    student's frames a second that can be kept up.
+    student's frames a second that can be kept up. most_load: up to which another stream is admitted.
     """
 
-    def __init__(self, costs: StepCosts, showing: ShowingCosts, counts: Iterable[int], full: int, rows: int) -> None:
-        self.costs, self.showing = costs, showing
+    def __init__(
+        self,
+        costs: StepCosts,
+        showing: ShowingCosts,
+        counts: Iterable[int],
+        full: int,
+        rows: int,
+        most_load: float,
+    ) -> None:
+        self.costs, self.showing, self.most_load = costs, showing, most_load
         self._counts = sorted(count for count in counts if count <= full)
         self._rows = rows
         self.steps = full
@@ -188,4 +194,4 @@ class Governor:
         The first of all does always: slow is better than nothing.
         """
         first = streams == 0 and others == 0
-        return first or others + self.least_load(fps + extra_fps, streams + 1) <= MOST_LOAD
+        return first or others + self.least_load(fps + extra_fps, streams + 1) <= self.most_load

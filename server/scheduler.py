@@ -60,6 +60,7 @@ class Scheduler:
         hang_after_s: float,
         ready_within_s: float,
         showing: ShowingCosts,
+        most_load: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.student = student
@@ -67,7 +68,7 @@ class Scheduler:
         self.governor: Governor | None = None
         self._metrics = StudentMetrics(metrics, student.config.name)
         self._slots = slots
-        self._showing = showing
+        self._showing, self._most_load = showing, most_load
         self._clock = clock
         self._streams: dict[str, Stream] = {}
         self._wake = asyncio.Event()
@@ -100,9 +101,9 @@ class Scheduler:
 
     @property
     def starved(self) -> bool:
-        """Whether its streams get fewer frames than they should."""
+        """Whether its streams get fewer frames than they should, and nobody wanted that."""
         playing = any(stream.playing for stream in self._streams.values())
-        return self.governor is not None and self.governor.rate < 1 and playing
+        return self.governor is not None and self.governor.rate < 1 and playing and self._most_load <= 1
 
     @property
     def load(self) -> float:
@@ -172,7 +173,7 @@ class Scheduler:
         if self.governor is None:
             self.info = info
             self.governor = Governor(
-                StepCosts(info.cost_s), self._showing, config.step_plans, config.steps, self._rows[-1]
+                StepCosts(info.cost_s), self._showing, config.step_plans, config.steps, self._rows[-1], self._most_load
             )
         self.wake()
 

@@ -204,6 +204,12 @@ class Settings(BaseSettings):
 
     max_sessions: int = Field(8, ge=1, le=1024, title="N", description="Sessions at once.")
     max_sessions_per_key: int = Field(2, ge=1, title="N", description="Of those, for one key that says nothing else.")
+    max_load: float = Field(
+        0.95,
+        gt=0,
+        title="SHARE",
+        description="Of the machine, by measurement, that streams may take; above 1 they may slow each other down.",
+    )
     max_viewers: int = Field(4, ge=1, title="N", description="Viewers of one session.")
     max_body_bytes: int = Field(64 * 1024, ge=4096, title="N", description="Longest body of a request.")
     max_message_bytes: int = Field(4096, ge=256, title="N", description="Longest control message.")

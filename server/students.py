@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.errors import Refused
-from server.load import MOST_LOAD, ShowingCosts
+from server.load import ShowingCosts
 from server.metrics import Metrics
 from server.scheduler import Scheduler
 from server.settings import Settings
@@ -138,7 +138,8 @@ class Students:
         others = [other.scheduler for other in self.all if other.scheduler and other is not served]
         load = sum(other.load for other in others)
         unknown = any(other.governor is None and not other.empty for other in others)
-        if unknown or any(other.starved for other in others) or (served.scheduler is None and load >= MOST_LOAD):
+        full = served.scheduler is None and load >= self._settings.max_load
+        if unknown or full or any(other.starved for other in others):
             return None
         scheduler = self.load(served)
         served.awaits_until_s = served.used_s + (0 if scheduler.ready else _AWAITS_S)
@@ -212,6 +213,7 @@ class Students:
             hang_after_s=self._settings.hang_after_s,
             ready_within_s=self._settings.ready_within_s,
             showing=self._showing,
+            most_load=self._settings.max_load,
         )
         ending = [task for task in self._tasks if task.cancelling()]
         served.running = asyncio.create_task(_run(served.scheduler, ending))

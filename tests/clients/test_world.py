@@ -131,8 +131,7 @@ def test_two_walkers_see_two_undisturbed_worlds(walk: Open) -> None:
     assert abs(np.median(stands)) <= 2, (turns, stands)
     for w, earlier in zip((a, b), before, strict=True):
         assert w.stats()["framesDecoded"] > earlier["framesDecoded"] + 10
-        # A busy server may have let the other one in only at the second try (503).
-        assert [said for said in w.complaints if "503" not in said] == []
+        assert w.complaints == []
 
 
 def idle_frames(student: Student, seed: int, count: int) -> list[NDArray[np.float32]]:

@@ -9,8 +9,8 @@ import pytest
 from server.load import EncoderPool, Governor, ShowingCosts, StepCosts
 
 
-def governor(cost_s: dict[int, float], rows: int = 1) -> Governor:
-    return Governor(StepCosts(cost_s), ShowingCosts(lambda: 0.0), cost_s, max(cost_s), rows)
+def governor(cost_s: dict[int, float], rows: int = 1, most_load: float = 0.95) -> Governor:
+    return Governor(StepCosts(cost_s), ShowingCosts(lambda: 0.0), cost_s, max(cost_s), rows, most_load)
 
 
 def test_one_outlier_moves_neither_estimate() -> None:
@@ -59,6 +59,7 @@ def test_admission_follows_the_cost_at_the_fewest_steps() -> None:
     assert g.admits(20, 1, 20)
     assert not g.admits(40, 2, 20)
     assert governor({1: 0.02, 2: 0.04}, rows=4).admits(40, 2, 20)
+    assert not governor({1: 0.02, 2: 0.04}, most_load=0.75).admits(20, 1, 20)
 
 
 def test_what_showing_a_block_costs_is_its_usual_cost() -> None:

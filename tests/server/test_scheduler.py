@@ -132,7 +132,9 @@ def world(student: Student, monkeypatch: pytest.MonkeyPatch) -> World:
     return make_world(student, monkeypatch)
 
 
-def make_world(student: Student, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, ...] = (1,)) -> World:
+def make_world(
+    student: Student, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, ...] = (1,), most_load: float = 0.95
+) -> World:
     world = World(student, rows)
     monkeypatch.setattr("server.scheduler.WorkerSupervisor", lambda *args, **kwargs: world)
     world.scheduler = Scheduler(
@@ -143,6 +145,7 @@ def make_world(student: Student, monkeypatch: pytest.MonkeyPatch, rows: tuple[in
         hang_after_s=1,
         ready_within_s=1,
         showing=ShowingCosts(lambda: world.spent_s),
+        most_load=most_load,
         clock=lambda: world.now_s,
     )
     world.scheduler.worker_ready(world.ready)
@@ -267,6 +270,20 @@ def test_nobody_is_let_in_while_those_inside_get_fewer_frames(world: World) -> N
     assert not world.scheduler.admits_another()
     world.idle().stop()
     assert world.scheduler.admits_another()
+
+
+def test_above_a_load_of_one_they_may_slow_each_other_down(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world(student, monkeypatch, most_load=2.0)
+    world.cost_s = lambda now_s, step: 0.030
+    for name in ("a", "b"):
+        assert world.scheduler.admits_another()
+        world.add(name)
+        world.run(10.0)
+    assert world.scheduler.governor is not None and world.scheduler.governor.rate < 1
+    assert world.scheduler.admits_another()
+    world.add("c")
+    world.run(10.0)
+    assert not world.scheduler.admits_another()
 
 
 def test_rows_bring_streams_into_phase(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
