@@ -12,6 +12,12 @@ LATENT_PIXEL = 8
 DETAIL_LAYERS = 2
 """Convolutions of the detail head that the tokens steer."""
 
+POSE_CHANNELS = 4
+"""x, y, cosine and sine of yaw."""
+POSE_OCTAVES = 4
+"""Of its Fourier features: the shortest wave is a quarter of `pose_scale` long."""
+POSE_DIM = 128
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,7 +29,7 @@ class TransformerConfig(_Config):
     Lengths in time are counted in latent frames, lengths in space in latent pixels.
     """
 
-    in_channels: int = Field(16, ge=1)
+    in_channels: int = Field(16, ge=1, description="of a latent, the pose's included")
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     patch: int = Field(2, ge=1, description="side of the square patch that becomes one token")
@@ -44,6 +50,12 @@ class TransformerConfig(_Config):
     detail_dim: int = Field(
         0, ge=0, description="channels of the convolutional detail head at the latents' own resolution; 0: none"
     )
+    pose_scale: float | None = Field(
+        None,
+        gt=0,
+        description="map units that count as 1 in the pose that a latent's last channels repeat over its pixels; "
+        "None: no pose",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -58,6 +70,11 @@ class TransformerConfig(_Config):
                 raise ValueError(f"{what} {value} is not a multiple of {divisor}")
         if self.residual and not self.concat_previous:
             raise ValueError("residual needs concat_previous: without it there is no previous latent to add to")
+        if self.pose_scale and not (self.residual and self.action_dim and self.picture_channels > 0):
+            raise ValueError(
+                f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels: "
+                "a pose is the one before it, moved by the keys, and stands beside a picture"
+            )
         if self.window <= self.block_size:
             raise ValueError(f"window {self.window} leaves no past beside a block of {self.block_size}")
         if self.head_dim % 2 or self.head_dim < 12:
@@ -69,6 +86,11 @@ class TransformerConfig(_Config):
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def picture_channels(self) -> int:
+        """First channels of a latent, which the autoencoder decodes; the pose's follow."""
+        return self.in_channels - (POSE_CHANNELS if self.pose_scale else 0)
 
     @property
     def tokens(self) -> int:
@@ -139,9 +161,9 @@ class StudentConfig(_Config):
                 raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
         if self.transformer.text_dim is not None:
             raise ValueError("text_dim: the rollout takes no text yet")
-        if self.transformer.in_channels != self.vae.latent_channels:
-            channels = self.transformer.in_channels, self.vae.latent_channels
-            raise ValueError(f"{channels[0]} channels in the transformer, {channels[1]} in the autoencoder")
+        channels = self.transformer.picture_channels, self.vae.latent_channels
+        if channels[0] != channels[1]:
+            raise ValueError(f"{channels[0]} channels of picture in the transformer, {channels[1]} in the autoencoder")
         if (self.transformer.action_dim or 0) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")
         if (self.height, self.width) != (self.transformer.height * LATENT_PIXEL, self.transformer.width * LATENT_PIXEL):

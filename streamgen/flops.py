@@ -5,7 +5,14 @@ Matrix products, convolutions and attention are counted; norms, activations and 
 
 from __future__ import annotations
 
-from streamgen.config import DETAIL_LAYERS, StudentConfig, TransformerConfig
+from streamgen.config import (
+    DETAIL_LAYERS,
+    POSE_CHANNELS,
+    POSE_DIM,
+    POSE_OCTAVES,
+    StudentConfig,
+    TransformerConfig,
+)
 
 
 def pass_flops(config: TransformerConfig) -> int:
@@ -17,6 +24,11 @@ def pass_flops(config: TransformerConfig) -> int:
     per_frame = config.freq_dim * d + d * d + 6 * d * d
     if config.action_dim is not None:
         per_frame += (config.action_dim + 1) * d + d * d
+    if config.pose_scale:
+        actions = (config.action_dim or 0) + 1
+        per_frame += POSE_DIM * (POSE_CHANNELS * (1 + 2 * POSE_OCTAVES) + actions + config.tokens * d) + 3 * (
+            d + actions
+        )
     attention = 2 * tokens * 4 * d * d + 4 * tokens * keys * d
     ffn = 4 * tokens * d * config.ffn_dim + (2 * 9 * tokens * config.ffn_dim if config.ffn_conv else 0)
     return embed + 2 * config.block_size * per_frame + config.num_layers * (attention + ffn) + _head_flops(config)
@@ -24,8 +36,8 @@ def pass_flops(config: TransformerConfig) -> int:
 
 def _head_flops(config: TransformerConfig) -> int:
     """What comes after the last layer: the linear head, and the detail head where there is one."""
-    tokens, out, detail = config.block_size * config.tokens, config.in_channels, config.detail_dim
-    inputs = out * (2 if config.concat_previous else 1)
+    tokens, out, detail = config.block_size * config.tokens, config.picture_channels, config.detail_dim
+    inputs = config.in_channels * (2 if config.concat_previous else 1)
     linear = 2 * tokens * config.dim * config.patch**2 * (out + 2 * DETAIL_LAYERS * detail)
     pixels = config.block_size * config.height * config.width
     return linear + 2 * 9 * pixels * detail * (inputs + DETAIL_LAYERS * detail + out)

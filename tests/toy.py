@@ -32,12 +32,21 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(settings | changes)
 
 
+WITH_POSE = {"in_channels": 8, "residual": True, "pose_scale": 512.0}
+"""Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
+
+
 def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTransformer:
     """Random weights everywhere: nothing is zero, so nothing drops out of a comparison."""
     torch.manual_seed(seed)
     model = CausalVideoTransformer(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter += torch.randn_like(parameter) * 0.05
+    if config.residual:
+        # What is added to the frame before, frame after frame, must stay in the range of numbers.
+        for last in (model.head.head, model.detail.conv_out, *([model.pose.move] if config.pose_scale else [])):
+            for parameter in last.parameters():
+                parameter *= 0.1
     return model
 
 
@@ -60,9 +69,8 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
     """Write a student folder with two starts of 20 frames."""
     transformer = toy_transformer(toy_transformer_config(**changes), seed)
     config = transformer.config
-    vae = AutoencoderConfig(
-        latent_channels=config.in_channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1)
-    )
+    channels = config.picture_channels
+    vae = AutoencoderConfig(latent_channels=channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
     student = StudentConfig(
         name="toy",
         fps=17.5,

@@ -19,7 +19,7 @@ from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.data import Clip
 from training.losses import add_noise
-from training.recipe import StudentRecipe
+from training.recipe import RecipeError, StudentRecipe
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,33 @@ class LatentClips:
     actions: Tensor
 
 
+def pose_vector(poses: Tensor, scale: float) -> Tensor:
+    """[..., 4]: x and y in units of `scale`, cosine and sine of yaw, of poses [..., 3] as a `Clip` has them."""
+    yaw = torch.deg2rad(poses[..., 2:])
+    return torch.cat([poses[..., :2] / scale, yaw.cos(), yaw.sin()], -1)
+
+
+def error_scale(config: TransformerConfig, pose_weight: float) -> Tensor:
+    """[C, 1, 1]: what to multiply both sides of a squared error with, so that the pose counts `pose_weight` times."""
+    scale = torch.ones(config.in_channels, 1, 1)
+    scale[config.picture_channels :] = pose_weight**0.5
+    return scale
+
+
 @torch.no_grad()
-def encode(autoencoder: Autoencoder, clips: list[Clip]) -> LatentClips:
-    """Encode clips of equal length."""
+def encode(autoencoder: Autoencoder, clips: list[Clip], config: TransformerConfig) -> LatentClips:
+    """Encode clips of equal length for a transformer. Raises RecipeError when it needs poses and they have none."""
     frames = to_float(torch.from_numpy(np.stack([clip.frames for clip in clips])))
     latents = torch.cat([autoencoder.encode(part) for part in frames.flatten(0, 1).split(64)])
+    latents = latents.unflatten(0, frames.shape[:2])
+    if config.pose_scale:
+        poses = torch.from_numpy(np.stack([clip.poses for clip in clips]))
+        if not poses.isfinite().all():
+            raise RecipeError("model.pose_scale: the clips do not say where they were seen from; leave it out")
+        pose = pose_vector(poses, config.pose_scale)[..., None, None]
+        latents = torch.cat([latents, pose.expand(*pose.shape[:3], *latents.shape[3:])], 2)
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
-    return LatentClips(latents.unflatten(0, frames.shape[:2]), actions)
+    return LatentClips(latents, actions)
 
 
 def before(history: Tensor, block_size: int) -> Tensor:
@@ -103,12 +123,23 @@ def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tu
     return add_noise(clean, torch.randn(clean.shape, generator=generator), level), level
 
 
-def drifted_history(history: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+def drifted_history(history: Tensor, amount: float, picture_channels: int, generator: torch.Generator) -> Tensor:
     """Half of the clips with another contrast and colour from start to end: what a long rollout drifts into."""
     shape = len(history), 1, history.shape[2], 1, 1
     gain, bias = (torch.randn(shape, generator=generator) * amount for _ in range(2))
-    chosen = torch.rand(len(history), 1, 1, 1, 1, generator=generator) < 0.5
+    chosen = (torch.rand(len(history), 1, 1, 1, 1, generator=generator) < 0.5).repeat(1, 1, history.shape[2], 1, 1)
+    chosen[:, :, picture_channels:] = False
     return torch.where(chosen, history * gain.exp() + bias, history)
+
+
+def faded_history(history: Tensor, share: float, picture_channels: int, generator: torch.Generator) -> Tensor:
+    """A share of the clips with a picture that is paler from start to end, down to nothing but grey: what is to be seen
+    must then come from the pose.
+    """
+    rows = len(history), 1, 1, 1, 1
+    chosen, left = torch.rand(rows, generator=generator) < share, torch.rand(rows, generator=generator)
+    picture, pose = history.split((picture_channels, history.shape[2] - picture_channels), 2)
+    return torch.cat([torch.where(chosen, picture * left, picture), pose], 2)
 
 
 def imperfect_history(
@@ -125,7 +156,9 @@ def imperfect_history(
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
         history = recycled_history(model, clips, recipe, sigmas, generator)
-    return noisy_history(drifted_history(history, recipe.drift, generator), recipe.context_noise, generator)
+    history = drifted_history(history, recipe.drift, model.config.picture_channels, generator)
+    history = faded_history(history, recipe.fade, model.config.picture_channels, generator)
+    return noisy_history(history, recipe.context_noise, generator)
 
 
 @torch.no_grad()

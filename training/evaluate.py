@@ -104,7 +104,7 @@ def evaluate(
 def _teacher_forced(
     student: Student, model: CausalVideoTransformer, autoencoder: Autoencoder, real: list[Clip], folder: Path
 ) -> dict[str, Any]:
-    clips = encode(autoencoder, real)
+    clips = encode(autoencoder, real, model.config)
     truth = np.stack([clip.frames for clip in real])
     judged = truth[:, _CONTEXT:].reshape(-1, *truth.shape[2:])
     last = truth[:, _CONTEXT - 1 : -1].reshape(judged.shape)
@@ -152,7 +152,7 @@ def roll(
 def _play(student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int) -> NDArray[np.uint8]:
     """Frames [F, H, W, 3] that the student makes of a real episode's keys after its first frames."""
     head = Clip(clip.frames[:_CONTEXT], clip.actions[:_CONTEXT], clip.poses[:_CONTEXT])
-    start: LatentClips = encode(autoencoder, [head])
+    start: LatentClips = encode(autoencoder, [head], student.config.transformer)
     latents, actions = start.latents[0].half().numpy(), start.actions[0].numpy()
     state = StreamState.begin(student.config, student.hash, seed, latents, actions)
     return roll(engine, student, state, clip.actions[_CONTEXT:].astype(np.float32))

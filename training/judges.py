@@ -75,12 +75,6 @@ class Judges(nn.Module):
         return out
 
 
-def pose_target(poses: Tensor, scale: float) -> Tensor:
-    """What `Judges.pose` should say of poses [B, 3]."""
-    yaw = torch.deg2rad(poses[:, 2:])
-    return torch.cat([poses[:, :2] / scale, yaw.cos(), yaw.sin()], 1)
-
-
 def save_judges(judges: Judges, run: Path) -> None:
     save_weights(judges, run / JUDGES / WEIGHTS)
     config = {"keys": judges.keys, "height": judges.height, "width": judges.width, "scale": judges.scale}

@@ -85,7 +85,7 @@ def package(
         transformer = averaged(transformer, load_transformer(other), share)
     width, height = transformer.config.width * LATENT_PIXEL, transformer.config.height * LATENT_PIXEL
     data = open_data(Path(origin["data"]) if "data" in origin else None, width, height)
-    starts = encode(autoencoder, list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES)))
+    starts = encode(autoencoder, list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES)), transformer.config)
     config = StudentConfig(
         name=name,
         fps=data.fps,

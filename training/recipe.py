@@ -126,6 +126,8 @@ class StudentRecipe(BaseRecipe):
     drift: float = Field(
         0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
     )
+    fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
+    pose_weight: float = Field(100.0, gt=0, description="how much an error of the pose counts, where there is one")
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
 
 

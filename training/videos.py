@@ -5,7 +5,8 @@
     walk-02.mp4
     walk-02.npz     or the same as arrays: keys [A] of strings, actions [F, A]
 
-Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. All files have the
+Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. A game that knows
+where its frames were seen from may add `poses`: x, y and yaw of every frame, as `Clip` has them. All files have the
 same keys in the same order and the same frame rate. Every tenth video is held out for evaluation; where there are fewer
 than ten, the last tenth of each.
 """
@@ -47,6 +48,7 @@ class _Video:
 
     path: Path
     actions: NDArray[np.uint8]
+    poses: NDArray[np.float32]
     split: int
 
     def part(self, held_out: bool) -> tuple[int, int]:
@@ -72,7 +74,7 @@ class VideoActionDataset:
         digest = hashlib.sha256()
         for index, path in enumerate(paths):
             sidecar = _sidecar(path)
-            keys, actions = _read_actions(sidecar)
+            keys, actions, poses = _read_sidecar(sidecar)
             frames, rate = _describe(path)
             if frames and frames != len(actions):
                 raise VideoDataError(f"{sidecar}: {len(actions)} rows of actions, but {path.name} has {frames} frames")
@@ -90,7 +92,7 @@ class VideoActionDataset:
                 split = len(actions) - len(actions) // _HELD_OUT
             else:
                 split = 0 if index % _HELD_OUT == 0 else len(actions)
-            self.videos.append(_Video(path, actions, split))
+            self.videos.append(_Video(path, actions, poses, split))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + sidecar.read_bytes())
         self._fingerprint = digest.hexdigest()
 
@@ -170,8 +172,8 @@ class VideoRecorder:
         video = videos[index]
         first = parts[index][0] + place - int(room[:index].sum())
         frames = self._data.read(video, first, num_frames)
-        poses = np.full((num_frames, 3), np.nan, np.float32)
-        return Clip(frames, video.actions[first : first + num_frames], poses)
+        rows = slice(first, first + num_frames)
+        return Clip(frames, video.actions[rows], video.poses[rows])
 
     def __enter__(self) -> Self:
         return self
@@ -210,15 +212,15 @@ def _sidecar(path: Path) -> Path:
     raise VideoDataError(f"{path}: no {path.stem}.json or {path.stem}.npz with its actions beside it")
 
 
-def _read_actions(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
-    """Keys and actions [F, A] of a sidecar."""
+def _read_sidecar(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.float32]]:
+    """Keys, actions [F, A] and poses [F, 3] of a video; NaN where it has none."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
-                keys, actions = tuple(str(key) for key in stored["keys"]), np.asarray(stored["actions"])
+                content = dict(stored)
         else:
             content = json.loads(path.read_text())
-            keys, actions = tuple(str(key) for key in content["keys"]), _rows(path, content["actions"])
+        keys, actions = tuple(str(key) for key in content["keys"]), _rows(path, content["actions"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, VideoDataError):
             raise
@@ -230,7 +232,23 @@ def _read_actions(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
     bad = np.flatnonzero(~np.isin(actions, (0, 1)).all(1))
     if len(bad):
         raise VideoDataError(f"{path}: frame {bad[0]}: actions {actions[bad[0]].tolist()} are not 0 or 1")
-    return keys, actions.astype(np.uint8)
+    poses = np.full((len(actions), 3), np.nan, np.float32) if "poses" not in content else _poses(path, content["poses"])
+    if poses.shape != (len(actions), 3):
+        raise VideoDataError(f"{path}: poses of shape {poses.shape}; {len(actions)} frames need ({len(actions)}, 3)")
+    return keys, actions.astype(np.uint8), poses
+
+
+def _poses(path: Path, rows: object) -> NDArray[np.float32]:
+    try:
+        poses = np.asarray(rows, np.float32)
+    except (TypeError, ValueError) as error:
+        raise VideoDataError(f"{path}: poses must be rows of x, y and yaw: {error}") from error
+    unknown = np.argwhere(~np.isfinite(poses))
+    if len(unknown):
+        raise VideoDataError(
+            f"{path}: frame {unknown[0][0]}: its pose is not finite; leave all `poses` out, or fill it"
+        )
+    return poses
 
 
 def _rows(path: Path, rows: list[list[int]]) -> NDArray[Any]:

@@ -91,7 +91,11 @@ class Autoencoder(nn.Module):
         return (z - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] to images [B, 3, 8h, 8w]; values may overshoot [-1, 1] a little."""
+        """Normalised latents [B, C, h, w] to images [B, 3, 8h, 8w]; values may overshoot [-1, 1] a little.
+
+        Channels beyond the autoencoder's own are no picture (`TransformerConfig.pose_scale`) and are left out.
+        """
+        z_BCHW = z_BCHW[:, : self.config.latent_channels]
         image: Tensor = self.decoder(z_BCHW * self.latents_std[:, None, None] + self.latents_mean[:, None, None])
         return image
 

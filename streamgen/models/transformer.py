@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.config import DETAIL_LAYERS, TransformerConfig
+from streamgen.config import DETAIL_LAYERS, POSE_CHANNELS, POSE_DIM, POSE_OCTAVES, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
 
 TIME_SCALE = 1000.0
@@ -102,7 +102,7 @@ class _Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, config.patch**2 * config.in_channels)
+        self.head = nn.Linear(config.dim, config.patch**2 * config.picture_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def modulate(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class _DetailHead(nn.Module):
         self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
         self.conv_in = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
-        self.conv_out = nn.Conv2d(dim, config.in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(dim, config.picture_channels, 3, padding=1)
 
     def forward(self, inputs_BFCHW: Tensor, steering_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to add to the head's output; steering as `steer` gives it, put back into the image."""
@@ -136,6 +136,41 @@ class _DetailHead(nn.Module):
             x = x + F.gelu(conv(x) * (1 + scale) + shift, approximate="tanh")
         out: Tensor = self.conv_out(x).unflatten(0, inputs_BFCHW.shape[:2])
         return out
+
+
+class _Pose(nn.Module):
+    """Where the viewer stands: x, y, cosine and sine of yaw, moved from frame to frame by what the network says.
+
+    Every token gets to know the pose before its frame, and the keys. A pose enters as Fourier features, sines and
+    cosines of 2^k pi p (Mildenhall et al. 2020): a picture changes faster along a path than a network makes it from
+    coordinates alone. The network answers in the viewer's own frame (forward, left, turn), where keys mean the same
+    everywhere, and a heading stays one of length 1.
+    """
+
+    octaves: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self._shape = config.tokens, config.dim
+        actions = (config.action_dim or 0) + 1
+        self.hidden = nn.Linear(POSE_CHANNELS * (1 + 2 * POSE_OCTAVES) + actions, POSE_DIM)
+        self.tokens = nn.Linear(POSE_DIM, config.tokens * config.dim)
+        self.move = nn.Linear(config.dim + actions, 3)
+        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(POSE_OCTAVES), persistent=False)
+
+    def embed(self, pose_BF4: Tensor, action_BFA: Tensor) -> Tensor:
+        """What to add to the tokens, [B, F, N, d]; the actions with their flag."""
+        angles = (pose_BF4[..., None] * self.octaves).flatten(-2)
+        features = torch.cat([pose_BF4, angles.sin(), angles.cos(), action_BFA], -1)
+        out: Tensor = self.tokens(F.silu(self.hidden(features))).unflatten(-1, self._shape)
+        return out
+
+    def change(self, pose_BF4: Tensor, x_BFNd: Tensor, action_BFA: Tensor) -> Tensor:
+        """What the frame adds to the pose before it, [B, F, 4], from its tokens as the head takes them."""
+        forward, left, turn = self.move(torch.cat([x_BFNd.mean(2), action_BFA], -1)).unbind(-1)
+        _, _, c, s = pose_BF4.unbind(-1)
+        turned = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
+        return torch.stack([forward * c - left * s, forward * s + left * c, turned[0] - c, turned[1] - s], -1)
 
 
 def sinusoid(times: Tensor, dim: int) -> Tensor:
@@ -172,6 +207,8 @@ class CausalVideoTransformer(nn.Module):
         self.head = _Head(config)
         if config.detail_dim:
             self.detail = _DetailHead(config, channels)
+        if config.pose_scale:
+            self.pose = _Pose(config)
         self.register_buffer("space", space_rotation(config), persistent=False)
         self._initialise()
 
@@ -190,6 +227,9 @@ class CausalVideoTransformer(nn.Module):
         if self.config.detail_dim:
             nn.init.zeros_(self.detail.conv_out.weight)
             nn.init.zeros_(cast(Tensor, self.detail.conv_out.bias))
+        if self.config.pose_scale:
+            nn.init.zeros_(self.pose.tokens.weight)
+            nn.init.zeros_(self.pose.move.weight)
 
     def forward(
         self,
@@ -215,7 +255,12 @@ class CausalVideoTransformer(nn.Module):
         temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
-            temb_BFd = temb_BFd + self.action_embedding(torch.cat([actions_BFA * known, known], -1))
+            actions_BFA = torch.cat([actions_BFA * known, known], -1)
+            temb_BFd = temb_BFd + self.action_embedding(actions_BFA)
+        if config.pose_scale:
+            assert previous_BFCHW is not None and actions_BFA is not None
+            pose_BF4 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
+            x = x + self.pose.embed(pose_BF4, actions_BFA)
         e_BF6d = self.time_projection(temb_BFd).unflatten(-1, (6, config.dim))
         context = None if context_BXd is None else self.text_embedding(context_BXd)
         for layer, block in enumerate(self.blocks):
@@ -224,6 +269,10 @@ class CausalVideoTransformer(nn.Module):
         out_BFCHW = self._unpatchify(self.head.head(x))
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
+        if config.pose_scale:
+            assert actions_BFA is not None
+            moved = self.pose.change(pose_BF4, x, actions_BFA)[..., None, None]
+            out_BFCHW = torch.cat([out_BFCHW, moved.expand(*moved.shape[:3], *out_BFCHW.shape[3:])], 2)
         if not config.residual:
             return out_BFCHW
         # What moves little stays, by construction, and the network need not carry the noise through its width.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamgen.student import Student
-from tests.toy import toy_student
+from tests.toy import WITH_POSE, toy_student
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +18,9 @@ def plain_student(toy_folder: Path) -> Student:
 
 @pytest.fixture(scope="session")
 def sink_student(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    """Sink 2, two frames a block."""
-    return Student.from_pretrained(toy_student(tmp_path_factory.mktemp("students") / "sink", sink=2, block_size=2))
+    """Sink 2, two frames a block, with a pose."""
+    folder = tmp_path_factory.mktemp("students") / "sink"
+    return Student.from_pretrained(toy_student(folder, sink=2, block_size=2, **WITH_POSE))
 
 
 @pytest.fixture(autouse=True)

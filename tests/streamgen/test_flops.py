@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,11 +15,12 @@ from streamgen.models.attention import CacheAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import RollingCache
 from tests.streamgen.test_state import _config as student_config
-from tests.toy import toy_transformer, toy_transformer_config
+from tests.toy import WITH_POSE, toy_transformer, toy_transformer_config
 
 
-def test_pass_and_decoder() -> None:
-    config = toy_transformer_config(sink=2, block_size=2, ffn_conv=False)
+@pytest.mark.parametrize("change", [{}, WITH_POSE])
+def test_pass_and_decoder(change: dict[str, Any]) -> None:
+    config = toy_transformer_config(sink=2, block_size=2, ffn_conv=False, **change)
     model, cache = toy_transformer(config), RollingCache.empty(config, 1)
     x = torch.zeros(1, 2, config.in_channels, config.height, config.width)
     # The counter knows matrix products, not the CPU's fused attention.

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamgen.config import TransformerConfig
+from streamgen.config import AutoencoderConfig, TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
+from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
-from tests.toy import toy_recipe, toy_transformer, toy_transformer_config
+from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
 
 POLICIES = [
@@ -241,9 +242,48 @@ def test_a_new_detail_head_says_nothing_and_one_with_weights_sees_four_pixels_fa
     assert changed.amin(0).tolist() == [4, 4] and changed.amax(0).tolist() == [12, 12]
 
 
-def test_residual_needs_the_previous_latent() -> None:
+def test_residual_needs_the_previous_latent_and_a_pose_needs_both() -> None:
     with pytest.raises(ValueError, match="concat_previous"):
         toy_transformer_config(residual=True, concat_previous=False)
+    for change in ({"residual": False}, {"action_dim": None}, {"in_channels": 4}):
+        with pytest.raises(ValueError, match="pose_scale needs"):
+            toy_transformer_config(**WITH_POSE | change)
+
+
+def test_a_pose_is_the_same_at_every_pixel_and_counts() -> None:
+    model = toy_transformer(toy_transformer_config(**WITH_POSE))
+    x, actions = _clip(model.config, 8)
+    x[:, :, 4:] = x[:, :, 4:, :1, :1]
+    rollout, cache = Rollout(model, None, (1.0, 0.5)), RollingCache.empty(model.config, 1)
+    for at in range(7):
+        cache.clean(Commit(model), x[:, at : at + 1], actions[:, at : at + 1])
+    call = torch.randn(2, 1, 1, *x.shape[2:]), cache.previous, actions[:, 7:]
+    made = rollout.denoise(*call, *cache.inputs())[0, 0]
+    assert made[4:].flatten(1).std(1).max() < 1e-5
+    assert (made[4:, 0, 0] - x[0, 6, 4:, 0, 0]).abs().min() > 1e-3
+    # The keys and values of the past hold the old pose still: what changes comes from the frame's own input.
+    elsewhere = torch.cat([cache.previous[:, :4], cache.previous[:, 4:] + 1], 1)
+    moved = rollout.denoise(call[0], elsewhere, call[2], *cache.inputs())[0, 0]
+    assert (moved[:4] - made[:4]).abs().max() > 1e-2
+    # A new model's embedding of it says nothing yet, so that weights without one can be gone on from.
+    new = CausalVideoTransformer(model.config)
+    assert not new.pose.embed(torch.randn(1, 1, 4), torch.randn(1, 1, 6)).any()
+
+
+def test_a_pose_moves_in_the_viewers_own_frame() -> None:
+    pose = CausalVideoTransformer(toy_transformer_config(**WITH_POSE)).pose.requires_grad_(False)
+    pose.move.bias.copy_(torch.tensor([0.2, 0.1, torch.pi / 6]))
+    east, north = torch.tensor([[[0.5, -0.5, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]).split(1)
+    still = torch.zeros(1, 1, 24, 48), torch.zeros(1, 1, 6)
+    half, root = 0.5, 3**0.5 / 2
+    torch.testing.assert_close(east + pose.change(east, *still), torch.tensor([[[0.7, -0.4, root, half]]]))
+    torch.testing.assert_close(north + pose.change(north, *still), torch.tensor([[[-0.1, 0.2, -half, root]]]))
+
+
+def test_a_pose_is_no_picture() -> None:
+    vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    z = torch.randn(1, 8, 4, 6)
+    assert torch.equal(vae.decode(z), vae.decode(z[:, :4]))
 
 
 def test_time_embedding_follows_its_formula() -> None:

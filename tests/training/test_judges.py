@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from streamgen.actions import WORLD_KEYS
 from streamgen.student import Student, write_config
 from training import cli, evaluate
+from training.clips import pose_vector
 from training.data import Clip
-from training.judges import Judges, load_judges, pose_target, recognised, save_judges, turn_accuracy, yaw_difference
+from training.judges import Judges, load_judges, recognised, save_judges, turn_accuracy, yaw_difference
 from training.recipe import JudgesRecipe, RecipeError
 from training.stages.judges import JudgesStage
 
@@ -128,7 +129,7 @@ def test_headings_differ_by_the_shorter_way_round() -> None:
 def test_a_pose_comes_back_from_what_the_judge_should_say() -> None:
     poses = torch.tensor([[-500.0, 20.0, 0.0], [100.0, -7.0, 135.0], [0.0, 0.0, 359.0]])
     judges = Judges(WORLD_KEYS, HEIGHT, WIDTH, scale=512.0)
-    judges.pose = lambda images: pose_target(poses, 512.0)[: len(images)]  # type: ignore[method-assign]
+    judges.pose = lambda images: pose_vector(poses, 512.0)[: len(images)]  # type: ignore[method-assign]
     np.testing.assert_allclose(judges.poses_of(np.zeros((3, HEIGHT, WIDTH, 3), np.uint8)), poses, atol=1e-3)
 
 

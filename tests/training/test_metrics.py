@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from streamgen.config import AutoencoderConfig
 from streamgen.models.attention import CacheAttention
+from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import Commit, RollingCache
-from tests.toy import toy_recipe, toy_transformer, toy_transformer_config
-from training.clips import LatentClips, before, drifted_history, noisy_history, recycled_history
+from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
+from training.clips import (
+    LatentClips,
+    before,
+    drifted_history,
+    encode,
+    error_scale,
+    faded_history,
+    noisy_history,
+    pose_vector,
+    recycled_history,
+)
+from training.data import Clip
 from training.evaluate import ssim
 from training.metrics import detail, frames_psnr, other_actions, teacher_forced
+from training.recipe import RecipeError
 
 
 def _picture(seed: int, shape: tuple[int, ...] = (3, 32, 40, 3)) -> np.ndarray:
@@ -42,12 +58,14 @@ def test_other_actions_always_differ() -> None:
     assert all(tuple(a.tolist()) in known for a in changed.flatten(0, 1))
 
 
-def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past() -> None:
-    model = toy_transformer(toy_transformer_config())
+@pytest.mark.parametrize("change", [{}, WITH_POSE])
+def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dict[str, Any]) -> None:
+    model = toy_transformer(toy_transformer_config(**change))
+    channels = model.config.in_channels
     torch.manual_seed(2)
-    clips = LatentClips(torch.randn(1, 9, 4, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
+    clips = LatentClips(torch.randn(1, 9, channels, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
     made = teacher_forced(model, clips, (1.0,), seed=3)
-    noise = torch.randn((1, 1, 9, 4, 4, 6), generator=torch.Generator().manual_seed(3))[0]
+    noise = torch.randn((1, 1, 9, channels, 4, 6), generator=torch.Generator().manual_seed(3))[0]
     with torch.no_grad():
         cache, commit = RollingCache.empty(model.config, 1), Commit(model)
         for at in range(8):
@@ -78,7 +96,9 @@ def test_half_of_the_clips_keep_a_clean_history() -> None:
 
 def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> None:
     x = torch.randn(400, 3, 2, 4, 4)
-    out = drifted_history(x, 0.3, torch.Generator().manual_seed(0))
+    out = drifted_history(x, 0.3, 2, torch.Generator().manual_seed(0))
+    with_pose = drifted_history(x, 0.3, 1, torch.Generator().manual_seed(0))
+    assert torch.equal(with_pose[:, :, :1], out[:, :, :1]) and torch.equal(with_pose[:, :, 1:], x[:, :, 1:])
     same = (out == x).flatten(1).all(1)
     assert 0.4 < same.float().mean() < 0.6
     a, b = (t[~same].transpose(1, 2).flatten(2) for t in (x, out))
@@ -87,6 +107,18 @@ def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> N
     torch.testing.assert_close(gain[..., None] * a + bias[..., None], b, atol=1e-5, rtol=1e-5)
     assert 0.25 < gain.log().std() < 0.35
     assert 0.25 < bias.std() < 0.35
+
+
+def test_a_share_of_the_histories_fades_and_keeps_its_pose() -> None:
+    x = torch.randn(400, 3, 6, 2, 2)
+    out = faded_history(x, 0.25, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(out[:, :, 2:], x[:, :, 2:])
+    left = (out[:, :, :2] / x[:, :, :2]).flatten(1)
+    torch.testing.assert_close(left, left[:, :1].expand_as(left), atol=1e-4, rtol=0)
+    faded = left[:, 0] < 1
+    assert 0.2 < faded.float().mean() < 0.3
+    assert 0.4 < left[faded, 0].mean() < 0.6
+    assert torch.equal(out[~faded], x[~faded])
 
 
 @pytest.mark.parametrize("sink", [0, 1])
@@ -101,3 +133,19 @@ def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     assert touched == list(range(touched[0], touched[0] + 4))
     assert touched[0] >= config.window
     assert error.max() <= 0.5 + 1e-6
+
+
+def test_poses_go_with_the_latents_where_the_model_has_them() -> None:
+    vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    poses = np.array([[256, -512, 0], [0, 0, 90], [51.2, 0, 210]], np.float32)
+    clip = Clip(_picture(0), np.zeros((3, 5), np.uint8), poses)
+    plain, config = encode(vae, [clip], toy_transformer_config()), toy_transformer_config(**WITH_POSE)
+    latents = encode(vae, [clip, clip], config).latents
+    assert latents.shape == (2, 3, 8, 4, 5)
+    assert torch.equal(latents[:1, :, :4], plain.latents)
+    want = torch.tensor([[0.5, -1, 1, 0], [0, 0, 0, 1], [0.1, 0, -(3**0.5) / 2, -0.5]])
+    torch.testing.assert_close(pose_vector(torch.from_numpy(poses), 512), want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(latents[1, :, 4:], want[..., None, None].expand(3, 4, 4, 5), atol=1e-6, rtol=0)
+    assert error_scale(config, 100.0).flatten().tolist() == [1] * 4 + [10] * 4
+    with pytest.raises(RecipeError, match="do not say where"):
+        encode(vae, [Clip(clip.frames, clip.actions, poses * np.nan)], config)

@@ -54,8 +54,9 @@ copies: 2
 recycle: 3
 recycle_share: 0.5
 checkpoint_every_s: 0.001
-model: {in_channels: 4, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
-        action_dim: 5, concat_previous: true, ffn_conv: true}
+fade: 0.5
+model: {in_channels: 8, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512}
 """
 STUDENT = """
 stage: causal_consistency

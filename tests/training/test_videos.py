@@ -45,6 +45,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def poses(frames: int = FRAMES) -> list[list[float]]:
+    return [[n / 2, -n, 6 * n % 360] for n in range(frames)]
+
+
 def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
     data = VideoActionDataset(folder, 32, 24)
     assert (data.keys, data.fps) == (tuple(KEYS), 20.0)
@@ -61,6 +65,14 @@ def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
     assert len(seen) > 15
     (again,) = recorded(data, 3, range(7, 8), 9)
     assert np.array_equal(again.frames, clips[7].frames)
+
+
+def test_poses_where_the_game_gives_them(folder: Path) -> None:
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), "poses": poses()}))
+    np.savez(folder / "b.npz", keys=np.array(KEYS), actions=np.array(actions()), poses=np.array(poses()))
+    for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(10), 9):
+        first = number_of(clip.frames[0])
+        assert clip.poses.tolist() == poses()[first : first + 9]
 
 
 def test_the_last_tenth_is_held_out(folder: Path) -> None:
@@ -109,6 +121,22 @@ def _ragged(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": rows}))
 
 
+def _with_poses(folder: Path, rows: object) -> None:
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), "poses": rows}))
+
+
+def _few_poses(folder: Path) -> None:
+    _with_poses(folder, poses(59))
+
+
+def _lost_pose(folder: Path) -> None:
+    _with_poses(folder, [*poses(30), [0, float("nan"), 0], *poses(29)])
+
+
+def _named_pose(folder: Path) -> None:
+    _with_poses(folder, ["north"] * 60)
+
+
 def _text(folder: Path) -> None:
     (folder / "a.mp4").write_text("not a film")
 
@@ -127,6 +155,9 @@ def _nothing(folder: Path) -> None:
         (_other_rate, "b.webm: 25.000 frames a second, but a.mp4 has 20.000"),
         (_half_a_key, r"a.json: frame 17: actions \[0.0, 0.5\] are not 0 or 1"),
         (_ragged, "a.json: frame 23: 1 actions, the first frame has 2"),
+        (_few_poses, r"a.json: poses of shape \(59, 3\); 60 frames need \(60, 3\)"),
+        (_lost_pose, "a.json: frame 30: its pose is not finite"),
+        (_named_pose, "a.json: poses must be rows of x, y and yaw: .*north"),
         (_text, "a.mp4: not a video"),
         (_nothing, "no videos"),
     ],

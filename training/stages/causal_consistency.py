@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, error_scale, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, consistency_target, denoised
 from training.metrics import JUDGED, evaluate_transformer
@@ -34,11 +34,11 @@ class CausalConsistencyStage:
         self.data = data_for(recipe, self._teacher.config)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
-        self._held_out = encode(self._autoencoder, self._held_out_clips)
+        self._held_out = encode(self._autoencoder, self._held_out_clips, self._teacher.config)
         self._plan = recipe.step_plans[max(recipe.step_plans)]
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
-        return encode(self._autoencoder, clips)
+        return encode(self._autoencoder, clips, self._teacher.config)
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
@@ -59,7 +59,8 @@ class CausalConsistencyStage:
             goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
         made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
         counted = slice(recipe.first_target, None)
-        return F.mse_loss(made[:, :, counted], goal[:, :, counted]), {}
+        scale = error_scale(self._teacher.config, recipe.pose_weight)
+        return F.mse_loss(made[:, :, counted] * scale, goal[:, :, counted] * scale), {}
 
     def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise level [B, K] of each noisy clip and the next lower one; float32 throughout.

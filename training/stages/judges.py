@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.models.autoencoder import to_float
+from training.clips import pose_vector
 from training.data import Clip, held_out, open_data
-from training.judges import Judges, pose_target, recognised, save_judges, yaw_difference
+from training.judges import Judges, recognised, save_judges, yaw_difference
 from training.recipe import JudgesRecipe
 from training.sheets import contact_sheet
 
@@ -50,7 +51,7 @@ class JudgesStage:
         loss = F.binary_cross_entropy_with_logits(self.model.key_logits(before, after), keys)
         known = poses.isfinite().all(1)
         if known.any():
-            target = pose_target(poses[known], self.recipe.scale)
+            target = pose_vector(poses[known], self.recipe.scale)
             loss = loss + F.mse_loss(self.model.pose(after[known]), target)
         return loss, {}
 

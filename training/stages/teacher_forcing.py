@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, error_scale, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
@@ -36,10 +36,10 @@ class TeacherForcingStage:
         self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
-        self._held_out = encode(self._autoencoder, self._held_out_clips)
+        self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
-        return encode(self._autoencoder, clips)
+        return encode(self._autoencoder, clips, self.recipe.model)
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
@@ -54,7 +54,8 @@ class TeacherForcingStage:
         velocity = clip.velocity(self.model, add_noise(target, eps, sigma), sigma, known)
         weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
-        return flow_matching(velocity, target, eps, weight), {}
+        scale = error_scale(recipe.model, recipe.pose_weight)
+        return flow_matching(velocity * scale, target * scale, eps * scale, weight), {}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
