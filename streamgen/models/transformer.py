@@ -257,6 +257,7 @@ class CausalVideoTransformer(nn.Module):
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
             temb_BFd = temb_BFd + self.action_embedding(actions_BFA)
+        pose_BF4 = None
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
             pose_BF4 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
@@ -269,7 +270,7 @@ class CausalVideoTransformer(nn.Module):
         out_BFCHW = self._unpatchify(self.head.head(x))
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
-        if config.pose_scale:
+        if pose_BF4 is not None:
             assert actions_BFA is not None
             moved = self.pose.change(pose_BF4, x, actions_BFA)[..., None, None]
             out_BFCHW = torch.cat([out_BFCHW, moved.expand(*moved.shape[:3], *out_BFCHW.shape[3:])], 2)
