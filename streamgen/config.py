@@ -14,9 +14,14 @@ DETAIL_LAYERS = 2
 
 POSE_CHANNELS = 4
 """x, y, cosine and sine of yaw."""
-POSE_OCTAVES = 4
-"""Of its Fourier features: the shortest wave is a quarter of `pose_scale` long."""
-POSE_DIM = 128
+VIEW_LAYERS = 2
+"""Hidden layers of the view beside its first."""
+VIEW_HARMONICS = 5
+"""Of a ray's direction: it is given once around, twice, four times, …"""
+VIEW_OCTAVES = 6
+"""Of a ray's place: the shortest wave is a sixteenth of `pose_scale` long."""
+VIEW_DETAIL = 64
+"""Channels of the convolutions over the view's columns."""
 
 
 class _Config(BaseModel):
@@ -56,6 +61,7 @@ class TransformerConfig(_Config):
         description="map units that count as 1 in the pose that a latent's last channels repeat over its pixels; "
         "None: no pose",
     )
+    view_dim: int = Field(384, ge=8, description="width of the network that knows what is to be seen from a pose")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -91,6 +97,12 @@ class TransformerConfig(_Config):
     def picture_channels(self) -> int:
         """First channels of a latent, which the autoencoder decodes; the pose's follow."""
         return self.in_channels - (POSE_CHANNELS if self.pose_scale else 0)
+
+    @property
+    def input_channels(self) -> int:
+        """Of what the transformer sees at once: the noisy latent, the previous one, the view from the pose."""
+        previous = self.in_channels if self.concat_previous else 0
+        return self.in_channels + previous + (self.picture_channels if self.pose_scale else 0)
 
     @property
     def tokens(self) -> int:

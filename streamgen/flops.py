@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from streamgen.config import (
     DETAIL_LAYERS,
-    POSE_CHANNELS,
-    POSE_DIM,
-    POSE_OCTAVES,
+    VIEW_DETAIL,
+    VIEW_HARMONICS,
+    VIEW_LAYERS,
+    VIEW_OCTAVES,
     StudentConfig,
     TransformerConfig,
 )
@@ -19,28 +20,32 @@ def pass_flops(config: TransformerConfig) -> int:
     """One pass of the transformer over a block, with a full cache."""
     tokens = config.block_size * config.tokens
     keys = (config.slots + config.block_size) * config.tokens
-    d, patch = config.dim, config.patch**2 * config.in_channels
-    embed = 2 * tokens * d * patch * (2 if config.concat_previous else 1)
+    d = config.dim
+    embed = 2 * tokens * d * config.patch**2 * config.input_channels
     per_frame = config.freq_dim * d + d * d + 6 * d * d
     if config.action_dim is not None:
         per_frame += (config.action_dim + 1) * d + d * d
     if config.pose_scale:
-        actions = (config.action_dim or 0) + 1
-        per_frame += POSE_DIM * (POSE_CHANNELS * (1 + 2 * POSE_OCTAVES) + actions + config.tokens * d) + 3 * (
-            d + actions
-        )
+        per_frame += 3 * (d + (config.action_dim or 0) + 1) + _view_products(config)
     attention = 2 * tokens * 4 * d * d + 4 * tokens * keys * d
     ffn = 4 * tokens * d * config.ffn_dim + (2 * 9 * tokens * config.ffn_dim if config.ffn_conv else 0)
     return embed + 2 * config.block_size * per_frame + config.num_layers * (attention + ffn) + _head_flops(config)
 
 
+def _view_products(config: TransformerConfig) -> int:
+    """Multiplications of the view from one pose."""
+    dim, channels = config.view_dim, config.picture_channels
+    features = 4 + 2 * VIEW_HARMONICS + 4 * VIEW_OCTAVES
+    column = features * dim + VIEW_LAYERS * dim * dim + dim * channels * config.height
+    return config.width * (column + config.height * 2 * 9 * channels * VIEW_DETAIL)
+
+
 def _head_flops(config: TransformerConfig) -> int:
     """What comes after the last layer: the linear head, and the detail head where there is one."""
     tokens, out, detail = config.block_size * config.tokens, config.picture_channels, config.detail_dim
-    inputs = config.in_channels * (2 if config.concat_previous else 1)
     linear = 2 * tokens * config.dim * config.patch**2 * (out + 2 * DETAIL_LAYERS * detail)
     pixels = config.block_size * config.height * config.width
-    return linear + 2 * 9 * pixels * detail * (inputs + DETAIL_LAYERS * detail + out)
+    return linear + 2 * 9 * pixels * detail * (config.input_channels + DETAIL_LAYERS * detail + out)
 
 
 def decoder_flops(config: StudentConfig) -> int:

@@ -14,7 +14,7 @@ from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import encode
 from training.data import ClipData, open_data, recorded
-from training.recipe import RecipeError, StudentRecipe, weights_hash
+from training.recipe import BaseRecipe, RecipeError, StudentRecipe, weights_hash
 
 _STARTS = 12
 _START_FRAMES = 24
@@ -25,7 +25,7 @@ _START_SEED = 2**30
 ORIGIN = "origin.json"
 
 
-def data_for(recipe: StudentRecipe, config: TransformerConfig) -> ClipData:
+def data_for(recipe: BaseRecipe, config: TransformerConfig) -> ClipData:
     """The recipe's clips at the size of the student's frames. Raises RecipeError when their keys do not fit it."""
     data = open_data(recipe.data, config.width * LATENT_PIXEL, config.height * LATENT_PIXEL)
     if config.action_dim != len(data.keys):

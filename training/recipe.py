@@ -49,11 +49,9 @@ class BaseRecipe(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
         settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
-        for field in ("autoencoder", "teacher"):
-            if field in settings:
-                settings[field] = weights_hash(
-                    Path(settings[field]), "vae" if field == "autoencoder" else "transformer"
-                )
+        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("view", "view")):
+            if settings.get(field) is not None:
+                settings[field] = weights_hash(Path(settings[field]), part)
         return settings
 
 
@@ -114,6 +112,22 @@ class JudgesRecipe(BaseRecipe):
         return self
 
 
+class ViewRecipe(BaseRecipe):
+    """What is to be seen of a world from any pose, from single frames."""
+
+    stage: Literal["view"]
+    autoencoder: Path = Field(description="run folder of the autoencoder")
+    model: TransformerConfig = Field(description="of the student; what counts is its size, pose_scale and view_dim")
+    pool: int = Field(24_000, ge=1, description="frames that are recorded before the first step")
+    frames: int = Field(64, ge=1, description="of a batch, drawn from the pool; the batch's clips are added")
+
+    @model_validator(mode="after")
+    def _has_poses(self) -> Self:
+        if not self.model.pose_scale:
+            raise ValueError("a view is seen from a pose: set model.pose_scale")
+        return self
+
+
 class StudentRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
     copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
@@ -146,6 +160,7 @@ class TeacherForcingRecipe(StudentRecipe):
     start: Path | None = Field(
         None, description="run or student folder whose weights to start from; what they lack is made new"
     )
+    view: Path | None = Field(None, description="run folder of the view, which a new model with a pose needs")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -154,6 +169,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        if self.model.pose_scale and self.view is None and self.start is None:
+            raise ValueError("model.pose_scale needs a view, trained before (stage `view`), or a start that has one")
         return self
 
 
@@ -180,7 +197,7 @@ class CausalConsistencyRecipe(StudentRecipe):
         return self
 
 
-AnyRecipe = AutoencoderRecipe | JudgesRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
+AnyRecipe = AutoencoderRecipe | JudgesRecipe | ViewRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from streamgen.config import AutoencoderConfig, TransformerConfig
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.models.view import View
 from streamgen.student import WEIGHTS, StudentError
 
 
@@ -49,6 +50,16 @@ def save_transformer(model: CausalVideoTransformer, folder: Path) -> None:
 def _save(model: nn.Module, folder: Path, config: dict[str, object]) -> None:
     save_weights(model, folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__} | config, indent=2) + "\n")
+
+
+def save_view(model: View, folder: Path) -> None:
+    """Write `view/` into a run folder, in fp32."""
+    save_weights(model, folder / "view" / WEIGHTS)
+
+
+def load_view(model: View, folder: Path) -> None:
+    """Fill the view of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
+    load_weights(model, folder / "view" / WEIGHTS)
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.config import DETAIL_LAYERS, POSE_CHANNELS, POSE_DIM, POSE_OCTAVES, TransformerConfig
+from streamgen.config import DETAIL_LAYERS, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
+from streamgen.models.view import View
 
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
@@ -119,11 +120,11 @@ class _DetailHead(nn.Module):
     by less than a patch. Here the tokens only say how things move, and the convolutions move them.
     """
 
-    def __init__(self, config: TransformerConfig, in_channels: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         dim, layers = config.detail_dim, DETAIL_LAYERS
         self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
-        self.conv_in = nn.Conv2d(in_channels, dim, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.input_channels, dim, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
         self.conv_out = nn.Conv2d(dim, config.picture_channels, 3, padding=1)
 
@@ -141,36 +142,33 @@ class _DetailHead(nn.Module):
 class _Pose(nn.Module):
     """Where the viewer stands: x, y, cosine and sine of yaw, moved from frame to frame by what the network says.
 
-    Every token gets to know the pose before its frame, and the keys. A pose enters as Fourier features, sines and
-    cosines of 2^k pi p (Mildenhall et al. 2020): a picture changes faster along a path than a network makes it from
-    coordinates alone. The network answers in the viewer's own frame (forward, left, turn), where keys mean the same
-    everywhere, and a heading stays one of length 1.
+    It answers in the viewer's own frame (forward, left, turn), where keys mean the same everywhere, and a heading stays
+    one of length 1. What the keys say alone is known before the frame is drawn, and gives the view to draw it from;
+    walls and speed, which the tokens know, are added after.
     """
-
-    octaves: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self._shape = config.tokens, config.dim
-        actions = (config.action_dim or 0) + 1
-        self.hidden = nn.Linear(POSE_CHANNELS * (1 + 2 * POSE_OCTAVES) + actions, POSE_DIM)
-        self.tokens = nn.Linear(POSE_DIM, config.tokens * config.dim)
-        self.move = nn.Linear(config.dim + actions, 3)
-        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(POSE_OCTAVES), persistent=False)
+        self.by_keys = nn.Linear((config.action_dim or 0) + 1, 3)
+        self.by_tokens = nn.Linear(config.dim, 3)
+        self.view = View(config)
 
-    def embed(self, pose_BF4: Tensor, action_BFA: Tensor) -> Tensor:
-        """What to add to the tokens, [B, F, N, d]; the actions with their flag."""
-        angles = (pose_BF4[..., None] * self.octaves).flatten(-2)
-        features = torch.cat([pose_BF4, angles.sin(), angles.cos(), action_BFA], -1)
-        out: Tensor = self.tokens(F.silu(self.hidden(features))).unflatten(-1, self._shape)
+    def seen(self, pose_BF4: Tensor, action_BFA: Tensor) -> Tensor:
+        """The view [B, F, C, h, w] from where the keys lead; the actions with their flag."""
+        out: Tensor = self.view(pose_BF4 + _moved(pose_BF4, self.by_keys(action_BFA)).detach())
         return out
 
-    def change(self, pose_BF4: Tensor, x_BFNd: Tensor, action_BFA: Tensor) -> Tensor:
-        """What the frame adds to the pose before it, [B, F, 4], from its tokens as the head takes them."""
-        forward, left, turn = self.move(torch.cat([x_BFNd.mean(2), action_BFA], -1)).unbind(-1)
-        _, _, c, s = pose_BF4.unbind(-1)
-        turned = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
-        return torch.stack([forward * c - left * s, forward * s + left * c, turned[0] - c, turned[1] - s], -1)
+    def change(self, pose_BF4: Tensor, action_BFA: Tensor, x_BFNd: Tensor) -> Tensor:
+        """What the frame adds to the pose before it, [B, F, 4]; the tokens as the head takes them."""
+        return _moved(pose_BF4, self.by_keys(action_BFA) + self.by_tokens(x_BFNd.mean(2)))
+
+
+def _moved(pose: Tensor, move: Tensor) -> Tensor:
+    """What moving forward, left and around, [..., 3], adds to a pose [..., 4]."""
+    forward, left, turn = move.unbind(-1)
+    _, _, c, s = pose.unbind(-1)
+    turned_c, turned_s = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
+    return torch.stack([forward * c - left * s, forward * s + left * c, turned_c - c, turned_s - s], -1)
 
 
 def sinusoid(times: Tensor, dim: int) -> Tensor:
@@ -192,8 +190,7 @@ class CausalVideoTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, patch = config.dim, (1, config.patch, config.patch)
-        channels = config.in_channels * (2 if config.concat_previous else 1)
-        self.patch_embedding = nn.Conv3d(channels, dim, patch, patch)
+        self.patch_embedding = nn.Conv3d(config.input_channels, dim, patch, patch)
         if config.text_dim is not None:
             self.text_embedding = nn.Sequential(
                 nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
@@ -206,7 +203,7 @@ class CausalVideoTransformer(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.head = _Head(config)
         if config.detail_dim:
-            self.detail = _DetailHead(config, channels)
+            self.detail = _DetailHead(config)
         if config.pose_scale:
             self.pose = _Pose(config)
         self.register_buffer("space", space_rotation(config), persistent=False)
@@ -228,8 +225,8 @@ class CausalVideoTransformer(nn.Module):
             nn.init.zeros_(self.detail.conv_out.weight)
             nn.init.zeros_(cast(Tensor, self.detail.conv_out.bias))
         if self.config.pose_scale:
-            nn.init.zeros_(self.pose.tokens.weight)
-            nn.init.zeros_(self.pose.move.weight)
+            nn.init.zeros_(self.pose.by_keys.weight)
+            nn.init.zeros_(self.pose.by_tokens.weight)
 
     def forward(
         self,
@@ -251,17 +248,18 @@ class CausalVideoTransformer(nn.Module):
         if (context_BXd is None) != (config.text_dim is None):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         inputs = x_BFCHW if previous_BFCHW is None else torch.cat([x_BFCHW, previous_BFCHW], 2)
-        x = self._patchify(inputs)
-        temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
-            temb_BFd = temb_BFd + self.action_embedding(actions_BFA)
         pose_BF4 = None
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
             pose_BF4 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
-            x = x + self.pose.embed(pose_BF4, actions_BFA)
+            inputs = torch.cat([inputs, self.pose.seen(pose_BF4, actions_BFA)], 2)
+        x = self._patchify(inputs)
+        temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
+        if actions_BFA is not None:
+            temb_BFd = temb_BFd + self.action_embedding(actions_BFA)
         e_BF6d = self.time_projection(temb_BFd).unflatten(-1, (6, config.dim))
         context = None if context_BXd is None else self.text_embedding(context_BXd)
         for layer, block in enumerate(self.blocks):
@@ -272,7 +270,7 @@ class CausalVideoTransformer(nn.Module):
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
         if pose_BF4 is not None:
             assert actions_BFA is not None
-            moved = self.pose.change(pose_BF4, x, actions_BFA)[..., None, None]
+            moved = self.pose.change(pose_BF4, actions_BFA, x)[..., None, None]
             out_BFCHW = torch.cat([out_BFCHW, moved.expand(*moved.shape[:3], *out_BFCHW.shape[3:])], 2)
         if not config.residual:
             return out_BFCHW

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamgen.config import AutoencoderConfig, TransformerConfig
+from streamgen.config import VIEW_HARMONICS, VIEW_OCTAVES, AutoencoderConfig, TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
+from streamgen.models.view import View
 from streamgen.state import StreamState
 from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
@@ -260,24 +261,44 @@ def test_a_pose_is_the_same_at_every_pixel_and_counts() -> None:
     call = torch.randn(2, 1, 1, *x.shape[2:]), cache.previous, actions[:, 7:]
     made = rollout.denoise(*call, *cache.inputs())[0, 0]
     assert made[4:].flatten(1).std(1).max() < 1e-5
-    assert (made[4:, 0, 0] - x[0, 6, 4:, 0, 0]).abs().min() > 1e-3
-    # The keys and values of the past hold the old pose still: what changes comes from the frame's own input.
+    assert (made[4:, 0, 0] - x[0, 6, 4:, 0, 0]).abs().max() > 1e-3
+    # The keys and values of the past hold the old pose still: what changes comes from the view.
     elsewhere = torch.cat([cache.previous[:, :4], cache.previous[:, 4:] + 1], 1)
     moved = rollout.denoise(call[0], elsewhere, call[2], *cache.inputs())[0, 0]
-    assert (moved[:4] - made[:4]).abs().max() > 1e-2
-    # A new model's embedding of it says nothing yet, so that weights without one can be gone on from.
-    new = CausalVideoTransformer(model.config)
-    assert not new.pose.embed(torch.randn(1, 1, 4), torch.randn(1, 1, 6)).any()
+    assert (moved[:4] - made[:4]).abs().max() > 1e-3
 
 
 def test_a_pose_moves_in_the_viewers_own_frame() -> None:
     pose = CausalVideoTransformer(toy_transformer_config(**WITH_POSE)).pose.requires_grad_(False)
-    pose.move.bias.copy_(torch.tensor([0.2, 0.1, torch.pi / 6]))
+    pose.by_keys.bias.copy_(torch.tensor([0.2, 0.1, 0.0]))
+    pose.by_tokens.bias.copy_(torch.tensor([0.0, 0.0, torch.pi / 6]))
     east, north = torch.tensor([[[0.5, -0.5, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]).split(1)
-    still = torch.zeros(1, 1, 24, 48), torch.zeros(1, 1, 6)
+    idle = torch.zeros(1, 1, 6)
     half, root = 0.5, 3**0.5 / 2
-    torch.testing.assert_close(east + pose.change(east, *still), torch.tensor([[[0.7, -0.4, root, half]]]))
-    torch.testing.assert_close(north + pose.change(north, *still), torch.tensor([[[-0.1, 0.2, -half, root]]]))
+    for start, end in ((east, [0.7, -0.4, root, half]), (north, [-0.1, 0.2, -half, root])):
+        moved = start + pose.change(start, idle, torch.zeros(1, 1, 24, 48))
+        torch.testing.assert_close(moved, torch.tensor([[end]]))
+    # The view is from where the keys alone lead.
+    assert torch.equal(pose.seen(east, idle), pose.view(torch.tensor([[[0.7, -0.4, 1.0, 0.0]]])))
+
+
+def test_a_ray_is_known_by_its_line_and_the_place_on_it() -> None:
+    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    assert torch.rad2deg(view.angles).tolist() == pytest.approx([39.81, 26.57, 9.46, -9.46, -26.57, -39.81], abs=0.01)
+    yaw = torch.tensor(0.7)
+    here = torch.tensor([0.3, -0.2, yaw.cos(), yaw.sin()])
+    ray = yaw + view.angles[1]
+    further = here + 0.25 * torch.tensor([ray.cos(), ray.sin(), 0, 0])
+    a, b = view._rays(torch.stack([here, further]))[:, 1]
+    torch.testing.assert_close(b[3] - a[3], torch.tensor(0.25))
+    same = (a - b).abs() < 1e-5
+    # All but the place on the line, and its waves but for those that a quarter of the scale is a whole number of.
+    assert same[:3].all() and same[4 : 4 + 2 * VIEW_HARMONICS].all()
+    waves = same[4 + 2 * VIEW_HARMONICS :].unflatten(0, (2, 2, VIEW_OCTAVES))
+    assert waves[:, 0].all() and waves[:, 1].all(0).tolist() == [False] * 3 + [True] * 3
+    # The same ray, as the column ahead of a viewer who looks along it: what differs is which column it is.
+    turned = torch.tensor([0.3, -0.2, (ray - view.angles[2]).cos(), (ray - view.angles[2]).sin()])
+    torch.testing.assert_close(view._rays(turned[None])[0, 2, 2:], a[2:], atol=1e-5, rtol=0)
 
 
 def test_a_pose_is_no_picture() -> None:

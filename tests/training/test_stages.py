@@ -37,6 +37,25 @@ clip_length: 6
 checkpoint_every_s: 0.001
 model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
 """
+MODEL = """
+model: {in_channels: 8, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, view_dim: 16}
+"""
+VIEW = """
+stage: view
+name: view
+autoencoder: RUNS/autoencoder
+steps: 4
+precision: fp32
+learning_rate: 1.0e-3
+warmup: 1
+evaluate_every: 4
+clips: 1
+clip_length: 3
+pool: 70
+frames: 6
+MODEL
+"""
 TEACHER = """
 stage: teacher_forcing
 name: teacher
@@ -55,8 +74,8 @@ recycle: 3
 recycle_share: 0.5
 checkpoint_every_s: 0.001
 fade: 0.5
-model: {in_channels: 8, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
-        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512}
+view: RUNS/view
+MODEL
 """
 STUDENT = """
 stage: causal_consistency
@@ -124,17 +143,22 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three stages, by the command that people use."""
+    """All stages, by the command that people use."""
     folder = tmp_path_factory.mktemp("training")
-    for name, text in (("autoencoder", AUTOENCODER), ("teacher", TEACHER), ("student", STUDENT)):
+    for name, text in (("autoencoder", AUTOENCODER), ("view", VIEW), ("teacher", TEACHER), ("student", STUDENT)):
         recipe = folder / f"{name}.yaml"
-        recipe.write_text(text.replace("RUNS", str(folder)))
+        recipe.write_text(text.replace("MODEL", MODEL).replace("RUNS", str(folder)))
         _streamgen("train", recipe, "--runs", folder, "--threads", "1")
     return folder
 
 
 def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
-    for name, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("student", "transformer")):
+    for name, part in (
+        ("autoencoder", "vae"),
+        ("view", "view"),
+        ("teacher", "transformer"),
+        ("student", "transformer"),
+    ):
         assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
         assert list((runs / name).glob("sheet_*.png"))
         assert all(loss > 0 for loss in _losses(runs / name).values())
@@ -143,6 +167,8 @@ def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     )
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    view = load_file(runs / "view" / "view" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(after[f"pose.view.{name}"], value) for name, value in view.items())
 
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
@@ -237,11 +263,13 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps=0",), "steps"),
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
+        (TEACHER, ("view=null",), "needs a view"),
+        (VIEW, ("model.pose_scale=null",), "set model.pose_scale"),
         (STUDENT, ("intervals=7",), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
     ):
-        path.write_text(text)
+        path.write_text(text.replace("MODEL", MODEL))
         with pytest.raises(RecipeError, match=said):
             load_recipe(path, overrides)

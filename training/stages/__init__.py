@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.loop import Stage
-from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, TeacherForcingRecipe
+from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, TeacherForcingRecipe, ViewRecipe
 
 
 def build_stage(recipe: AnyRecipe) -> Stage:
@@ -20,6 +20,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.teacher_forcing import TeacherForcingStage
 
         return TeacherForcingStage(recipe)
+    if isinstance(recipe, ViewRecipe):
+        from training.stages.view import ViewStage
+
+        return ViewStage(recipe)
     from training.stages.causal_consistency import CausalConsistencyStage
 
     return CausalConsistencyStage(recipe)

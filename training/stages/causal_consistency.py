@@ -30,7 +30,10 @@ class CausalConsistencyStage:
     def __init__(self, recipe: CausalConsistencyRecipe) -> None:
         self.recipe = recipe
         self._teacher = load_transformer(recipe.teacher)
-        self.model: nn.Module = load_transformer(recipe.teacher).requires_grad_(True).train()
+        model = load_transformer(recipe.teacher).requires_grad_(True).train()
+        if model.config.pose_scale:
+            model.pose.view.requires_grad_(False)
+        self.model: nn.Module = model
         self.data = data_for(recipe, self._teacher.config)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
+from streamgen.models.loading import load_autoencoder, load_transformer, load_view, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, error_scale, imperfect_history
 from training.data import Clip, held_out
@@ -26,13 +26,18 @@ class TeacherForcingStage:
     def __init__(self, recipe: TeacherForcingRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = CausalVideoTransformer(recipe.model)
+        model = CausalVideoTransformer(recipe.model)
+        self.model: nn.Module = model
         if recipe.start is not None:
-            weights, own = load_transformer(recipe.start).state_dict(), self.model.state_dict()
+            weights, own = load_transformer(recipe.start).state_dict(), model.state_dict()
             other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
             if other:
                 raise RecipeError(f"start: {recipe.start} has weights that do not fit this model: {other[0]}, ...")
-            self.model.load_state_dict(weights, strict=False)
+            model.load_state_dict(weights, strict=False)
+        if recipe.model.pose_scale:
+            if recipe.view is not None:
+                load_view(model.pose.view, recipe.view)
+            model.pose.view.requires_grad_(False)
         self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
