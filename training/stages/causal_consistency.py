@@ -60,6 +60,9 @@ class CausalConsistencyStage:
                 velocity = blind + recipe.guidance * (velocity - blind)
             nearer = consistency_target(noisy, velocity, sigma, below)
             goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
+            # Where the viewer stands is known and needs one step only: there is nothing to distil.
+            pose = slice(self._teacher.config.picture_channels, None)
+            goal[:, :, :, pose] = target[:, :, :, pose]
         made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
         counted = slice(recipe.first_target, None)
         scale = error_scale(self._teacher.config, recipe.pose_weight)
