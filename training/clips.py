@@ -123,23 +123,21 @@ def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tu
     return add_noise(clean, torch.randn(clean.shape, generator=generator), level), level
 
 
-def drifted_history(history: Tensor, amount: float, picture_channels: int, generator: torch.Generator) -> Tensor:
+def drifted_history(history: Tensor, amount: float, generator: torch.Generator) -> Tensor:
     """Half of the clips with another contrast and colour from start to end: what a long rollout drifts into."""
     shape = len(history), 1, history.shape[2], 1, 1
     gain, bias = (torch.randn(shape, generator=generator) * amount for _ in range(2))
-    chosen = (torch.rand(len(history), 1, 1, 1, 1, generator=generator) < 0.5).repeat(1, 1, history.shape[2], 1, 1)
-    chosen[:, :, picture_channels:] = False
+    chosen = torch.rand(len(history), 1, 1, 1, 1, generator=generator) < 0.5
     return torch.where(chosen, history * gain.exp() + bias, history)
 
 
-def faded_history(history: Tensor, share: float, picture_channels: int, generator: torch.Generator) -> Tensor:
-    """A share of the clips with a picture that is paler from start to end, down to nothing but grey: what is to be seen
-    must then come from the pose.
+def faded_history(history: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the clips paler from start to end, down to nothing but grey: what is to be seen must then come from
+    the pose.
     """
     rows = len(history), 1, 1, 1, 1
     chosen, left = torch.rand(rows, generator=generator) < share, torch.rand(rows, generator=generator)
-    picture, pose = history.split((picture_channels, history.shape[2] - picture_channels), 2)
-    return torch.cat([torch.where(chosen, picture * left, picture), pose], 2)
+    return torch.where(chosen, history * left, history)
 
 
 def imperfect_history(
@@ -149,16 +147,17 @@ def imperfect_history(
     sigmas: tuple[float, ...],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The past that a step trains on: recycled in a share of the steps, drifted and noised as the recipe says.
+    """The past that a step trains on: recycled in a share of the steps, its picture drifted and faded, and all of it
+    noised as the recipe says.
 
     Returns the history [B, F, C, h, w] and its noise level [B, F].
     """
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
         history = recycled_history(model, clips, recipe, sigmas, generator)
-    history = drifted_history(history, recipe.drift, model.config.picture_channels, generator)
-    history = faded_history(history, recipe.fade, model.config.picture_channels, generator)
-    return noisy_history(history, recipe.context_noise, generator)
+    picture, pose = history.tensor_split((model.config.picture_channels,), 2)
+    picture = faded_history(drifted_history(picture, recipe.drift, generator), recipe.fade, generator)
+    return noisy_history(torch.cat([picture, pose], 2), recipe.context_noise, generator)
 
 
 @torch.no_grad()

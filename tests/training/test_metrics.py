@@ -20,6 +20,7 @@ from training.clips import (
     encode,
     error_scale,
     faded_history,
+    imperfect_history,
     noisy_history,
     pose_vector,
     recycled_history,
@@ -96,9 +97,7 @@ def test_half_of_the_clips_keep_a_clean_history() -> None:
 
 def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> None:
     x = torch.randn(400, 3, 2, 4, 4)
-    out = drifted_history(x, 0.3, 2, torch.Generator().manual_seed(0))
-    with_pose = drifted_history(x, 0.3, 1, torch.Generator().manual_seed(0))
-    assert torch.equal(with_pose[:, :, :1], out[:, :, :1]) and torch.equal(with_pose[:, :, 1:], x[:, :, 1:])
+    out = drifted_history(x, 0.3, torch.Generator().manual_seed(0))
     same = (out == x).flatten(1).all(1)
     assert 0.4 < same.float().mean() < 0.6
     a, b = (t[~same].transpose(1, 2).flatten(2) for t in (x, out))
@@ -109,11 +108,20 @@ def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> N
     assert 0.25 < bias.std() < 0.35
 
 
-def test_a_share_of_the_histories_fades_and_keeps_its_pose() -> None:
-    x = torch.randn(400, 3, 6, 2, 2)
-    out = faded_history(x, 0.25, 2, torch.Generator().manual_seed(0))
-    assert torch.equal(out[:, :, 2:], x[:, :, 2:])
-    left = (out[:, :, :2] / x[:, :, :2]).flatten(1)
+def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
+    config = toy_transformer_config(**WITH_POSE)
+    recipe = toy_recipe(config, recycle=0, drift=0.3, fade=0.5, context_noise=0.0, view="nowhere")
+    clips = LatentClips(torch.randn(400, 3, 8, 4, 6), torch.zeros(400, 3, 5))
+    out, level = imperfect_history(toy_transformer(config), clips, recipe, (1.0,), torch.Generator().manual_seed(0))
+    assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:]) and not level.any()
+    changed = (out[:, :, :4] != clips.latents[:, :, :4]).flatten(1).any(1)
+    assert 0.7 < changed.float().mean() < 0.8
+
+
+def test_a_share_of_the_histories_fades() -> None:
+    x = torch.randn(400, 3, 2, 2, 2)
+    out = faded_history(x, 0.25, torch.Generator().manual_seed(0))
+    left = (out / x).flatten(1)
     torch.testing.assert_close(left, left[:, :1].expand_as(left), atol=1e-4, rtol=0)
     faded = left[:, 0] < 1
     assert 0.2 < faded.float().mean() < 0.3
