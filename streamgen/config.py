@@ -12,14 +12,18 @@ LATENT_PIXEL = 8
 DETAIL_LAYERS = 2
 """Convolutions of the detail head that the tokens steer."""
 
-POSE_CHANNELS = 4
-"""x, y, cosine and sine of yaw."""
+POSE_CHANNELS = 6
+"""x, y, cosine and sine of yaw, and what the last frame added to x and y."""
+OCTAVES = 6
+"""Of a place: the shortest wave is a sixteenth of `pose_scale` long."""
+MOTION_DIM = 128
+"""Width of the network that knows what walls take from a move."""
+MOTION_LAYERS = 2
+"""Its hidden layers beside the first."""
 VIEW_LAYERS = 2
 """Hidden layers of the view beside its first."""
 VIEW_HARMONICS = 5
 """Of a ray's direction: it is given once around, twice, four times, …"""
-VIEW_OCTAVES = 6
-"""Of a ray's place: the shortest wave is a sixteenth of `pose_scale` long."""
 VIEW_DETAIL = 64
 """Channels of the convolutions over the view's columns."""
 
@@ -100,9 +104,8 @@ class TransformerConfig(_Config):
 
     @property
     def input_channels(self) -> int:
-        """Of what the transformer sees at once: the noisy latent, the previous one, the view from the pose."""
-        previous = self.in_channels if self.concat_previous else 0
-        return self.in_channels + previous + (self.picture_channels if self.pose_scale else 0)
+        """Of what the transformer sees at once: the noisy picture, the previous one, the view from the pose."""
+        return self.picture_channels * (1 + int(self.concat_previous) + int(self.pose_scale is not None))
 
     @property
     def tokens(self) -> int:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from streamgen.config import (
     DETAIL_LAYERS,
+    MOTION_DIM,
+    MOTION_LAYERS,
+    OCTAVES,
+    POSE_CHANNELS,
     VIEW_DETAIL,
     VIEW_HARMONICS,
     VIEW_LAYERS,
-    VIEW_OCTAVES,
     StudentConfig,
     TransformerConfig,
 )
@@ -26,16 +29,23 @@ def pass_flops(config: TransformerConfig) -> int:
     if config.action_dim is not None:
         per_frame += (config.action_dim + 1) * d + d * d
     if config.pose_scale:
-        per_frame += 3 * (d + (config.action_dim or 0) + 1) + _view_products(config)
+        per_frame += _motion_products(config) + _view_products(config)
     attention = 2 * tokens * 4 * d * d + 4 * tokens * keys * d
     ffn = 4 * tokens * d * config.ffn_dim + (2 * 9 * tokens * config.ffn_dim if config.ffn_conv else 0)
     return embed + 2 * config.block_size * per_frame + config.num_layers * (attention + ffn) + _head_flops(config)
 
 
+def _motion_products(config: TransformerConfig) -> int:
+    """Multiplications of moving one pose."""
+    actions = config.action_dim or 0
+    features = POSE_CHANNELS + actions + 4 * OCTAVES
+    return 3 * actions + 4 + MOTION_DIM * (features + MOTION_LAYERS * MOTION_DIM + 2)
+
+
 def _view_products(config: TransformerConfig) -> int:
     """Multiplications of the view from one pose."""
     dim, channels = config.view_dim, config.picture_channels
-    features = 4 + 2 * VIEW_HARMONICS + 4 * VIEW_OCTAVES
+    features = 4 + 2 * VIEW_HARMONICS + 4 * OCTAVES
     column = features * dim + VIEW_LAYERS * dim * dim + dim * channels * config.height
     return config.width * (column + config.height * 2 * 9 * channels * VIEW_DETAIL)
 

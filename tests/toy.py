@@ -32,7 +32,7 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(settings | changes)
 
 
-WITH_POSE = {"in_channels": 8, "residual": True, "pose_scale": 512.0, "view_dim": 16}
+WITH_POSE = {"in_channels": 10, "residual": True, "pose_scale": 512.0, "view_dim": 16}
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
 
@@ -45,8 +45,6 @@ def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTran
     if config.residual:
         # What is added to the frame before, frame after frame, must stay in the range of numbers.
         last: list[torch.nn.Module] = [model.head.head, model.detail.conv_out]
-        if config.pose_scale:
-            last += [model.pose.by_keys, model.pose.by_tokens]
         for parameter in (each for module in last for each in module.parameters()):
             parameter *= 0.1
     return model

@@ -36,11 +36,16 @@ def pose_vector(poses: Tensor, scale: float) -> Tensor:
     return torch.cat([poses[..., :2] / scale, yaw.cos(), yaw.sin()], -1)
 
 
-def error_scale(config: TransformerConfig, pose_weight: float) -> Tensor:
-    """[C, 1, 1]: what to multiply both sides of a squared error with, so that the pose counts `pose_weight` times."""
-    scale = torch.ones(config.in_channels, 1, 1)
-    scale[config.picture_channels :] = pose_weight**0.5
-    return scale
+def poses_of(clips: list[Clip], scale: float) -> Tensor:
+    """[B, F, 6]: the poses of clips of equal length as latents carry them (see streamgen/models/pose.py).
+
+    The first frame's says that it did not move. Raises RecipeError when a clip has no poses.
+    """
+    poses = torch.from_numpy(np.stack([clip.poses for clip in clips]))
+    if not poses.isfinite().all():
+        raise RecipeError("model.pose_scale: the clips do not say where they were seen from; leave it out")
+    pose = pose_vector(poses, scale)
+    return torch.cat([pose, torch.diff(pose[..., :2], dim=1, prepend=pose[:, :1, :2])], -1)
 
 
 @torch.no_grad()
@@ -50,10 +55,7 @@ def encode(autoencoder: Autoencoder, clips: list[Clip], config: TransformerConfi
     latents = torch.cat([autoencoder.encode(part) for part in frames.flatten(0, 1).split(64)])
     latents = latents.unflatten(0, frames.shape[:2])
     if config.pose_scale:
-        poses = torch.from_numpy(np.stack([clip.poses for clip in clips]))
-        if not poses.isfinite().all():
-            raise RecipeError("model.pose_scale: the clips do not say where they were seen from; leave it out")
-        pose = pose_vector(poses, config.pose_scale)[..., None, None]
+        pose = poses_of(clips, config.pose_scale)[..., None, None]
         latents = torch.cat([latents, pose.expand(*pose.shape[:3], *latents.shape[3:])], 2)
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
     return LatentClips(latents, actions)
@@ -147,8 +149,8 @@ def imperfect_history(
     sigmas: tuple[float, ...],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The past that a step trains on: recycled in a share of the steps, its picture drifted and faded, and all of it
-    noised as the recipe says.
+    """The past that a step trains on: recycled in a share of the steps, its picture drifted, faded and noised as the
+    recipe says.
 
     Returns the history [B, F, C, h, w] and its noise level [B, F].
     """
@@ -157,7 +159,8 @@ def imperfect_history(
         history = recycled_history(model, clips, recipe, sigmas, generator)
     picture, pose = history.tensor_split((model.config.picture_channels,), 2)
     picture = faded_history(drifted_history(picture, recipe.drift, generator), recipe.fade, generator)
-    return noisy_history(torch.cat([picture, pose], 2), recipe.context_noise, generator)
+    picture, level = noisy_history(picture, recipe.context_noise, generator)
+    return torch.cat([picture, pose], 2), level
 
 
 @torch.no_grad()

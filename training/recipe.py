@@ -49,7 +49,7 @@ class BaseRecipe(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
         settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
-        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("view", "view")):
+        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("pose", "pose")):
             if settings.get(field) is not None:
                 settings[field] = weights_hash(Path(settings[field]), part)
         return settings
@@ -112,19 +112,22 @@ class JudgesRecipe(BaseRecipe):
         return self
 
 
-class ViewRecipe(BaseRecipe):
-    """What is to be seen of a world from any pose, from single frames."""
+class PoseRecipe(BaseRecipe):
+    """Where the keys lead in a world, and what is to be seen of it from any pose."""
 
-    stage: Literal["view"]
+    stage: Literal["pose"]
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(description="of the student; what counts is its size, pose_scale and view_dim")
     pool: int = Field(24_000, ge=1, description="frames that are recorded before the first step")
-    frames: int = Field(64, ge=1, description="of a batch, drawn from the pool; the batch's clips are added")
+    frames: int = Field(64, ge=1, description="of a batch, drawn from the pool")
+    walk: int = Field(8, ge=1, description="frames for which the keys lead on from a true pose before all errors count")
 
     @model_validator(mode="after")
     def _has_poses(self) -> Self:
         if not self.model.pose_scale:
-            raise ValueError("a view is seen from a pose: set model.pose_scale")
+            raise ValueError("there is no pose to learn: set model.pose_scale")
+        if self.clip_length < self.walk + 2:
+            raise ValueError(f"clip_length {self.clip_length}: a walk of {self.walk} needs two frames more")
         return self
 
 
@@ -141,7 +144,6 @@ class StudentRecipe(BaseRecipe):
         0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
     )
     fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
-    pose_weight: float = Field(100.0, gt=0, description="how much an error of the pose counts, where there is one")
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
 
 
@@ -160,7 +162,7 @@ class TeacherForcingRecipe(StudentRecipe):
     start: Path | None = Field(
         None, description="run or student folder whose weights to start from; what they lack is made new"
     )
-    view: Path | None = Field(None, description="run folder of the view, which a new model with a pose needs")
+    pose: Path | None = Field(None, description="run folder of the pose, which a new model with pose_scale needs")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -169,8 +171,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
-        if self.model.pose_scale and self.view is None and self.start is None:
-            raise ValueError("model.pose_scale needs a view, trained before (stage `view`), or a start that has one")
+        if self.model.pose_scale and self.pose is None and self.start is None:
+            raise ValueError("model.pose_scale needs a pose, trained before (stage `pose`), or a start that has one")
         return self
 
 
@@ -197,7 +199,7 @@ class CausalConsistencyRecipe(StudentRecipe):
         return self
 
 
-AnyRecipe = AutoencoderRecipe | JudgesRecipe | ViewRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
+AnyRecipe = AutoencoderRecipe | JudgesRecipe | PoseRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:

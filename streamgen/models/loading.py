@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from streamgen.config import AutoencoderConfig, TransformerConfig
 from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.pose import Pose
 from streamgen.models.transformer import CausalVideoTransformer
-from streamgen.models.view import View
 from streamgen.student import WEIGHTS, StudentError
 
 
@@ -52,14 +52,14 @@ def _save(model: nn.Module, folder: Path, config: dict[str, object]) -> None:
     (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__} | config, indent=2) + "\n")
 
 
-def save_view(model: View, folder: Path) -> None:
-    """Write `view/` into a run folder, in fp32."""
-    save_weights(model, folder / "view" / WEIGHTS)
+def save_pose(model: Pose, folder: Path) -> None:
+    """Write `pose/` into a run folder, in fp32."""
+    save_weights(model, folder / "pose" / WEIGHTS)
 
 
-def load_view(model: View, folder: Path) -> None:
-    """Fill the view of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
-    load_weights(model, folder / "view" / WEIGHTS)
+def load_pose(model: Pose, folder: Path) -> None:
+    """Fill the pose of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
+    load_weights(model, folder / "pose" / WEIGHTS)
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

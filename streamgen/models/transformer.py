@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from streamgen.config import DETAIL_LAYERS, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
-from streamgen.models.view import View
+from streamgen.models.pose import Pose
 
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
@@ -139,38 +139,6 @@ class _DetailHead(nn.Module):
         return out
 
 
-class _Pose(nn.Module):
-    """Where the viewer stands: x, y, cosine and sine of yaw, moved from frame to frame by what the network says.
-
-    It answers in the viewer's own frame (forward, left, turn), where keys mean the same everywhere, and a heading stays
-    one of length 1. What the keys say alone is known before the frame is drawn, and gives the view to draw it from;
-    walls and speed, which the tokens know, are added after.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.by_keys = nn.Linear((config.action_dim or 0) + 1, 3)
-        self.by_tokens = nn.Linear(config.dim, 3)
-        self.view = View(config)
-
-    def seen(self, pose_BF4: Tensor, action_BFA: Tensor) -> Tensor:
-        """The view [B, F, C, h, w] from where the keys lead; the actions with their flag."""
-        out: Tensor = self.view(pose_BF4 + _moved(pose_BF4, self.by_keys(action_BFA)).detach())
-        return out
-
-    def change(self, pose_BF4: Tensor, action_BFA: Tensor, x_BFNd: Tensor) -> Tensor:
-        """What the frame adds to the pose before it, [B, F, 4]; the tokens as the head takes them."""
-        return _moved(pose_BF4, self.by_keys(action_BFA) + self.by_tokens(x_BFNd.mean(2)))
-
-
-def _moved(pose: Tensor, move: Tensor) -> Tensor:
-    """What moving forward, left and around, [..., 3], adds to a pose [..., 4]."""
-    forward, left, turn = move.unbind(-1)
-    _, _, c, s = pose.unbind(-1)
-    turned_c, turned_s = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
-    return torch.stack([forward * c - left * s, forward * s + left * c, turned_c - c, turned_s - s], -1)
-
-
 def sinusoid(times: Tensor, dim: int) -> Tensor:
     """Embedding [..., dim] of times [...] in [0, 1000]: cosines, then sines, of t 10000^(-i / half); computed in
     float64.
@@ -205,7 +173,7 @@ class CausalVideoTransformer(nn.Module):
         if config.detail_dim:
             self.detail = _DetailHead(config)
         if config.pose_scale:
-            self.pose = _Pose(config)
+            self.pose = Pose(config)
         self.register_buffer("space", space_rotation(config), persistent=False)
         self._initialise()
 
@@ -213,7 +181,8 @@ class CausalVideoTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for name in ("time_embedding", "text_embedding", "action_embedding"):
             for module in getattr(self, name, ()):
                 if isinstance(module, nn.Linear):
@@ -224,9 +193,6 @@ class CausalVideoTransformer(nn.Module):
         if self.config.detail_dim:
             nn.init.zeros_(self.detail.conv_out.weight)
             nn.init.zeros_(cast(Tensor, self.detail.conv_out.bias))
-        if self.config.pose_scale:
-            nn.init.zeros_(self.pose.by_keys.weight)
-            nn.init.zeros_(self.pose.by_tokens.weight)
 
     def forward(
         self,
@@ -241,21 +207,25 @@ class CausalVideoTransformer(nn.Module):
         """Velocity eps - x0, [B, F, C, h, w].
 
         x: latents at noise levels sigma in [0, 1]. actions: what drove each frame; known: 1, or 0 where the action is
-        withheld (default: all known). previous: the clean latent before each frame's block, where the configuration has
-        `concat_previous`. context: text features, where it has `text_dim`.
+        withheld from the tokens (default: all known). previous: the clean latent before each frame's block, where the
+        configuration has `concat_previous`. context: text features, where it has `text_dim`.
         """
         config = self.config
         if (context_BXd is None) != (config.text_dim is None):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
-        inputs = x_BFCHW if previous_BFCHW is None else torch.cat([x_BFCHW, previous_BFCHW], 2)
+        latents = [x_BFCHW] if previous_BFCHW is None else [x_BFCHW, previous_BFCHW]
+        pictures = [each[:, :, : config.picture_channels] for each in latents]
+        moved_BF6 = None
+        if config.pose_scale:
+            assert previous_BFCHW is not None and actions_BFA is not None
+            before_BF6 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
+            pose_BF6 = self.pose(before_BF6, actions_BFA)
+            pictures.append(self.pose.view(pose_BF6))
+            moved_BF6 = pose_BF6 - before_BF6
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
-        pose_BF4 = None
-        if config.pose_scale:
-            assert previous_BFCHW is not None and actions_BFA is not None
-            pose_BF4 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
-            inputs = torch.cat([inputs, self.pose.seen(pose_BF4, actions_BFA)], 2)
+        inputs = torch.cat(pictures, 2)
         x = self._patchify(inputs)
         temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
         if actions_BFA is not None:
@@ -268,10 +238,9 @@ class CausalVideoTransformer(nn.Module):
         out_BFCHW = self._unpatchify(self.head.head(x))
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
-        if pose_BF4 is not None:
-            assert actions_BFA is not None
-            moved = self.pose.change(pose_BF4, actions_BFA, x)[..., None, None]
-            out_BFCHW = torch.cat([out_BFCHW, moved.expand(*moved.shape[:3], *out_BFCHW.shape[3:])], 2)
+        if moved_BF6 is not None:
+            moved = moved_BF6[..., None, None].expand(*moved_BF6.shape, *out_BFCHW.shape[3:])
+            out_BFCHW = torch.cat([out_BFCHW, moved], 2)
         if not config.residual:
             return out_BFCHW
         # What moves little stays, by construction, and the network need not carry the noise through its width.

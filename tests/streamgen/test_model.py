@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamgen.config import VIEW_HARMONICS, VIEW_OCTAVES, AutoencoderConfig, TransformerConfig
+from streamgen.config import OCTAVES, VIEW_HARMONICS, AutoencoderConfig, TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.pose import Motion, Pose, View
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
-from streamgen.models.view import View
 from streamgen.state import StreamState
 from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
@@ -260,8 +260,8 @@ def test_a_pose_is_the_same_at_every_pixel_and_counts() -> None:
         cache.clean(Commit(model), x[:, at : at + 1], actions[:, at : at + 1])
     call = torch.randn(2, 1, 1, *x.shape[2:]), cache.previous, actions[:, 7:]
     made = rollout.denoise(*call, *cache.inputs())[0, 0]
-    assert made[4:].flatten(1).std(1).max() < 1e-5
-    assert (made[4:, 0, 0] - x[0, 6, 4:, 0, 0]).abs().max() > 1e-3
+    want = model.pose.motion(x[0, 6, 4:, 0, 0], actions[0, 7])
+    torch.testing.assert_close(made[4:], want[:, None, None].expand(6, 4, 6), atol=1e-5, rtol=0)
     # The keys and values of the past hold the old pose still: what changes comes from the view.
     elsewhere = torch.cat([cache.previous[:, :4], cache.previous[:, 4:] + 1], 1)
     moved = rollout.denoise(call[0], elsewhere, call[2], *cache.inputs())[0, 0]
@@ -269,17 +269,39 @@ def test_a_pose_is_the_same_at_every_pixel_and_counts() -> None:
 
 
 def test_a_pose_moves_in_the_viewers_own_frame() -> None:
-    pose = CausalVideoTransformer(toy_transformer_config(**WITH_POSE)).pose.requires_grad_(False)
-    pose.by_keys.bias.copy_(torch.tensor([0.2, 0.1, 0.0]))
-    pose.by_tokens.bias.copy_(torch.tensor([0.0, 0.0, torch.pi / 6]))
-    east, north = torch.tensor([[[0.5, -0.5, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]).split(1)
-    idle = torch.zeros(1, 1, 6)
+    motion = Motion(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    # A tenth of the scale ahead and a twentieth to the left, a turn by 30 degrees; half of the speed is kept.
+    motion.by_keys.bias.copy_(torch.tensor([3.2, 1.6, torch.pi / 6]))
+    motion.by_speed.weight.copy_(torch.eye(2) / 2)
     half, root = 0.5, 3**0.5 / 2
-    for start, end in ((east, [0.7, -0.4, root, half]), (north, [-0.1, 0.2, -half, root])):
-        moved = start + pose.change(start, idle, torch.zeros(1, 1, 24, 48))
-        torch.testing.assert_close(moved, torch.tensor([[end]]))
-    # The view is from where the keys alone lead.
-    assert torch.equal(pose.seen(east, idle), pose.view(torch.tensor([[[0.7, -0.4, 1.0, 0.0]]])))
+    east, north = torch.tensor([0.5, -0.5, 1, 0, 0, 0.2]), torch.tensor([0, 0, 0, 3.0, 0, 0.2])
+    for start, heading in ((east, (root, half)), (north, (-half, root))):
+        c, s = heading
+        move = torch.tensor([0.1 * c - 0.05 * s, 0.1 * s + 0.05 * c + 0.1])
+        want = torch.cat([start[:2] + move, torch.tensor(heading), move])
+        torch.testing.assert_close(motion(start, torch.ones(5)), want)
+
+
+def test_walls_take_from_a_move_and_never_turn() -> None:
+    motion = Motion(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    pose, action = torch.tensor([0.5, -0.5, 1, 0, 0.01, 0.02]), torch.zeros(5)
+    before = motion(pose, action)
+    motion.walls.bias += torch.tensor([3.2, -6.4])
+    after = motion(pose, action)
+    torch.testing.assert_close(after - before, torch.tensor([0.1, -0.2, 0, 0, 0.1, -0.2]), atol=1e-6, rtol=0)
+
+
+def test_every_frame_of_a_block_is_moved_from_the_one_before() -> None:
+    config = toy_transformer_config(**WITH_POSE, block_size=2)
+    pose = Pose(config).requires_grad_(False)
+    start, actions = torch.randn(1, 4, 6), torch.randn(1, 4, 5)
+    start[:, 1], start[:, 3] = start[:, 0], start[:, 2]
+    first = [pose.motion(start[:, at], actions[:, at]) for at in (0, 2)]
+    second = [pose.motion(first[at], actions[:, 2 * at + 1]) for at in (0, 1)]
+    want = torch.stack([first[0], second[0], first[1], second[1]], 1)
+    torch.testing.assert_close(pose(start, actions), want)
+    # Before a stream's first frame there is no pose, and nothing breaks.
+    assert pose(torch.zeros(1, 2, 6), actions[:, :2]).isfinite().all()
 
 
 def test_a_ray_is_known_by_its_line_and_the_place_on_it() -> None:
@@ -294,7 +316,7 @@ def test_a_ray_is_known_by_its_line_and_the_place_on_it() -> None:
     same = (a - b).abs() < 1e-5
     # All but the place on the line, and its waves but for those that a quarter of the scale is a whole number of.
     assert same[:3].all() and same[4 : 4 + 2 * VIEW_HARMONICS].all()
-    waves = same[4 + 2 * VIEW_HARMONICS :].unflatten(0, (2, 2, VIEW_OCTAVES))
+    waves = same[4 + 2 * VIEW_HARMONICS :].unflatten(0, (2, 2, OCTAVES))
     assert waves[:, 0].all() and waves[:, 1].all(0).tolist() == [False] * 3 + [True] * 3
     # The same ray, as the column ahead of a viewer who looks along it: what differs is which column it is.
     turned = torch.tensor([0.3, -0.2, (ray - view.angles[2]).cos(), (ray - view.angles[2]).sin()])
@@ -303,7 +325,7 @@ def test_a_ray_is_known_by_its_line_and_the_place_on_it() -> None:
 
 def test_a_pose_is_no_picture() -> None:
     vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
-    z = torch.randn(1, 8, 4, 6)
+    z = torch.randn(1, 10, 4, 6)
     assert torch.equal(vae.decode(z), vae.decode(z[:, :4]))
 
 

@@ -20,7 +20,9 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from streamgen.cli import main
+from training.clips import LatentClips
 from training.recipe import RecipeError, load_recipe
+from training.stages.pose import PoseStage, walk
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = """
@@ -38,12 +40,12 @@ checkpoint_every_s: 0.001
 model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
 """
 MODEL = """
-model: {in_channels: 8, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+model: {in_channels: 10, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
         action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, view_dim: 16}
 """
-VIEW = """
-stage: view
-name: view
+POSE = """
+stage: pose
+name: pose
 autoencoder: RUNS/autoencoder
 steps: 4
 precision: fp32
@@ -51,7 +53,7 @@ learning_rate: 1.0e-3
 warmup: 1
 evaluate_every: 4
 clips: 1
-clip_length: 3
+clip_length: 12
 pool: 70
 frames: 6
 MODEL
@@ -74,7 +76,7 @@ recycle: 3
 recycle_share: 0.5
 checkpoint_every_s: 0.001
 fade: 0.5
-view: RUNS/view
+pose: RUNS/pose
 MODEL
 """
 STUDENT = """
@@ -145,7 +147,7 @@ pytestmark = pytest.mark.timeout(900)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages, by the command that people use."""
     folder = tmp_path_factory.mktemp("training")
-    for name, text in (("autoencoder", AUTOENCODER), ("view", VIEW), ("teacher", TEACHER), ("student", STUDENT)):
+    for name, text in (("autoencoder", AUTOENCODER), ("pose", POSE), ("teacher", TEACHER), ("student", STUDENT)):
         recipe = folder / f"{name}.yaml"
         recipe.write_text(text.replace("MODEL", MODEL).replace("RUNS", str(folder)))
         _streamgen("train", recipe, "--runs", folder, "--threads", "1")
@@ -155,7 +157,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     for name, part in (
         ("autoencoder", "vae"),
-        ("view", "view"),
+        ("pose", "pose"),
         ("teacher", "transformer"),
         ("student", "transformer"),
     ):
@@ -167,8 +169,23 @@ def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     )
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    view = load_file(runs / "view" / "view" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(after[f"pose.view.{name}"], value) for name, value in view.items())
+    pose = load_file(runs / "pose" / "pose" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(after[f"pose.{name}"], value) for name, value in pose.items())
+
+
+def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
+    stage = PoseStage(load_recipe(runs / "pose.yaml"))
+    stage.model.requires_grad_(False)
+    motion = stage.model.motion
+    for parameter in motion.parameters():
+        parameter += torch.randn_like(parameter) * 0.1
+    start, actions = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02]]), (torch.rand(1, 13, 5) < 0.5).float()
+    led = torch.cat([start[:, None], walk(motion, start, actions[:, 1:])], 1)
+    shifted = actions.roll(1, 1)
+    for driven, wrong in ((actions, False), (shifted, True)):
+        clips = LatentClips(torch.cat([start[:, None] * torch.nan, led], 1), torch.cat([driven[:, :1], driven], 1))
+        figures = stage.loss((torch.zeros(2, 10, 12, 16), clips), stage.model, torch.Generator())[1]
+        assert figures["motion"] > 0.01 if wrong else figures["motion"] < 1e-6
 
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
@@ -263,8 +280,9 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps=0",), "steps"),
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
-        (TEACHER, ("view=null",), "needs a view"),
-        (VIEW, ("model.pose_scale=null",), "set model.pose_scale"),
+        (TEACHER, ("pose=null",), "needs a pose"),
+        (POSE, ("model.pose_scale=null",), "set model.pose_scale"),
+        (POSE, ("clip_length=9",), "a walk of 8 needs two"),
         (STUDENT, ("intervals=7",), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.loop import Stage
-from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, TeacherForcingRecipe, ViewRecipe
+from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, PoseRecipe, TeacherForcingRecipe
 
 
 def build_stage(recipe: AnyRecipe) -> Stage:
@@ -16,14 +16,14 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.judges import JudgesStage
 
         return JudgesStage(recipe)
+    if isinstance(recipe, PoseRecipe):
+        from training.stages.pose import PoseStage
+
+        return PoseStage(recipe)
     if isinstance(recipe, TeacherForcingRecipe):
         from training.stages.teacher_forcing import TeacherForcingStage
 
         return TeacherForcingStage(recipe)
-    if isinstance(recipe, ViewRecipe):
-        from training.stages.view import ViewStage
-
-        return ViewStage(recipe)
     from training.stages.causal_consistency import CausalConsistencyStage
 
     return CausalConsistencyStage(recipe)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, error_scale, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, consistency_target, denoised
 from training.metrics import JUDGED, evaluate_transformer
@@ -32,7 +32,7 @@ class CausalConsistencyStage:
         self._teacher = load_transformer(recipe.teacher)
         model = load_transformer(recipe.teacher).requires_grad_(True).train()
         if model.config.pose_scale:
-            model.pose.view.requires_grad_(False)
+            model.pose.requires_grad_(False)
         self.model: nn.Module = model
         self.data = data_for(recipe, self._teacher.config)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
@@ -60,13 +60,9 @@ class CausalConsistencyStage:
                 velocity = blind + recipe.guidance * (velocity - blind)
             nearer = consistency_target(noisy, velocity, sigma, below)
             goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
-            # Where the viewer stands is known and needs one step only: there is nothing to distil.
-            pose = slice(self._teacher.config.picture_channels, None)
-            goal[:, :, :, pose] = target[:, :, :, pose]
         made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
-        counted = slice(recipe.first_target, None)
-        scale = error_scale(self._teacher.config, recipe.pose_weight)
-        return F.mse_loss(made[:, :, counted] * scale, goal[:, :, counted] * scale), {}
+        made, goal = (t[:, :, recipe.first_target :, : self._teacher.config.picture_channels] for t in (made, goal))
+        return F.mse_loss(made, goal), {}
 
     def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise level [B, K] of each noisy clip and the next lower one; float32 throughout.

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamgen.models.loading import load_autoencoder, load_transformer, load_view, save_transformer
+from streamgen.models.loading import load_autoencoder, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, error_scale, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
@@ -35,9 +35,9 @@ class TeacherForcingStage:
                 raise RecipeError(f"start: {recipe.start} has weights that do not fit this model: {other[0]}, ...")
             model.load_state_dict(weights, strict=False)
         if recipe.model.pose_scale:
-            if recipe.view is not None:
-                load_view(model.pose.view, recipe.view)
-            model.pose.view.requires_grad_(False)
+            if recipe.pose is not None:
+                load_pose(model.pose, recipe.pose)
+            model.pose.requires_grad_(False)
         self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
@@ -59,8 +59,8 @@ class TeacherForcingStage:
         velocity = clip.velocity(self.model, add_noise(target, eps, sigma), sigma, known)
         weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
-        scale = error_scale(recipe.model, recipe.pose_weight)
-        return flow_matching(velocity * scale, target * scale, eps * scale, weight), {}
+        velocity, target, eps = (t[:, :, :, : recipe.model.picture_channels] for t in (velocity, target, eps))
+        return flow_matching(velocity, target, eps, weight), {}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:

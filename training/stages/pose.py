@@ -1,0 +1,129 @@
+"""The world before the teacher: where the keys lead, and what is to be seen from there (streamgen/models/pose.py).
+
+Both learn side by side and share nothing. What is to be seen comes from single frames, most of them out of a pool that
+is recorded once, at the start: a step costs little and frames cost much. Where the keys lead comes from the poses of
+each step's clips.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamgen.models.loading import load_autoencoder, save_pose
+from streamgen.models.pose import Motion, Pose
+from training.clips import LatentClips, encode, poses_of
+from training.data import Clip, held_out, recorded
+from training.judges import yaw_difference
+from training.loop import rank_and_size
+from training.metrics import JUDGED, decode, frames_psnr
+from training.package import data_for
+from training.recipe import PoseRecipe
+from training.sheets import contact_sheet
+
+_SEEN = 48, 33
+"""Held-out clips and the frames of each; every eighth frame is judged."""
+_WALKED = 24, JUDGED[1]
+"""Held-out clips that are walked through to their end, and the frames of each."""
+_PART = 64
+_POOL_SEED = 2**30 + 1
+"""Recorded for pools alone."""
+_SHARPNESS = 64.0
+"""Errors of a place count squared up to a quarter of 1 / 64 of the scale (2 map units of 512), linearly beyond: whether
+one hits a pillar or slides past it is not to be averaged."""
+_HEADING = 30.0
+
+
+class PoseStage:
+    """Trains `Pose`: squared error of the view's latents, Huber's of places some frames on."""
+
+    def __init__(self, recipe: PoseRecipe) -> None:
+        self.recipe = recipe
+        self.data = data_for(recipe, recipe.model)
+        self._autoencoder = load_autoencoder(recipe.autoencoder)
+        torch.manual_seed(recipe.seed)
+        self.model: nn.Module = Pose(recipe.model)
+        self._held_out = held_out(self.data, *_SEEN)
+        self._judged = self._encoded(self._held_out)[:, ::8].flatten(0, 1)
+        self._walked = self._walks(held_out(self.data, *_WALKED))
+        self._pool = self._record()
+
+    def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
+        """Latents [N, C, h, w] of single frames, and clips of poses [B, F, 6] in place of latents."""
+        drawn = np.random.default_rng((self.recipe.seed, number)).integers(self.recipe.pool, size=self.recipe.frames)
+        return self._pool[drawn], self._walks(clips)
+
+    def loss(
+        self, batch: tuple[Tensor, LatentClips], ema: nn.Module, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(self.model, Pose)
+        pictures, walks = batch
+        picture, pose = self._split(pictures)
+        view = F.mse_loss(self.model.view(pose), picture)
+        # From every frame but the first, whose speed is not known.
+        steps = self.recipe.walk
+        poses, actions = (t[:, 1:].unfold(1, steps + 1, 1).movedim(-1, 2) for t in (walks.latents, walks.actions))
+        made, true = walk(self.model.motion, poses[:, :, 0], actions[:, :, 1:]), poses[:, :, 1:]
+        place = F.smooth_l1_loss(made[..., :2] * _SHARPNESS, true[..., :2] * _SHARPNESS, beta=0.25)
+        motion = place + F.mse_loss(made[..., 2:4] * _HEADING, true[..., 2:4] * _HEADING)
+        return view + motion, {"view": view.item(), "motion": motion.item()}
+
+    @torch.no_grad()
+    def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
+        assert isinstance(ema, Pose)
+        pictures, poses = self._split(self._judged)
+        made = decode(self._autoencoder, torch.cat([ema.view(part) for part in poses.split(_PART)]))
+        real = np.concatenate([clip.frames[::8] for clip in self._held_out])
+        contact_sheet([frames[at : at + 8] for at in (0, 40) for frames in (real, made)], sheet)
+        walks = self._walked
+        ends, true = walk(ema.motion, walks.latents[:, 1], walks.actions[:, 2:])[:, -1], walks.latents[:, -1]
+        headings = (np.degrees(torch.atan2(pose[:, 3], pose[:, 2]).numpy()) for pose in (ends, true))
+        assert self.recipe.model.pose_scale
+        return {
+            "psnr": frames_psnr(made, real),
+            "ceiling": frames_psnr(decode(self._autoencoder, pictures), real),
+            "yaw_deg": float(np.median(yaw_difference(*headings))),
+            "distance": float((ends - true)[:, :2].norm(dim=1).median()) * self.recipe.model.pose_scale,
+        }
+
+    def finish(self, ema: nn.Module, folder: Path) -> None:
+        assert isinstance(ema, Pose)
+        save_pose(ema, folder)
+
+    def _record(self) -> Tensor:
+        frames = recorded(self.data, _POOL_SEED, range(self.recipe.pool), 1)
+        parts = track(
+            range(0, self.recipe.pool, _PART),
+            f"{self.recipe.name}: recording {self.recipe.pool} frames",
+            transient=True,
+            disable=rank_and_size()[0] > 0,
+        )
+        return torch.cat([self._encoded(list(islice(frames, _PART)))[:, 0] for _ in parts])
+
+    def _encoded(self, clips: list[Clip]) -> Tensor:
+        return encode(self._autoencoder, clips, self.recipe.model).latents
+
+    def _walks(self, clips: list[Clip]) -> LatentClips:
+        assert self.recipe.model.pose_scale
+        actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
+        return LatentClips(poses_of(clips, self.recipe.model.pose_scale), actions)
+
+    def _split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [N, C, h, w] and poses [N, 6] of latents."""
+        channels = self.recipe.model.picture_channels
+        return latents[:, :channels], latents[:, channels:, 0, 0]
+
+
+def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:
+    """Poses [..., F, 6] that actions [..., F, A] lead to from a pose [..., 6]."""
+    poses = []
+    for action in actions.unbind(-2):
+        pose = motion(pose, action)
+        poses.append(pose)
+    return torch.stack(poses, -2)
