@@ -23,8 +23,10 @@ from streamgen_client import (
     read_student,
 )
 from streamgen_client.gym import StreamEnv
+from streamgen_client.session import Session as ClientSession
 from streamgen_client.webrtc import PeerLink
 from tests.server.harness import Got, LiveServer, follow, until
+from tests.server.relay import CALM, NO_PICTURES, relay
 from tests.server.synthetic import START_FRAMES, make_student, read
 
 BOTH = pytest.mark.parametrize("transport", ["webrtc", "websocket"])
@@ -159,6 +161,29 @@ async def test_the_servers_end_of_a_broken_connection_is_ended(
         await until(lambda: stream.stats.reconnects == 1, "a new connection")
         await until(lambda: len(session.viewers) == 1, "one viewer")
         await close()
+
+
+async def test_a_connection_whose_pictures_fall_behind_is_made_anew(
+    shared: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with relay(1) as net:
+        offer = ClientSession.offer
+
+        async def by_relay(session: ClientSession, sdp: str) -> tuple[str, str]:
+            answer, path = await offer(session, net.hides(sdp))
+            return net.stands_for(answer), path
+
+        monkeypatch.setattr(ClientSession, "offer", by_relay)
+        async with StreamClient(shared.url) as stream:
+            await take(stream, 20)
+            session = session_of(shared, stream)
+            net.weather = NO_PICTURES
+            await until(lambda: stream.stats.reconnects == 1, "a new connection")
+            net.weather = CALM
+            last = session.stream.state.frame
+            while (await stream.next()).number < last:
+                pass
+            assert stream.stats.reconnects == 1
 
 
 @BOTH

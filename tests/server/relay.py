@@ -18,9 +18,13 @@ Address = tuple[str, int]
 
 @dataclass
 class Weather:
-    """Of every packet, in both directions. loss: share that is lost; delay_s ± jitter_s: how long the others take."""
+    """Of every packet, in both directions. loss: share that is lost; delay_s ± jitter_s: how long the others take.
+
+    media: whether packets of pictures pass.
+    """
 
     loss: float = 0.0
+    media: bool = True
     delay_s: float = 0.0
     jitter_s: float = 0.0
 
@@ -31,6 +35,7 @@ class Weather:
 
 CALM = Weather()
 BLACKOUT = Weather(loss=1.0)
+NO_PICTURES = Weather(media=False)
 
 
 class _Side(asyncio.DatagramProtocol):
@@ -66,8 +71,10 @@ class Relay:
         self.viewer.other, self.server.other = self.server, self.viewer
 
     def carry(self, data: bytes, to: _Side) -> None:
-        repair = len(data) > 1 and data[0] >> 6 == 2 and data[1] & 0x7F == self._repair_type
-        if self._rng.random() < self.weather.loss or (repair and not self.repairs):
+        media = len(data) > 1 and data[0] >> 6 == 2
+        repair = media and data[1] & 0x7F == self._repair_type
+        barred = (media and not self.weather.media) or (repair and not self.repairs)
+        if self._rng.random() < self.weather.loss or barred:
             self.lost += 1
             return
         delay_s = self.weather.delay_s + self._rng.uniform(-1, 1) * self.weather.jitter_s

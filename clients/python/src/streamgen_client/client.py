@@ -34,6 +34,9 @@ _HEARTBEAT_S = 1.0
 _SILENCE_S = 5.0
 """Every heartbeat is answered: a server that says nothing for this long is out of reach."""
 
+_LATE_S = 1.5
+"""A connection whose pictures are further behind the server's, or do not come at all, is made anew."""
+
 _RETURN_WITHIN_S = 30.0
 """For how long the server keeps a stream that nobody watches."""
 
@@ -42,6 +45,9 @@ _RESTART_WITHIN_S = 120.0
 
 _LOADED_WITHIN_S = 120.0
 """For how long a server is waited for that loads the student."""
+
+_NOTHING = -1, -1
+"""Generation and number before the first frame."""
 
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
 
@@ -94,6 +100,8 @@ class StreamClient:
         self._first_frame: int | None = None
         self._last_words: tuple[str, str] | None = None
         self._return_within_s = _RETURN_WITHIN_S
+        self._shown = _NOTHING
+        self._behind = 0
         self._over: Exception | None = None
         self._session: Session
         self._link: Link
@@ -194,6 +202,11 @@ class StreamClient:
             case "ack":
                 for answer, sent_s in self._inputs.acknowledged(message):
                     self._meter.acknowledged(answer.pts_us, sent_s)
+            case "status":
+                now = message["generation"], message["frame"]
+                if now[0] != self._shown[0]:
+                    self._shown = now
+                self._behind = now[1] - self._shown[1]
             case "error":
                 if message["code"] == "server_restarts":
                     self._return_within_s = _RESTART_WITHIN_S
@@ -203,6 +216,7 @@ class StreamClient:
 
     def arrived(self, arrival: Arrival) -> None:
         self._heard_s = time.monotonic()
+        self._shown = max(self._shown, (arrival.generation, arrival.number))
         if self._meter.arrived(arrival.generation, arrival.number, arrival.pts_us):
             self._buffer.put(arrival)
 
@@ -236,6 +250,7 @@ class StreamClient:
     async def _connect(self) -> None:
         """A new link that the server is ready on, with the keys told. Raises ClientError."""
         self._ready = asyncio.get_running_loop().create_future()
+        self._shown, self._behind = _NOTHING, 0
         self._last_words = None
         link = await _LINKS[self._transport](self._session, self)
         try:
@@ -281,6 +296,8 @@ class StreamClient:
         while not link.lost.done():
             if time.monotonic() - self._heard_s > _SILENCE_S:
                 return f"the server said nothing for {_SILENCE_S:g} s"
+            if self._behind > _LATE_S * self.student.fps:
+                return f"the pictures are {self._behind} frames behind"
             await link.send(self._inputs.ping())
             await asyncio.wait({link.lost}, timeout=_HEARTBEAT_S)
         return link.lost.result()
