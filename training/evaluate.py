@@ -201,12 +201,15 @@ def _rollouts(
         made = _play(student, engine, autoencoder, clip, seed)
         truth = clip.frames[_CONTEXT:]
         typical = detail(truth)
+        elsewhere = np.roll(truth, len(truth) // 2, 0)
         colour = truth.reshape(-1, 3).mean(0)
         segments = [slice(at, at + size) for at in range(0, len(made) - size + 1, size)]
         curves.append(
             {
                 "detail": [detail(made[s]) / typical for s in segments],
                 "real_detail": [detail(truth[s]) / typical for s in segments],
+                "error": [_error(made[s], truth[s]) for s in segments],
+                "error_elsewhere": [_error(made[s], elsewhere[s]) for s in segments],
                 "colour": [float(np.abs(made[s].reshape(-1, 3).mean(0) - colour).max()) for s in segments],
                 "real_colour": [float(np.abs(truth[s].reshape(-1, 3).mean(0) - colour).max()) for s in segments],
                 "motion": [float(np.abs(np.diff(made[s].astype(np.int16), axis=0)).mean()) for s in segments],
@@ -233,6 +236,11 @@ def _rollouts(
                 min(min(c["real_detail"][:upto]) for c in curves),
                 max(max(c["real_detail"][:upto]) for c in curves),
             ],
+            # Against the game itself under the same keys, now and half of the episode away: do places stay in place?
+            **{
+                name: 10 * math.log10(255**2 / np.mean([value for curve in curves for value in curve[error][:upto]]))
+                for name, error in (("psnr", "error"), ("psnr_elsewhere", "error_elsewhere"))
+            },
             "colour_drift_worst": max(value for curve in curves for value in curve["colour"][:upto]),
             "real_colour_drift_worst": max(value for curve in curves for value in curve["real_colour"][:upto]),
             "motion_ratio": float(
@@ -240,6 +248,11 @@ def _rollouts(
             ),
         }
     return figures
+
+
+def _error(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:
+    """Mean squared difference, in grey levels squared."""
+    return float(np.square(made.astype(np.float32) - real).mean())
 
 
 def _plot(curves: list[dict[str, list[float]]], path: Path) -> None:

@@ -120,7 +120,9 @@ class PoseRecipe(BaseRecipe):
     model: TransformerConfig = Field(description="of the student; what counts is its size, pose_scale and view_dim")
     pool: int = Field(24_000, ge=1, description="frames that are recorded before the first step")
     frames: int = Field(64, ge=1, description="of a batch, drawn from the pool")
-    walk: int = Field(8, ge=1, description="frames for which the keys lead on from a true pose before all errors count")
+    walks: int = Field(1200, ge=1, description="clips of clip_length frames that are recorded before the first step")
+    starts: int = Field(256, ge=1, description="poses of a batch from which the keys lead on, drawn from the walks")
+    walk: int = Field(8, ge=1, description="frames for which they lead on")
 
     @model_validator(mode="after")
     def _has_poses(self) -> Self:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from streamgen.cli import main
 from training.clips import LatentClips
+from training.data import held_out
 from training.recipe import RecipeError, load_recipe
 from training.stages.pose import PoseStage, walk
 
@@ -55,6 +56,8 @@ evaluate_every: 4
 clips: 1
 clip_length: 12
 pool: 70
+walks: 70
+starts: 6
 frames: 6
 MODEL
 """
@@ -179,12 +182,14 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
     motion = stage.model.motion
     for parameter in motion.parameters():
         parameter += torch.randn_like(parameter) * 0.1
-    start, actions = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02]]), (torch.rand(1, 13, 5) < 0.5).float()
-    led = torch.cat([start[:, None], walk(motion, start, actions[:, 1:])], 1)
-    shifted = actions.roll(1, 1)
-    for driven, wrong in ((actions, False), (shifted, True)):
-        clips = LatentClips(torch.cat([start[:, None] * torch.nan, led], 1), torch.cat([driven[:, :1], driven], 1))
-        figures = stage.loss((torch.zeros(2, 10, 12, 16), clips), stage.model, torch.Generator())[1]
+    start, actions = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02]]), (torch.rand(70, 12, 5) < 0.5).float()
+    led = torch.cat([start[:, None].expand(70, 1, 6), walk(motion, start.expand(70, 6), actions[:, 1:])], 1)
+    led[:, 0] = torch.nan  # of a clip's first frame the speed is not known
+    new = held_out(stage.data, 1, 12)
+    stage._poses = lambda clips: LatentClips(led[:1], actions[:1])
+    for driven, wrong in ((actions, False), (actions.roll(1, 1), True)):
+        stage._walks = LatentClips(led, driven)
+        figures = stage.loss(stage.batch(new, 3), stage.model, torch.Generator())[1]
         assert figures["motion"] > 0.01 if wrong else figures["motion"] < 1e-6
 
 

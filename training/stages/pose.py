@@ -1,12 +1,13 @@
 """The world before the teacher: where the keys lead, and what is to be seen from there (streamgen/models/pose.py).
 
-Both learn side by side and share nothing. What is to be seen comes from single frames, most of them out of a pool that
-is recorded once, at the start: a step costs little and frames cost much. Where the keys lead comes from the poses of
-each step's clips.
+Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. Most of a
+batch is drawn from a pool of clips and a pool of frames that are recorded once, at the start: a step costs little and
+a recording much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -51,13 +52,23 @@ class PoseStage:
         self.model: nn.Module = Pose(recipe.model)
         self._held_out = held_out(self.data, *_SEEN)
         self._judged = self._encoded(self._held_out)[:, ::8].flatten(0, 1)
-        self._walked = self._walks(held_out(self.data, *_WALKED))
-        self._pool = self._record()
+        self._walked = self._poses(held_out(self.data, *_WALKED))
+        parts = self._recorded("frames", 0, recipe.pool, 1)
+        self._pool = torch.cat([self._encoded(part)[:, 0] for part in parts])
+        walks = [self._poses(part) for part in self._recorded("walks", recipe.pool, recipe.walks, recipe.clip_length)]
+        self._walks = LatentClips(torch.cat([w.latents for w in walks]), torch.cat([w.actions for w in walks]))
 
     def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
-        """Latents [N, C, h, w] of single frames, and clips of poses [B, F, 6] in place of latents."""
-        drawn = np.random.default_rng((self.recipe.seed, number)).integers(self.recipe.pool, size=self.recipe.frames)
-        return self._pool[drawn], self._walks(clips)
+        """Latents [N, C, h, w] of single frames, and short walks: poses [B, 1 + walk, 6] in place of latents."""
+        recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, number))
+        frames, chosen = rng.integers(recipe.pool, size=recipe.frames), rng.integers(recipe.walks, size=recipe.starts)
+        new, old = self._poses(clips), self._walks
+        poses = torch.cat([new.latents, old.latents[chosen]])
+        actions = torch.cat([new.actions, old.actions[chosen]])
+        # Not from a clip's first frame, whose speed is not known.
+        starts = rng.integers(1, recipe.clip_length - recipe.walk, size=(len(poses), 1))
+        at = np.arange(len(poses))[:, None], starts + np.arange(1 + recipe.walk)
+        return self._pool[frames], LatentClips(poses[at], actions[at])
 
     def loss(
         self, batch: tuple[Tensor, LatentClips], ema: nn.Module, generator: torch.Generator
@@ -66,10 +77,7 @@ class PoseStage:
         pictures, walks = batch
         picture, pose = self._split(pictures)
         view = F.mse_loss(self.model.view(pose), picture)
-        # From every frame but the first, whose speed is not known.
-        steps = self.recipe.walk
-        poses, actions = (t[:, 1:].unfold(1, steps + 1, 1).movedim(-1, 2) for t in (walks.latents, walks.actions))
-        made, true = walk(self.model.motion, poses[:, :, 0], actions[:, :, 1:]), poses[:, :, 1:]
+        made, true = walk(self.model.motion, walks.latents[:, 0], walks.actions[:, 1:]), walks.latents[:, 1:]
         place = F.smooth_l1_loss(made[..., :2] * _SHARPNESS, true[..., :2] * _SHARPNESS, beta=0.25)
         motion = place + F.mse_loss(made[..., 2:4] * _HEADING, true[..., 2:4] * _HEADING)
         return view + motion, {"view": view.item(), "motion": motion.item()}
@@ -96,20 +104,17 @@ class PoseStage:
         assert isinstance(ema, Pose)
         save_pose(ema, folder)
 
-    def _record(self) -> Tensor:
-        frames = recorded(self.data, _POOL_SEED, range(self.recipe.pool), 1)
-        parts = track(
-            range(0, self.recipe.pool, _PART),
-            f"{self.recipe.name}: recording {self.recipe.pool} frames",
-            transient=True,
-            disable=rank_and_size()[0] > 0,
-        )
-        return torch.cat([self._encoded(list(islice(frames, _PART)))[:, 0] for _ in parts])
+    def _recorded(self, what: str, first: int, count: int, length: int) -> Iterator[list[Clip]]:
+        """Clips for a pool, some at a time."""
+        clips = recorded(self.data, _POOL_SEED, range(first, first + count), length)
+        said = f"{self.recipe.name}: recording {count} {what}"
+        for _ in track(range(0, count, _PART), said, transient=True, disable=rank_and_size()[0] > 0):
+            yield list(islice(clips, _PART))
 
     def _encoded(self, clips: list[Clip]) -> Tensor:
         return encode(self._autoencoder, clips, self.recipe.model).latents
 
-    def _walks(self, clips: list[Clip]) -> LatentClips:
+    def _poses(self, clips: list[Clip]) -> LatentClips:
         assert self.recipe.model.pose_scale
         actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
         return LatentClips(poses_of(clips, self.recipe.model.pose_scale), actions)
