@@ -109,16 +109,18 @@ def _share_weights(model: onnx.ModelProto, folder: Path) -> None:
         location, entry = stored[initializer.name]
         first, last = entry["data_offsets"]
         tensor = TensorProto(
-            name=f"{initializer.name}.bf16",
-            data_type=TensorProto.BFLOAT16,
+            name=initializer.name,
+            data_type=TensorProto.FLOAT,
             dims=entry["shape"],
             data_location=TensorProto.EXTERNAL,
         )
+        if entry["dtype"] == "BF16":
+            tensor.name, tensor.data_type = f"{initializer.name}.bf16", TensorProto.BFLOAT16
+            casts.append(helper.make_node("Cast", [tensor.name], [initializer.name], to=TensorProto.FLOAT))
         for key, value in (("location", location), ("offset", first), ("length", last - first)):
             tensor.external_data.add(key=key, value=str(value))
         model.graph.initializer.remove(initializer)
         model.graph.initializer.append(tensor)
-        casts.append(helper.make_node("Cast", [tensor.name], [initializer.name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -16,9 +16,14 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS, StudentError
 
 
+_EXACT = "pose.motion."
+"""What is added up frame after frame: rounded to bf16, a turn by five degrees is off by a degree after five seconds."""
+
+
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model's weights as safetensors in `dtype`."""
-    save_tensors({name: value.to(dtype) for name, value in model.state_dict().items()}, path)
+    """Write a model's weights as safetensors in `dtype`; in fp32 what moves a pose."""
+    weights = model.state_dict().items()
+    save_tensors({name: value if name.startswith(_EXACT) else value.to(dtype) for name, value in weights}, path)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
