@@ -15,7 +15,6 @@ from streamgen.models.pose import Pose
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS, StudentError
 
-
 _EXACT = "pose.motion."
 """What is added up frame after frame: rounded to bf16, a turn by five degrees is off by a degree after five seconds."""
 

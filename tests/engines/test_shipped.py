@@ -92,6 +92,16 @@ def test_forced_keys_turn_the_view(world: Student, engine: OpenVINOEngine) -> No
         assert _change(views[a][-1], views[b][-1]) > 4 * still
 
 
+def test_a_full_turn_leads_back(world: Student, engine: OpenVINOEngine) -> None:
+    """72 times five degrees: what was behind came by, and what was seen first is seen again."""
+    for seed in range(3):
+        engine.open("s", world.start(seed))
+        left = action_vector(("ArrowLeft",), world.config.keys)[None]
+        frames = [engine.step([StepRequest("s", left, world.config.steps)])[0].frames[0] for _ in range(74)]
+        around = [_change(frames[1], frame) for frame in frames]
+        assert min(around[71:]) < 0.5 * min(around[18:54]), around
+
+
 def test_a_tap_of_space_flashes_the_lantern(world: Student, engine: OpenVINOEngine) -> None:
     """For a frame or more the middle of the lower half lights up, and the rest of the picture does not."""
     views = {}
