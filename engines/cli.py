@@ -30,7 +30,7 @@ from engines.select import ENGINES
 def generate(
     student: str, engine: str, actions: Path, seconds: float | None, seed: int, steps: int | None, out: Path
 ) -> None:
-    """Generate a video offline: the frames that the server would send for the same seed and keys."""
+    """Generate a video offline: the frames that a server which is not busy would send for the same seed and keys."""
     import numpy as np
 
     from engines import generate as offline

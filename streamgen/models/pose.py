@@ -45,7 +45,7 @@ class Pose(nn.Module):
 
 
 class Motion(nn.Module):
-    """The next pose: what the keys and the speed add in the viewer's own frame, and what walls take from it.
+    """The next pose, by dead reckoning: what keys and speed add in the viewer's own frame, less what walls take.
 
     Keys turn the viewer; nothing that is seen does, so an error of the picture never becomes one of the heading.
     """

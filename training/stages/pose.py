@@ -39,6 +39,7 @@ _SHARPNESS = 64.0
 """Errors of a place count squared up to a quarter of 1 / 64 of the scale (2 map units of 512), linearly beyond: whether
 one hits a pillar or slides past it is not to be averaged."""
 _HEADING = 30.0
+"""What an error of the heading's cosine and sine counts beside: two degrees are about one, as are eight map units."""
 
 
 class PoseStage:
