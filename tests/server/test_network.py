@@ -21,7 +21,7 @@ async def test_loss_and_delay(serve: Callable[..., LiveServer]) -> None:
     """The stream comes back and is not late.
 
     What aiortc's decoder makes of pictures with holes is not judged, nor a blackout of seconds, through which its
-    buffer does not always come; `make soak` has them.
+    buffer does not always come: the Python client connects anew then (tests/clients/test_python_client.py).
     """
     server = serve()
     ticket = server.create(seed=5)
