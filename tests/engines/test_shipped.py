@@ -102,6 +102,17 @@ def test_a_full_turn_leads_back(world: Student, engine: OpenVINOEngine) -> None:
         assert min(around[71:]) < 0.5 * min(around[18:54]), around
 
 
+def test_standing_still_stays_what_it_is(world: Student, engine: OpenVINOEngine) -> None:
+    """For 20 s: neither fog nor a pattern that feeds on itself, in which students end that see only themselves."""
+    engine.open("s", world.start(4))
+    idle = np.zeros((1, 5), np.float32)
+    frames = [engine.step([StepRequest("s", idle, world.config.steps)])[0].frames[0] for _ in range(350)]
+    before, after = (
+        float(np.abs(np.diff(np.stack(f).astype(float), axis=2)).mean()) for f in (frames[17:34], frames[-17:])
+    )
+    assert 0.7 < after / before < 1.4
+
+
 def test_a_tap_of_space_flashes_the_lantern(world: Student, engine: OpenVINOEngine) -> None:
     """For a frame or more the middle of the lower half lights up, and the rest of the picture does not."""
     views = {}
