@@ -72,7 +72,7 @@ def _run(engine: Engine, student: Student, streams: int, seconds: float, steps: 
     count = 0
     while True:
         for index in range(streams):
-            actions = (rng.random((config.transformer.block_size, len(config.keys))) < 0.3).astype(np.float32)
+            actions = (rng.random((config.transformer.block_size, config.action_dim)) < 0.3).astype(np.float32)
             before = time.perf_counter()
             engine.step([StepRequest(str(index), actions, steps)])
             taken.append(time.perf_counter() - before)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.openvino import OpenVINOEngine
 from engines.protocol import Engine, EngineError, StepRequest, StepResult
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, NO_CARD, STARTS, WEIGHTS, Student, StudentError, step_graph
+from streamgen.student import NO_CARD, STARTS, WEIGHTS, Student, StudentError
 
 _BLOCKS = 50
 _TOLERANCE = 1e-4 + 2**-10
@@ -68,8 +68,7 @@ def _finding(what: str, check: Callable[[Student], str | None], student: Student
 
 
 def _files(student: Student) -> str:
-    graphs = [COMMIT_GRAPH, *map(step_graph, student.config.step_plans)]
-    for name in (f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}", STARTS, *graphs):
+    for name in (*(f"{part}/{WEIGHTS}" for part in student.parts), STARTS, *student.graphs):
         student.file(name)
     files = [file for file in student.path.rglob("*") if file.is_file()]
     odd = sorted(str(file.relative_to(student.path)) for file in files if file.suffix not in _HARMLESS)
@@ -111,7 +110,7 @@ def _weights(student: Student) -> str | None:
 def _keys(student: Student) -> NDArray[np.float32]:
     """Blocks of random keys, each held for a while, [blocks, F, A]."""
     config, rng = student.config, np.random.default_rng(0)
-    held = (rng.random((_BLOCKS // 5, 1, len(config.keys))) < 0.3).astype(np.float32)
+    held = (rng.random((_BLOCKS // 5, 1, config.action_dim)) < 0.3).astype(np.float32)
     return held.repeat(5, 0).repeat(config.transformer.block_size, 1)
 
 

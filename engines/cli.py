@@ -8,50 +8,73 @@ import click
 
 from engines.select import ENGINES
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_KEPT_RATE = 48_000
+"""Samples a second of the sound in a video."""
+
 
 @click.command()
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto")
-@click.option(
-    "--actions",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="Action script: lines of SECONDS [KEY ...].",
-)
+@click.option("--actions", type=_FILE, default=None, help="For a world, an action script: lines of SECONDS [KEY ...].")
+@click.option("--audio", type=_FILE, default=None, help="For an avatar, what it says: a file with sound.")
+@click.option("--identity", default=None, help="Who an avatar is; default: the first of the student's.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
     default=None,
-    help="Length; the script is repeated or cut. Default: as long as the script.",
+    help="Length; the script or the sound is repeated or cut. Default: as long as that.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0)
 @click.option("--steps", type=int, default=None, help="Denoising steps; default: the student's own.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="MP4 file to write.")
 def generate(
-    student: str, engine: str, actions: Path, seconds: float | None, seed: int, steps: int | None, out: Path
+    student: str,
+    engine: str,
+    actions: Path | None,
+    audio: Path | None,
+    identity: str | None,
+    seconds: float | None,
+    seed: int,
+    steps: int | None,
+    out: Path,
 ) -> None:
-    """Generate a video offline: the frames that a server which is not busy would send for the same seed and keys."""
+    """Generate a video offline: the frames that a server which is not busy would send for the same seed and keys, or
+    the same sound.
+    """
     import numpy as np
 
     from engines import generate as offline
     from engines.protocol import EngineError
     from engines.select import load_engine
+    from streamgen.audio import SAMPLE_RATE, SoundError, read_sound
     from streamgen.script import ScriptError, read_script
     from streamgen.student import Student, StudentError
 
     try:
         opened = Student.from_pretrained(student)
         config = opened.config
-        script = read_script(actions, config.keys, config.fps)
+        if (config.speech is None) != (audio is None) or (config.speech is None) != (actions is not None):
+            wanted = "an action script: --actions FILE" if config.speech is None else "sound: --audio FILE"
+            raise click.ClickException(f"student {config.name} is driven by {wanted}")
         if steps is not None and steps not in config.step_plans:
             raise click.ClickException(
                 f"{steps} steps; student {config.name} has plans for {sorted(config.step_plans)}"
             )
-        count = len(script) if seconds is None else round(seconds * config.fps)
-        script = np.resize(script, (count, script.shape[1]))
-        frames = offline.generate(load_engine(opened.path, engine), opened, script, seed, steps)
-        written = offline.write_video(frames, out, config)
-    except (EngineError, ScriptError, StudentError) as error:
+        running = load_engine(opened.path, engine)
+        if audio is not None:
+            heard, kept = read_sound(audio), read_sound(audio, _KEPT_RATE)
+            if seconds is not None:
+                heard, kept = (np.resize(x, round(seconds * r)) for x, r in ((heard, SAMPLE_RATE), (kept, _KEPT_RATE)))
+            frames = offline.speak(running, opened, heard, seed, identity, steps)
+            written = offline.write_video(frames, out, config, scale=2, sound=(kept, _KEPT_RATE))
+        else:
+            assert actions is not None
+            script = read_script(actions, config.keys, config.fps)
+            count = len(script) if seconds is None else round(seconds * config.fps)
+            script = np.resize(script, (count, script.shape[1]))
+            written = offline.write_video(offline.generate(running, opened, script, seed, steps), out, config)
+    except (EngineError, ScriptError, SoundError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written} frames, {written / config.fps:.1f} s")
 

@@ -21,10 +21,10 @@ from openvino import opset13
 
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
 from engines.store import ArtefactStore
-from engines.streams import StreamTable, check_request, step_noise
+from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, Student, StudentError, step_graph
+from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class OpenVINOEngine:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._commit = self._request(COMMIT_GRAPH)
         self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
+        self._speech = self._request(SPEECH_GRAPH) if student.config.speech else None
         self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
     def open(self, stream_id: str, state: StreamState) -> None:
@@ -139,13 +140,18 @@ class OpenVINOEngine:
         check_request(request, config)
         stream = self._streams[request.stream_id]
         infer = self._steps[request.steps]
-        frame = stream.frame
+        frame, actions = stream.frame, request.actions
+        if request.mel is not None and self._speech is not None:
+            mel = np.ascontiguousarray(request.mel[None])
+            self._speech.set_tensor("mel", ov.Tensor(mel, shared_memory=True))
+            self._speech.infer()
+            actions = heard(self._speech.get_tensor("curves").data[0], actions)
         noise = step_noise(stream.seed, frame, request.steps, config)
-        self._infer(infer, stream, request.actions, "noise", noise[:, None])
+        self._infer(infer, stream, actions, "noise", noise[:, None])
         frames = np.array(infer.get_tensor("frames").data[0])
         latents = infer.get_tensor("latents").data[0].astype(np.float16)
         self._write(infer, stream, latents.astype(np.float32))
-        return StepResult(request.stream_id, frame, frames, latents)
+        return StepResult(request.stream_id, frame, frames, latents, actions)
 
     def _infer(
         self,

@@ -34,21 +34,29 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """One block for one stream. actions: float32 [F, A], one vector for each frame of the block. steps: 1 or 2 …"""
+    """One block for one stream. actions: float32 [F, A], one vector for each frame of the block. steps: 1 or 2 …
+
+    mel: float32 [F, window, MEL_BINS], what a student that speech drives hears around each frame: what it says of it
+    takes the place of the first columns of `actions`. None: the actions are all there is.
+    """
 
     stream_id: str
     actions: NDArray[np.float32]
     steps: int
+    mel: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """frame: index of the block's first frame. frames: uint8 [F, H, W, 3] RGB. latents: float16 [F, C, h, w], clean."""
+    """frame: index of the block's first frame. frames: uint8 [F, H, W, 3] RGB. latents: float16 [F, C, h, w], clean.
+    actions: float32 [F, A], what drove them.
+    """
 
     stream_id: str
     frame: int
     frames: NDArray[np.uint8]
     latents: NDArray[np.float16]
+    actions: NDArray[np.float32]
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
 from streamgen.session_log import Blocks, Generation, Header, LogError, ReadLog, checksum
 from streamgen.state import StreamState
-from streamgen.student import Student
+from streamgen.student import Student, StudentError
 
 _STREAM = "replay"
 
@@ -69,7 +69,7 @@ def replay(
                 _check(run, state.frame, config, first=run is runs[0])
                 if run.recache:
                     engine.open(_STREAM, state)
-                actions = np.tile(action_vector(run.keys, config.keys), (config.transformer.block_size, 1))
+                actions = _actions(run, config)
                 for crc32 in run.checksums:
                     if last is not None and state.frame > last:
                         break
@@ -92,11 +92,25 @@ def check_student(header: Header, student: Student) -> None:
 
 def _begin(begun: Generation, student: Student) -> StreamState:
     if begun.state is None:
-        return student.start(begun.seed)
+        try:
+            return student.start(begun.seed, begun.identity)
+        except StudentError as error:
+            raise LogError(f"generation {begun.generation} cannot be replayed: {error}") from error
     try:
         return StreamState.from_bytes(base64.b64decode(begun.state), student.config, student.hash)
     except ValueError as error:
         raise LogError(f"generation {begun.generation} cannot be replayed: {error}") from error
+
+
+def _actions(run: Blocks, config: StudentConfig) -> NDArray[np.float32]:
+    """What drove each block of a run, [F, A]. Raises LogError."""
+    size = config.transformer.block_size
+    if config.speech is None:
+        return np.tile(action_vector(run.keys, config.keys), (size, 1))
+    try:
+        return np.frombuffer(base64.b64decode(run.actions or ""), "<f4").reshape(size, config.action_dim)
+    except ValueError as error:
+        raise LogError(f"the log does not say what drove the blocks from frame {run.frame} on: {error}") from error
 
 
 def _check(run: Blocks, frame: int, config: StudentConfig, first: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import ClassVar
 
 from engines.protocol import EngineError
+from streamgen.paths import cache_root
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +19,6 @@ _MAX_KEY = 200
 _PARTIAL = ".partial"
 _PARTIAL_S = 3600.0
 """A file that is older was left by a process that died while it wrote."""
-
-
-def default_root() -> Path:
-    """$STREAMGEN_CACHE, or streamgen/ in $XDG_CACHE_HOME (~/.cache)."""
-    if chosen := os.environ.get("STREAMGEN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamgen"
 
 
 class ArtefactStore:
@@ -37,7 +30,7 @@ class ArtefactStore:
     refused: ClassVar[int] = 0
 
     def __init__(self, root: Path | None = None, most_bytes: int = 2 * 2**30) -> None:
-        self.root = root if root is not None else default_root()
+        self.root = root if root is not None else cache_root()
         self.most_bytes = most_bytes
 
     def path(self, *key: str) -> Path:

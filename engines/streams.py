@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.protocol import Capacity, EngineFull, StepRequest, UnknownStream
+from streamgen.audio import MEL_BINS
 from streamgen.config import StudentConfig
 from streamgen.noise import block_noise
 
@@ -31,12 +32,23 @@ class StreamTable(dict[str, _T]):
 
 
 def check_request(request: StepRequest, config: StudentConfig) -> None:
-    """Raises ValueError for actions of another shape or a step count without a plan."""
-    expected = (config.transformer.block_size, len(config.keys))
+    """Raises ValueError for actions or mel frames of another shape or a step count without a plan."""
+    expected = (config.transformer.block_size, config.action_dim)
     if request.actions.shape != expected:
         raise ValueError(f"actions of shape {request.actions.shape}; student {config.name} takes {expected}")
+    if request.mel is not None:
+        if config.speech is None:
+            raise ValueError(f"sound for student {config.name}, which does not hear")
+        wanted = (config.transformer.block_size, config.speech.window, MEL_BINS)
+        if request.mel.shape != wanted:
+            raise ValueError(f"mel frames of shape {request.mel.shape}; student {config.name} takes {wanted}")
     if request.steps not in config.step_plans:
         raise ValueError(f"{request.steps} steps; student {config.name} has plans for {sorted(config.step_plans)}")
+
+
+def heard(curves: NDArray[np.float32], actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Actions [F, A] whose first columns are the curves [F, n] that were heard."""
+    return np.concatenate([curves, actions[:, curves.shape[1] :]], 1)
 
 
 def step_noise(seed: int, frame: int, steps: int, config: StudentConfig) -> NDArray[np.float32]:

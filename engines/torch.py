@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from engines.protocol import Capacity, StepRequest, StepResult
-from engines.streams import StreamTable, check_request, step_noise
-from streamgen.models.loading import load_autoencoder, load_transformer
+from engines.streams import StreamTable, check_request, heard, step_noise
+from streamgen.models.loading import load_autoencoder, load_speech, load_transformer
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.state import StreamState
 from streamgen.student import Student
@@ -32,6 +32,7 @@ class TorchEngine:
         self._rollouts = {
             count: Rollout(transformer, autoencoder, sigmas) for count, sigmas in student.config.step_plans.items()
         }
+        self._speech = load_speech(student.path) if student.config.speech else None
         self._streams: StreamTable[tuple[RollingCache, int]] = StreamTable(self.capacity)
 
     @torch.inference_mode()
@@ -50,10 +51,12 @@ class TorchEngine:
         config = self.student.config
         check_request(request, config)
         cache, seed = self._streams[request.stream_id]
-        frame = cache.frame
+        frame, actions = cache.frame, request.actions
+        if request.mel is not None and self._speech is not None:
+            actions = heard(self._speech(torch.from_numpy(request.mel)[None])[0].numpy(), actions)
         noise = step_noise(seed, frame, request.steps, config)
         frames, latents, *block = self._rollouts[request.steps](
-            torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(request.actions)[None], *cache.inputs()
+            torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(actions)[None], *cache.inputs()
         )
         cache.write(latents, *block)
-        return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].half().numpy())
+        return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].half().numpy(), actions)

@@ -39,4 +39,8 @@ def create_app(settings: Settings, offers: Sequence[Offer], web: Path | None = N
     install_error_handlers(app, metrics)
     app.include_router(router)
     hosts = allowed_hosts(settings.host, settings.media_ip, settings.allow_host)
-    return Gatekeeper(app, hosts, settings.allow_origin, settings.max_body_bytes, metrics)
+
+    def max_body_bytes(path: str) -> int:
+        return settings.max_sound_bytes if path.endswith("/sound") else settings.max_body_bytes
+
+    return Gatekeeper(app, hosts, settings.allow_origin, max_body_bytes, metrics)

@@ -43,6 +43,10 @@ def receive(session: Session, viewer: Viewer, data: str | bytes, most_bytes: int
             session.pause()
         case protocol.Resume():
             session.resume()
+        case protocol.Say(text=text):
+            session.say(viewer, text)
+        case protocol.Interrupt():
+            session.interrupt()
         case protocol.Bye():
             session.leave(viewer)
         case protocol.Hello():

@@ -39,6 +39,9 @@ class NewSession(_Body):
 
     student: str | None = Field(default=None, description="one of /v1/students; the first of them if not given")
     seed: Seed | None = None
+    identity: str | None = Field(
+        default=None, max_length=64, description="who an avatar is, of the student's; the first of them if not given"
+    )
 
 
 class Reset(_Body):
@@ -47,16 +50,36 @@ class Reset(_Body):
     seed: Seed
 
 
+class Words(_Body):
+    text: str = Field(min_length=1, max_length=protocol.MOST_TEXT)
+
+
+class Queued(BaseModel):
+    """seconds: of sound that was added to what is to be said."""
+
+    seconds: float
+
+
 class StudentInfo(BaseModel):
     name: str
     fps: float
     width: int
     height: int
     keys: list[str]
+    identities: list[str] = Field(description="who it can be, if there is anybody to choose")
+    speech: bool = Field(description="whether it is driven by sound instead of keys")
 
     @classmethod
     def of(cls, config: StudentConfig) -> StudentInfo:
-        return cls(name=config.name, fps=config.fps, width=config.width, height=config.height, keys=list(config.keys))
+        return cls(
+            name=config.name,
+            fps=config.fps,
+            width=config.width,
+            height=config.height,
+            keys=list(config.keys),
+            identities=list(config.identities),
+            speech=config.speech is not None,
+        )
 
 
 class ListedStudent(StudentInfo):
@@ -145,6 +168,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 """Of everything that is done with a session."""
 
+_UNSAID: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorAnswer, "description": "`no_voice`: the student is driven by keys"},
+    413: {"model": ErrorAnswer, "description": "`body_too_large`"},
+    422: {"model": ErrorAnswer, "description": "`unspeakable`, `invalid_request`"},
+    501: {"model": ErrorAnswer, "description": "`no_speech`: the server has no voice for text"},
+    503: {"model": ErrorAnswer, "description": "With Retry-After: `voice_full`, `draining`, `starting`"},
+}
+
 _NOT_NOW = (
     "With Retry-After: `starting`: the student is being loaded; `no_memory`: it has no room beside those that play; "
     "`full`: one more stream would starve the others; `draining`: the server restarts"
@@ -178,7 +209,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
     status_code=201,
     responses={
         401: {"model": ErrorAnswer, "description": "`key_needed`, `key_unknown`"},
-        404: {"model": ErrorAnswer, "description": "`unknown_student`"},
+        404: {"model": ErrorAnswer, "description": "`unknown_student`, `unknown_identity`"},
         429: {"model": ErrorAnswer, "description": "With Retry-After: `key_full`, `too_many_wrong_keys`"},
         503: {"model": ErrorAnswer, "description": _NOT_NOW},
     },
@@ -188,7 +219,7 @@ async def create_session(
 ) -> CreatedSession:
     """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
-    session, token = service.sessions.create(wish.student, wish.seed, key)
+    session, token = service.sessions.create(wish.student, wish.seed, key, wish.identity)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
     return CreatedSession(token=token, **_info(session, service))
 
@@ -223,6 +254,30 @@ async def pause_session(service: Running, session: Owned) -> SessionInfo:
 async def resume_session(service: Running, session: Owned) -> SessionInfo:
     """Go on generating where it was paused."""
     session.resume()
+    return SessionInfo(**_info(session, service))
+
+
+@router.post("/v1/sessions/{session_id}/say", status_code=202, responses={**_REFUSALS, **_UNSAID})
+async def say(service: Running, session: Owned, words: Words) -> Queued:
+    """Let an avatar say a text, after all that it still has to say."""
+    return Queued(seconds=await service.speaking.say(session.stream, words.text))
+
+
+@router.post(
+    "/v1/sessions/{session_id}/sound",
+    status_code=202,
+    responses={**_REFUSALS, **_UNSAID},
+    openapi_extra=_takes("application/octet-stream"),
+)
+async def play_sound(service: Running, session: Owned, request: Request) -> Queued:
+    """Let an avatar say a file's sound at its own pace, after all that it still has to say. It is not kept."""
+    return Queued(seconds=await service.speaking.play(session.stream, await request.body()))
+
+
+@router.post("/v1/sessions/{session_id}/interrupt", responses=_REFUSALS)
+async def interrupt_session(service: Running, session: Owned) -> SessionInfo:
+    """Let an avatar fall silent at once, and forget what it still had to say."""
+    session.interrupt()
     return SessionInfo(**_info(session, service))
 
 

@@ -38,6 +38,7 @@ class KeptSession(BaseModel):
     token_hash: str = Field(pattern="^[0-9a-f]{64}$")
     key_hash: str | None
     student: str
+    identity: str | None = None
     generation: int = Field(ge=0)
     elapsed_us: int = Field(ge=0)
     paused: bool

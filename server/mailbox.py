@@ -1,4 +1,4 @@
-"""Frames on their way to one viewer: two of them, raw, the older one dropped when a third comes."""
+"""Frames on their way to one viewer: a few of them, raw, the oldest dropped when another comes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAILBOX_FRAMES = 2
+SOUND_FRAMES = 12
+"""Of what is only heard: half a second, since a gap in a sound is worse than a wait."""
 JPEG_QUALITY = 90
 
 
@@ -39,13 +41,19 @@ class Making:
 
 @dataclass(eq=False, slots=True)
 class Frame:
-    """A generated frame. rgb: uint8 [H, W, 3]. pts_us: presentation time since the session's first frame."""
+    """A generated frame. rgb: uint8 [H, W, 3]. pts_us: presentation time since the session's first frame.
+
+    sound: int16 [T] at 48 kHz, what is heard with it, where the stream has a voice. utterance: how often the voice had
+    been interrupted.
+    """
 
     generation: int
     index: int
     pts_us: int
     rgb: NDArray[np.uint8]
     making: Making
+    sound: NDArray[np.int16] | None = None
+    utterance: int = 0
     _jpeg: asyncio.Future[bytes] | None = field(default=None, init=False)
 
     async def jpeg(self, pool: Executor) -> bytes:
@@ -59,8 +67,9 @@ class Frame:
 class Mailbox:
     """One producer, one consumer, both on the event loop. `dropped` counts the frames that were not taken in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = MAILBOX_FRAMES) -> None:
         self.dropped = 0
+        self._size = size
         self._frames: deque[Frame] = deque()
         self._ready = asyncio.Event()
         self._closed = False
@@ -69,7 +78,7 @@ class Mailbox:
         """Leave a frame; returns how many older ones it pushed out (0 or 1)."""
         if self._closed:
             return 0
-        pushed = len(self._frames) == MAILBOX_FRAMES
+        pushed = len(self._frames) == self._size
         if pushed:
             self._frames.popleft()
             self.dropped += 1

@@ -21,6 +21,15 @@ class Metrics:
         self.frames_dropped = Counter(
             "streamgen_frames_dropped", "Frames that a viewer never got", ["transport", "reason"], registry=r
         )
+        self.sounds_dropped = Counter(
+            "streamgen_sounds_dropped", "Frames' sounds that a viewer never got", ["transport"], registry=r
+        )
+        self.microphone_dropped = Counter(
+            "streamgen_microphone_dropped_seconds", "Sound of microphones that came too fast to be heard", registry=r
+        )
+        self.microphone_gaps = Counter(
+            "streamgen_microphone_gaps", "Times that a microphone's sound did not come in time", registry=r
+        )
         self.messages_dropped = Counter(
             "streamgen_messages_dropped", "Control messages that went nowhere", ["reason"], registry=r
         )

@@ -20,6 +20,10 @@ Millis = Annotated[float, Field(allow_inf_nan=False, description="client's clock
 Seq = Annotated[int, Field(ge=1, lt=2**53, description="the client's counter over input and release messages")]
 
 
+MOST_TEXT: Final = 2000
+"""Characters that an avatar is given to say at once."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", json_schema_serialization_defaults_required=True)
 
@@ -32,6 +36,10 @@ class Hello(_Message):
     token: str = Field(max_length=128)
     video: list[Annotated[str, Field(max_length=16)]] = Field(
         ["jpeg"], max_length=8, description="encodings that it takes, `jpeg` and `h264`, the one it likes best first"
+    )
+    sound: bool = Field(False, description="whether it takes what an avatar says, as binary messages of their own")
+    microphone_hz: int = Field(
+        48_000, ge=8_000, le=48_000, description="rate of the sound that it sends as binary messages: PCM s16le, mono"
     )
 
 
@@ -75,13 +83,26 @@ class Resume(_Message):
     type: Literal["resume"] = "resume"
 
 
+class Say(_Message):
+    """Say this text, after all that is still to be said."""
+
+    type: Literal["say"] = "say"
+    text: str = Field(min_length=1, max_length=MOST_TEXT)
+
+
+class Interrupt(_Message):
+    """Fall silent at once, and forget what was still to be said."""
+
+    type: Literal["interrupt"] = "interrupt"
+
+
 class Bye(_Message):
     """The viewer leaves on purpose: it is away at once."""
 
     type: Literal["bye"] = "bye"
 
 
-ClientMessage = Hello | Input | Release | Ping | Pause | Resume | Bye
+ClientMessage = Hello | Input | Release | Ping | Pause | Resume | Say | Interrupt | Bye
 
 
 class Ready(_Message):
@@ -192,7 +213,13 @@ def schema() -> dict[str, Any]:
             "byte_order": "little",
             "struct": HEADER.format,
             "fields": ["magic", "version", "kind", "generation", "frame", "pts_us"],
-            "kinds": {"jpeg": KIND_JPEG, "h264_key": KIND_H264_KEY, "h264_delta": KIND_H264_DELTA},
+            "kinds": {
+                "jpeg": KIND_JPEG,
+                "h264_key": KIND_H264_KEY,
+                "h264_delta": KIND_H264_DELTA,
+                "sound": KIND_SOUND,
+            },
+            "sound": "PCM s16le, mono, 48 kHz: what is heard from the frame's time on, as long as the frame",
             "h264": "avc1.42E01F, Annex B, parameter sets in every key frame, enlarged by a whole factor",
         },
     }
@@ -205,6 +232,7 @@ MAGIC: Final = b"SG"
 KIND_JPEG: Final = 1
 KIND_H264_KEY: Final = 2
 KIND_H264_DELTA: Final = 3
+KIND_SOUND: Final = 4
 
 
 def pack_frame(kind: int, generation: int, frame: int, pts_us: int, payload: bytes) -> bytes:

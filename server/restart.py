@@ -67,6 +67,7 @@ def _kept(session: Session) -> KeptSession:
         token_hash=session.token_hash.hex(),
         key_hash=session.key.digest.hex() if session.key else None,
         student=session.served.name,
+        identity=stream.identity,
         generation=stream.generation,
         elapsed_us=stream.clock.elapsed_us(time.monotonic()),
         paused=session.paused,
@@ -89,7 +90,9 @@ def _restore(sessions: Sessions, kept: KeptSession) -> None:
     if len(sessions) >= settings.max_sessions:
         raise ValueError(f"there are {len(sessions)} sessions, as many as there may be")
     scheduler = sessions.students.load(served)
-    session = Session(sessions, served, scheduler, state.seed, key, kept.id, bytes.fromhex(kept.token_hash), lifetime_s)
+    session = Session(
+        sessions, served, scheduler, state.seed, key, kept.id, bytes.fromhex(kept.token_hash), lifetime_s, kept.identity
+    )
     session.paused = kept.paused
     session.stream.go_on(state, kept.generation, kept.elapsed_us, session.present_s)
     sessions.add(session)

@@ -23,16 +23,20 @@ from server.clock import rtp_ticks
 from server.mailbox import Frame, Mailbox, MailboxClosed
 from server.video import VideoEncoder, to_picture
 
+ENCODER = "_RTCRtpSender__encoder"
+"""A sender's private name for what it encodes with."""
+
 
 class RtpEncoder:
     """What aiortc's sender calls in place of its own encoder, of which only the cutting into packets is used.
 
-    encoded_s: when the last frame was done, monotonic clock.
+    encoded_s: when the last frame was done, monotonic clock. pts_us: its presentation time.
     """
 
     def __init__(self, encoder: VideoEncoder, codec: RTCRtpCodecParameters) -> None:
         self._encoder, self._packer = encoder, get_encoder(codec)
         self.encoded_s = float("-inf")
+        self.pts_us = 0
 
     def encode(self, frame: AVFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         """RTP payloads, and the frame's time in ticks of 90 kHz."""
@@ -40,6 +44,7 @@ class RtpEncoder:
         assert frame.pts is not None
         payloads, _ = self._packer.pack(self._encoder.encode(frame, force_keyframe))
         self.encoded_s = time.monotonic()
+        self.pts_us = frame.pts * 100 // 9
         return payloads, frame.pts
 
     @property
@@ -51,16 +56,21 @@ class RtpEncoder:
         self._encoder.target_bitrate = estimate
 
 
+def use_encoder(sender: RTCRtpSender, encoder: object, *needed: str) -> None:
+    """Let a sender encode with this. Raises RuntimeError when this aiortc has other private parts than those needed."""
+    missing = [name for name in (ENCODER, *needed) if not hasattr(sender, name)]
+    if missing:
+        raise RuntimeError(f"the installed aiortc has no {', '.join(missing)}: use aiortc 1.16")
+    setattr(sender, ENCODER, encoder)
+
+
 class SenderTap:
     """A sender's private parts that are needed. Raises RuntimeError when this aiortc names them differently."""
 
-    _ENCODER, _PACKETS, _TIMESTAMP = (f"_RTCRtpSender__{name}" for name in ("encoder", "packet_count", "rtp_timestamp"))
+    _PACKETS, _TIMESTAMP = (f"_RTCRtpSender__{name}" for name in ("packet_count", "rtp_timestamp"))
 
     def __init__(self, sender: RTCRtpSender, encoder: RtpEncoder) -> None:
-        missing = [name for name in (self._ENCODER, self._PACKETS, self._TIMESTAMP) if not hasattr(sender, name)]
-        if missing:
-            raise RuntimeError(f"the installed aiortc has no {', '.join(missing)}: use aiortc 1.16")
-        setattr(sender, self._ENCODER, encoder)
+        use_encoder(sender, encoder, self._PACKETS, self._TIMESTAMP)
         self._sender, self.encoder = sender, encoder
 
     @property

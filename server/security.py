@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from aioice.ice import get_host_addresses
@@ -56,8 +56,14 @@ class Gatekeeper:
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: frozenset[str], origins: Iterable[str], max_body_bytes: int, metrics: Metrics
+        self,
+        app: ASGIApp,
+        hosts: frozenset[str],
+        origins: Iterable[str],
+        max_body_bytes: Callable[[str], int],
+        metrics: Metrics,
     ) -> None:
+        """max_body_bytes: of requests for a path."""
         self._app, self._hosts, self._max_body_bytes, self._metrics = app, hosts, max_body_bytes, metrics
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
         self._admit = CORSMiddleware(
@@ -92,7 +98,7 @@ class Gatekeeper:
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
-        elif not _short_enough(Headers(scope=scope).get("content-length"), self._max_body_bytes):
+        elif not _short_enough(Headers(scope=scope).get("content-length"), self._max_body_bytes(scope["path"])):
             await self._refuse_body(scope, receive, send)
         else:
             await self._limited(scope, receive, send)
@@ -104,7 +110,7 @@ class Gatekeeper:
             nonlocal read, refused
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_body_bytes:
+            if read > self._max_body_bytes(scope["path"]):
                 # A body without a length that turns out too long: the application sees a client that hung up.
                 refused = True
                 return {"type": "http.disconnect"}
@@ -130,7 +136,7 @@ class Gatekeeper:
             await self._refuse_body(scope, receive, send)
 
     async def _refuse_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"the body is too long: the limit is {self._max_body_bytes} bytes"
+        message = f"the body is too long: the limit is {self._max_body_bytes(scope['path'])} bytes"
         await self._refuse(scope, receive, send, 413, "body_too_large", message)
 
     async def _refuse(

@@ -17,6 +17,7 @@ from server.pages import pages
 from server.restart import drain, restore
 from server.sessions import Sessions
 from server.settings import Settings
+from server.speaking import Speaking
 from server.students import Offer, Students
 from server.webrtc import Peers
 
@@ -34,7 +35,8 @@ class Service:
         self.pool = EncoderPool(_ENCODER_THREADS)
         showing = ShowingCosts(lambda: time.thread_time() + self.pool.cpu_s)
         self.students = Students(offers, showing, settings, metrics)
-        self.sessions = Sessions(self.students, settings, metrics)
+        self.speaking = Speaking(self.pool, settings.max_sound_s)
+        self.sessions = Sessions(self.students, self.speaking, settings, metrics)
         self.peers = Peers(settings, metrics)
         self.pages = pages(web)
 

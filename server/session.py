@@ -17,7 +17,7 @@ from server.errors import Refused
 from server.inputs import Event
 from server.keys import ApiKey
 from server.mailbox import Frame
-from server.protocol import EpochOpened, Paused, Ready, Resumed, ServerMessage, Status
+from server.protocol import EpochOpened, Error, Paused, Ready, Resumed, ServerMessage, Status
 from server.scheduler import Scheduler
 from server.streams import Stream
 from server.students import RETRY_STARTING_S, Served
@@ -49,6 +49,7 @@ class Session:
         session_id: str,
         token_hash: bytes,
         lifetime_s: float,
+        identity: str | None = None,
     ) -> None:
         now_s = time.monotonic()
         self.id, self.token_hash = session_id, token_hash
@@ -56,12 +57,13 @@ class Session:
         self.seed, self.key = seed, key
         self.paused = False
         self.viewers: dict[str, Viewer] = {}
-        self.stream = Stream(self.id, served.student, seed, self)
+        self.stream = Stream(self.id, served.student, seed, self, identity)
         self.expires_s = now_s + lifetime_s
         self.expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
         self.present_s = now_s
         self._owner = owner
         self._last_frame: Frame | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> str:
@@ -99,7 +101,9 @@ class Session:
         if self.viewers.pop(viewer.id, None) is None:
             return
         now_s = time.monotonic()
-        viewer.mailbox.close()
+        viewer.close()
+        if self.stream.voice is not None:
+            self.stream.voice.forget(viewer.id)
         self._owner.metrics.viewers.labels(viewer.transport.kind).dec()
         self.stream.inputs.forget(viewer.id, now_s)
         self.refresh(now_s)
@@ -174,8 +178,26 @@ class Session:
         self._last_frame = None
         self.stream.reset(seed)
         for viewer in self.viewers.values():
-            viewer.mailbox.clear()
+            viewer.forget()
         self.scheduler.wake()
+
+    def say(self, viewer: Viewer, text: str) -> None:
+        """Let the stream say a text; the viewer is told what stands against it."""
+        task = asyncio.create_task(self._say(viewer, text))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _say(self, viewer: Viewer, text: str) -> None:
+        try:
+            await self._owner.speaking.say(self.stream, text)
+        except Refused as refused:
+            viewer.send(Error(code=refused.code, message=refused.message, retryable=refused.retryable))
+
+    def interrupt(self) -> None:
+        """The voice falls silent at once; what waits for the viewers is not heard or seen any more."""
+        self.stream.interrupt()
+        for viewer in self.viewers.values():
+            viewer.forget()
 
     def log(self) -> Iterator[bytes]:
         """What determined the frames since the stream began or was taken up by this server, as JSON Lines in pieces:
@@ -235,7 +257,7 @@ class Session:
         asyncio.get_running_loop().call_soon(self._owner.free, self, code, message, CLOSE_POLICY)
 
     def _hand_over(self, frame: Frame) -> None:
-        if frame.generation != self.stream.generation:
+        if not self.stream.shows(frame):
             return
         self._last_frame = frame
         for viewer in self.viewers.values():

@@ -18,6 +18,7 @@ from server.protocol import Error
 from server.scheduler import Scheduler
 from server.session import RETRY_FULL_S, Session, hash_token
 from server.settings import Settings
+from server.speaking import Speaking
 from server.students import Served, Students
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY
 
@@ -34,8 +35,9 @@ class Sessions:
     draining: the server ends, and lets nobody in any more. kept: of its sessions, those that wait for the next server.
     """
 
-    def __init__(self, students: Students, settings: Settings, metrics: Metrics) -> None:
-        self.students, self.settings, self.metrics = students, settings, metrics
+    def __init__(self, students: Students, speaking: Speaking, settings: Settings, metrics: Metrics) -> None:
+        self.students, self.speaking = students, speaking
+        self.settings, self.metrics = settings, metrics
         self.draining = False
         self.kept = 0
         self._sessions: dict[str, Session] = {}
@@ -47,14 +49,16 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
 
-    def create(self, student: str | None, seed: int | None, key: ApiKey | None) -> tuple[Session, str]:
-        """A new session of the named student (None: the default) and its token.
+    def create(
+        self, student: str | None, seed: int | None, key: ApiKey | None, identity: str | None = None
+    ) -> tuple[Session, str]:
+        """A new session of the named student (None: the default) and its token. identity: one of the student's.
 
-        Raises Refused when there is no such student, when its worker is not ready or has no memory, when another stream
-        would starve those that run, or when the key has as many as it may.
+        Raises Refused when there is no such student or identity, when its worker is not ready or has no memory, when
+        another stream would starve those that run, or when the key has as many as it may.
         """
         try:
-            served, scheduler = self._admit(student, key)
+            served, scheduler = self._admit(student, key, identity)
         except Refused as refused:
             self.metrics.sessions_refused.labels(refused.code).inc()
             raise
@@ -69,6 +73,7 @@ class Sessions:
             session_id=secrets.token_urlsafe(12),
             token_hash=hash_token(token),
             lifetime_s=self.settings.session_lifetime_s,
+            identity=identity,
         )
         self.add(session)
         log.info(
@@ -152,10 +157,14 @@ class Sessions:
             self.students.tidy()
             self._count()
 
-    def _admit(self, student: str | None, key: ApiKey | None) -> tuple[Served, Scheduler]:
+    def _admit(self, student: str | None, key: ApiKey | None, identity: str | None) -> tuple[Served, Scheduler]:
         """Raises Refused."""
         self.refuse_while_draining()
         served = self.students.find(student)
+        known = served.student.config.identities
+        if identity is not None and identity not in known:
+            message = f"student {served.name} cannot be that person: {', '.join(known) or 'there is nobody to choose'}"
+            raise Refused(404, "unknown_identity", message)
         if key is not None:
             most = key.sessions or self.settings.max_sessions_per_key
             if sum(session.key == key for session in self) >= most:
@@ -178,6 +187,10 @@ class Sessions:
             session.send_status(now_s)
         self.metrics.inputs_lost.inc(session.stream.inputs.take_lost())
         self.metrics.log_left_out.inc(session.stream.log.take_left_out())
+        if session.stream.voice is not None:
+            dropped_s, gaps = session.stream.voice.take_losses()
+            self.metrics.microphone_dropped.inc(dropped_s)
+            self.metrics.microphone_gaps.inc(gaps)
 
     def _count(self) -> None:
         for served in self.students.all:

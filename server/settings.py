@@ -216,6 +216,13 @@ class Settings(BaseSettings):
     messages_per_s: float = Field(120.0, gt=0, title="RATE", description="Control messages of one viewer.")
     message_burst: float = Field(240.0, ge=1, title="N", description="Of those, at once.")
 
+    max_sound_bytes: int = Field(
+        10 * 2**20, ge=4096, title="N", description="Longest file of sound that an avatar is given to say."
+    )
+    max_sound_s: float = Field(
+        120.0, gt=0, title="SECONDS", description="What may wait to be said by an avatar at once."
+    )
+
     away_after_s: float = Field(3.0, gt=0, title="SECONDS", description="A viewer that is silent for so long is away.")
     return_within_s: float = Field(30.0, gt=0, title="SECONDS", description="How long a stream waits for its viewers.")
     session_lifetime_s: float = Field(12 * 3600.0, gt=0, title="SECONDS", description="The end of every session.")

@@ -18,10 +18,12 @@ from server.clock import Epoch, MediaClock
 from server.codes import ErrorCode
 from server.inputs import Event, InputLog, Intake
 from server.mailbox import Frame, Making
+from server.voice import Slice, Voice
 from streamgen.actions import action_vector
 from streamgen.session_log import SessionLog
 from streamgen.state import StreamState
 from streamgen.student import Student
+from streamgen.talk import Performer, loudness
 
 FPS_OVER_S = 3.0
 _MOST_FAILURES = 3
@@ -43,12 +45,21 @@ class StreamListener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A block that was asked for. It is kept until its result arrives, so that another worker can be asked the same."""
+    """A block that was asked for. It is kept until its result arrives, so that another worker can be asked the same.
+
+    slices: what the stream's voice has for its frames, none without a voice. utterance: of that voice.
+    """
 
     intake: Intake
     keys: tuple[str, ...]
     actions: NDArray[np.float32]
     steps: int
+    slices: tuple[Slice, ...]
+    utterance: int
+
+    @property
+    def mel(self) -> NDArray[np.float32] | None:
+        return np.stack([each.mel for each in self.slices]) if self.slices else None
 
 
 class Stream:
@@ -56,14 +67,22 @@ class Stream:
 
     opened_in: number of the worker process that holds its cache; None when none does.
     alone: step it in a batch of its own, because a batch that it was part of failed.
-    log: what determines its frames, for a replay.
+    log: what determines its frames, for a replay. identity: who it is, of those that the student can be; None: the
+    first. voice: what a student that speech drives says and is driven by.
     """
 
-    def __init__(self, stream_id: str, student: Student, seed: int, listener: StreamListener) -> None:
+    def __init__(
+        self, stream_id: str, student: Student, seed: int, listener: StreamListener, identity: str | None = None
+    ) -> None:
+        """Raises StudentError for an identity that the student does not have."""
         self.id = stream_id
         self.student = student
+        self.identity = identity
         self.listener = listener
-        self.state = student.start(seed)
+        self.state = student.start(seed, identity)
+        self.voice = Voice(student.config) if student.config.speech else None
+        self.utterance = 0
+        self._performer = self._perform(seed)
         self.clock = MediaClock(student.config.fps)
         self.inputs = InputLog()
         self.generation = 0
@@ -74,7 +93,7 @@ class Stream:
         self.steps = student.config.steps
         self.step_s = 0.0
         self.log = SessionLog()
-        self.log.begin(self.generation, seed, self.state.frame)
+        self.log.begin(self.generation, seed, self.state.frame, identity=identity)
         self._pending: _Pending | None = None
         self._in_flight: list[int] | None = None
         self._recached = False
@@ -124,9 +143,11 @@ class Stream:
 
     def reset(self, seed: int) -> None:
         """Begin anew: what is under way is thrown away, inputs that it would have shown go to the new first frame."""
-        self.state = self.student.start(seed)
+        self.state = self.student.start(seed, self.identity)
+        self._performer = self._perform(seed)
+        self.interrupt()
         self.generation += 1
-        self.log.begin(self.generation, seed, self.state.frame)
+        self.log.begin(self.generation, seed, self.state.frame, identity=self.identity)
         self._failures, self.alone = 0, False
         self.opened_in = None
         self._in_flight = None
@@ -138,21 +159,30 @@ class Stream:
     def go_on(self, state: StreamState, generation: int, elapsed_us: int, now_s: float) -> None:
         """Continue, before anything was generated, a stream of another server process."""
         self.state, self.generation = state, generation
+        self._performer = self._perform(state.seed)
         self.clock.go_on(elapsed_us, now_s)
         self.log = SessionLog()
-        self.log.begin(generation, state.seed, state.frame, state.to_bytes())
+        self.log.begin(generation, state.seed, state.frame, state.to_bytes(), self.identity)
 
     def request(self, steps: int, worker: int) -> StepRequest:
         """Ask this worker for the next block: inputs are read now, unless the same block was asked for before."""
         if self._pending is None:
-            intake = self.inputs.take()
-            keys = tuple(code for code in self.student.config.keys if code in intake.held)
-            vector = action_vector(keys, self.student.config.keys)
-            self._pending = _Pending(intake, keys, np.tile(vector, (self.block_size, 1)), steps)
+            self._pending = self._next(steps)
         self._recached, self.opened_in = self.opened_in != worker, worker
         frame = self.state.frame
         self._in_flight = [self.clock.stamp(frame + i) for i in range(self.block_size)]
-        return StepRequest(self.id, self._pending.actions, self._pending.steps)
+        return StepRequest(self.id, self._pending.actions, self._pending.steps, self._pending.mel)
+
+    def _next(self, steps: int) -> _Pending:
+        intake = self.inputs.take()
+        keys = tuple(code for code in self.student.config.keys if code in intake.held)
+        if self.voice is None or self._performer is None:
+            vector = action_vector(keys, self.student.config.keys)
+            return _Pending(intake, keys, np.tile(vector, (self.block_size, 1)), steps, (), self.utterance)
+        slices = tuple(self.voice.cut(self.clock.period_s) for _ in range(self.block_size))
+        frame = self.state.frame
+        actions = [self._performer.actions(frame + i, loudness(each.mel)) for i, each in enumerate(slices)]
+        return _Pending(intake, keys, np.stack(actions), steps, slices, self.utterance)
 
     def accept(self, result: StepResult, checksum: int, making: Making) -> bool:
         """Take the block that was asked for and hand it over. False: it is not the expected one.
@@ -165,20 +195,42 @@ class Stream:
         if result.frame != self.state.frame:
             self.failed(f"the engine generated frame {result.frame}, frame {self.state.frame} was due")
             return False
+        sounds: list[NDArray[np.int16] | None] = [each.sound for each in pending.slices]
+        sounds = sounds or [None] * len(stamps)
         frames = [
-            Frame(self.generation, result.frame + i, pts, rgb, making)
-            for i, (pts, rgb) in enumerate(zip(stamps, result.frames, strict=True))
+            Frame(self.generation, result.frame + i, pts, rgb, making, sound, pending.utterance)
+            for i, (pts, rgb, sound) in enumerate(zip(stamps, result.frames, sounds, strict=True))
         ]
         for event in pending.intake.events:
             self.log.input(result.frame, event)
-        self.log.block(result.frame, pending.keys, pending.steps, self._recached, checksum)
-        self.state = self.state.extended(self.student.config, result.latents, pending.actions)
+        driven = result.actions if self.voice is not None else None
+        self.log.block(result.frame, pending.keys, pending.steps, self._recached, checksum, driven)
+        self.state = self.state.extended(self.student.config, result.latents, result.actions)
         self._pending = self._in_flight = None
         self._failures, self.alone = 0, False
         self.steps, self.step_s = pending.steps, making.step_s
         self._handed_s.extend([making.made_s] * len(frames))
         self.listener.block_ready(frames, pending.intake.events, self.clock.period_s)
         return True
+
+    def interrupt(self) -> None:
+        """The voice falls silent at once; what it was saying is not shown any more either."""
+        if self.voice is not None:
+            self.voice.interrupt()
+            self.utterance += 1
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Changes with every reset and every interruption."""
+        return self.generation, self.utterance
+
+    def shows(self, frame: Frame) -> bool:
+        """Whether the frame may still leave the server."""
+        return (frame.generation, frame.utterance) == self.moment
+
+    def _perform(self, seed: int) -> Performer | None:
+        config = self.student.config
+        return Performer(config, self.student.start(seed, self.identity)) if config.speech else None
 
     def interrupted(self) -> None:
         """The worker was lost with the block under way: it is asked for again, from the state before it."""

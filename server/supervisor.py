@@ -236,7 +236,7 @@ class WorkerSupervisor:
             return message
         # The next Step is sent only after this one was reported, so the slots stand still while they are copied.
         results = tuple(
-            StepResult(result.stream_id, result.frame, slot.copy(), result.latents)
+            StepResult(result.stream_id, result.frame, slot.copy(), result.latents, result.actions)
             if isinstance(result, Block)
             else result
             for slot, result in zip(self._frames.slots, message.results, strict=False)

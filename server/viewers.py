@@ -10,7 +10,7 @@ from server import tracing
 from server.clock import rtp_ticks
 from server.inputs import Event
 from server.limits import TokenBucket
-from server.mailbox import Frame, Mailbox, Making
+from server.mailbox import SOUND_FRAMES, Frame, Mailbox, Making
 from server.metrics import Metrics
 from server.protocol import Ack, Error, ServerMessage
 from server.settings import Settings
@@ -54,13 +54,17 @@ class Transport(Protocol):
 
 
 class Viewer:
-    """Bookkeeping of one transport; the session feeds `mailbox`, the transport takes from it."""
+    """Bookkeeping of one transport; the session feeds `mailbox`, the transport takes from it.
+
+    sounds: the same frames for those who take what is heard with them; None: nobody does.
+    """
 
     def __init__(self, transport: Transport, settings: Settings, metrics: Metrics, now_s: float) -> None:
         """Away, until its first message is heard."""
         self.id = secrets.token_urlsafe(9)
         self.transport = transport
         self.mailbox = Mailbox()
+        self.sounds: Mailbox | None = None
         self.last_heard_s = float("-inf")
         self.away = True
         self.bucket = TokenBucket(settings.messages_per_s, settings.message_burst, now_s)
@@ -80,6 +84,25 @@ class Viewer:
         """Leave a frame for the transport."""
         if self.mailbox.put(frame):
             self._metrics.frames_dropped.labels(self.transport.kind, "slow_viewer").inc()
+        if self.sounds is not None and frame.sound is not None and self.sounds.put(frame):
+            self._metrics.sounds_dropped.labels(self.transport.kind).inc()
+
+    def listen(self) -> Mailbox:
+        """From now on frames are left in `sounds` too."""
+        self.sounds = self.sounds or Mailbox(SOUND_FRAMES)
+        return self.sounds
+
+    def forget(self) -> None:
+        """What waits for the transport is not to be shown any more."""
+        self.mailbox.clear()
+        if self.sounds is not None:
+            self.sounds.clear()
+
+    def close(self) -> None:
+        """The viewer has gone."""
+        self.mailbox.close()
+        if self.sounds is not None:
+            self.sounds.close()
 
     def expect(self, event: Event, frame: Frame) -> None:
         """The input is shown by this frame: acknowledge it when that one, or a later one, is taken."""

@@ -1,6 +1,7 @@
 """WebRTC viewers: an offer in, an answer out, in the manner of WHEP (draft-ietf-wish-whep).
 
 The client receives one video track, in VP8 or H.264, whichever it offers first, and opens the data channel `control`.
+From an avatar it receives sound too, in Opus, and may send a microphone's.
 Media sections are optional. Candidates may trickle in by PATCH (RFC 8840); an ICE restart is refused, a new offer is as
 quick.
 """
@@ -14,6 +15,7 @@ import secrets
 import time
 
 from aiortc import (
+    MediaStreamTrack,
     RTCConfiguration,
     RTCDataChannel,
     RTCIceCandidate,
@@ -32,6 +34,7 @@ from server.metrics import Metrics
 from server.rtp import MailboxTrack, RtpEncoder, SenderTap
 from server.session import Session
 from server.settings import Settings
+from server.sound import EpochSender, OpusEncoder, SoundTrack, listen, ntp_of_clock
 from server.video import CODECS, encoder_for
 from server.viewers import CLOSE_NORMAL, Viewer
 
@@ -64,6 +67,7 @@ class Peer:
         self._peers = peers
         self._channel: RTCDataChannel | None = None
         self._closing = False
+        self._listening: list[asyncio.Task[None]] = []
         servers = [RTCIceServer(s.url, s.username, s.credential) for s in peers.settings.ice_server]
         # An empty list, not the absence of one: aiortc would then ask a public STUN server.
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
@@ -96,6 +100,8 @@ class Peer:
         if not self._closing:
             self._closing = True
             self._deadline.cancel()
+            for task in self._listening:
+                task.cancel()
             self.session.detach(self.viewer)
             self._peers.ended(self)
 
@@ -125,6 +131,20 @@ class Peer:
     def _give_up(self) -> None:
         log.info("peer %s: no connection in time", self.id)
         self.close(CLOSE_NORMAL, "no connection in time")
+
+    def release(self) -> None:
+        """Let go of what is large: a closed connection refers to itself, and is kept until the collector comes by."""
+        self.connection.remove_all_listeners()
+        if self._channel is not None:
+            self._channel.remove_all_listeners()
+        if self.track is not None:
+            self.track.tap = None
+
+    def hear(self, track: MediaStreamTrack) -> None:
+        """A microphone is there."""
+        voice = self.session.stream.voice
+        if track.kind == "audio" and voice is not None:
+            self._listening.append(asyncio.create_task(listen(track, voice, self.viewer.id)))
 
     def taken(self, frame: Frame) -> None:
         """aiortc came for a frame and encodes it now."""
@@ -209,14 +229,19 @@ class Peers:
         except Exception:
             # The peer is forgotten already; nobody else may suffer from how aiortc ends it.
             log.exception("peer %s could not be closed", peer.id)
+        peer.release()
 
     async def _negotiate(self, peer: Peer, offer: str, description: SessionDescription) -> str:
         connection = peer.connection
         peer.has_control = any(media.kind == "application" for media in description.media)
-        video = None
+        stream, video = peer.session.stream, None
         if any(media.kind == "video" for media in description.media):
             peer.track = MailboxTrack(peer.viewer.mailbox, peer.taken, peer.sent, peer.viewer.acknowledge)
             video = connection.addTransceiver(peer.track, "sendonly")
+        sound = None
+        if stream.voice is not None and any(media.kind == "audio" for media in description.media):
+            sound = connection.addTransceiver(SoundTrack(peer.viewer.listen(), stream), "sendrecv")
+            connection.on("track", peer.hear)
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
         except OperationError as error:
@@ -227,16 +252,21 @@ class Peers:
                 "H.264 (constrained baseline, packetization-mode=1)",
             ) from error
         for transceiver in connection.getTransceivers():
-            if transceiver is not video:
+            if transceiver not in (video, sound):
                 transceiver.direction = "inactive"
         choose_addresses(connection, self._addresses, self.settings.media_ip)
         answer = await connection.createAnswer()
+        zero_ntp = ntp_of_clock(stream.clock, time.monotonic())
         if video is not None and peer.track is not None:
             # The codec that the client offered first, of those that both know.
             accepted = SessionDescription.parse(answer.sdp).media
             codec = next(media.rtp.codecs[0] for media in accepted if media.kind == "video")
-            encoder = encoder_for(peer.session.stream, CODECS[codec.name], self.settings.upscale)
-            peer.track.tap = SenderTap(video.sender, RtpEncoder(encoder, codec))
+            encoder = RtpEncoder(encoder_for(stream, CODECS[codec.name], self.settings.upscale), codec)
+            peer.track.tap = SenderTap(video.sender, encoder)
+            EpochSender.adopt(video.sender, encoder, zero_ntp)
+        if sound is not None:
+            opus = OpusEncoder()
+            EpochSender.adopt(sound.sender, opus, zero_ntp)
         await connection.setLocalDescription(answer)
         return connection.localDescription.sdp
 

@@ -17,12 +17,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from server.control import receive
 from server.errors import Refused
-from server.mailbox import Frame, MailboxClosed
+from server.mailbox import Frame, Mailbox, MailboxClosed
 from server.metrics import Metrics
 from server.protocol import (
     KIND_H264_DELTA,
     KIND_H264_KEY,
     KIND_JPEG,
+    KIND_SOUND,
     VERSION,
     Error,
     Hello,
@@ -35,6 +36,7 @@ from server.sessions import Sessions
 from server.settings import Settings
 from server.video import H264, VideoEncoder, encoder_for, to_picture
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY, CLOSE_TRY_LATER, Viewer
+from server.voice import MOST_SOUND_BYTES, Microphone
 
 log = logging.getLogger("streamgen.server.websocket")
 
@@ -121,7 +123,8 @@ async def serve_socket(
             socket,
             transport,
             _frames(socket, session, viewer, metrics, encode),
-            _messages(socket, session, viewer, settings),
+            _messages(socket, session, viewer, settings, hello.microphone_hz),
+            *([_sounds(socket, session, viewer.listen())] if hello.sound else ()),
         )
     finally:
         session.detach(viewer)
@@ -194,7 +197,8 @@ class _H264:
 
     async def __call__(self, frame: Frame) -> tuple[int, bytes]:
         key = self._key
-        wanted = key is None or frame.generation != key.generation or frame.pts_us - key.pts_us >= _KEY_EVERY_US
+        began = (frame.generation, frame.utterance)
+        wanted = key is None or began != (key.generation, key.utterance) or frame.pts_us - key.pts_us >= _KEY_EVERY_US
         loop = asyncio.get_running_loop()
         packet = await loop.run_in_executor(self._pool, self._encoder.encode, to_picture(frame), wanted)
         if packet.is_keyframe:
@@ -202,10 +206,19 @@ class _H264:
         return KIND_H264_KEY if packet.is_keyframe else KIND_H264_DELTA, bytes(packet)
 
 
-async def _messages(socket: WebSocket, session: Session, viewer: Viewer, settings: Settings) -> None:
+async def _messages(
+    socket: WebSocket, session: Session, viewer: Viewer, settings: Settings, microphone_hz: int
+) -> None:
+    voice = session.stream.voice
+    microphone = Microphone(voice, viewer.id, microphone_hz) if voice is not None else None
     while True:
         data = await _receive(socket)
-        if isinstance(viewer.transport, SocketTransport) and viewer.transport.ended is None:
+        if not isinstance(viewer.transport, SocketTransport) or viewer.transport.ended is not None:
+            continue
+        if isinstance(data, bytes) and microphone is not None and 0 < len(data) <= MOST_SOUND_BYTES:
+            session.heard(viewer, time.monotonic())
+            microphone.push(data)
+        else:
             receive(session, viewer, data, settings.max_message_bytes)
 
 
@@ -215,13 +228,21 @@ async def _frames(socket: WebSocket, session: Session, viewer: Viewer, metrics: 
         viewer.taken(frame, time.monotonic())
         kind, payload = await encode(frame)
         encoded_s = time.monotonic()
-        if frame.generation != session.stream.generation:
-            # The stream was reset meanwhile: what it showed before no longer leaves the server.
+        if not session.stream.shows(frame):
+            # The stream was reset or interrupted meanwhile: what it showed before no longer leaves the server.
             metrics.frames_dropped.labels(SocketTransport.kind, "reset").inc()
             continue
         await socket.send_bytes(pack_frame(kind, frame.generation, frame.index, frame.pts_us, payload))
         metrics.frames_sent.labels(SocketTransport.kind).inc()
         viewer.sent(frame, encoded_s, time.monotonic())
+
+
+async def _sounds(socket: WebSocket, session: Session, sounds: Mailbox) -> None:
+    while True:
+        frame = await sounds.get()
+        if frame.sound is not None and session.stream.shows(frame):
+            payload = frame.sound.astype("<i2").tobytes()
+            await socket.send_bytes(pack_frame(KIND_SOUND, frame.generation, frame.index, frame.pts_us, payload))
 
 
 async def _receive(socket: WebSocket) -> str | bytes:

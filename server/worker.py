@@ -94,12 +94,13 @@ class Close:
 class Block:
     """A generated block; its frames lie in the shared-memory slot of the request's position.
 
-    latents: float16 [F, C, h, w].
+    latents: float16 [F, C, h, w]. actions: float32 [F, A], what drove it.
     """
 
     stream_id: str
     frame: int
     latents: NDArray[np.float16]
+    actions: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def _step(engine: Engine, message: Step, slots: NDArray[np.uint8]) -> Stepped:
             results.append(StreamFailed(stream_id, reason, alone=True))
         else:
             slot[:] = block.frames
-            results.append(Block(stream_id, block.frame, block.latents))
+            results.append(Block(stream_id, block.frame, block.latents, block.actions))
     return Stepped(message.call, tuple(results), time.perf_counter() - opened, opened - started)
 
 
@@ -188,7 +189,7 @@ def _warm_up(engine: Engine, config: StudentConfig, start: StreamState) -> dict[
     The quickest counts: other students may play on these cores meanwhile, and their load is counted by itself.
     """
     engine.open(WARM_UP_STREAM, start)
-    actions = np.zeros((config.transformer.block_size, len(config.keys)), np.float32)
+    actions = np.zeros((config.transformer.block_size, config.action_dim), np.float32)
     cost_s = {}
     for steps in sorted(config.step_plans):
         times = []

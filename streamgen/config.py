@@ -6,8 +6,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LATENT_PIXEL = 8
-"""Pixels of a frame along the side of a latent pixel."""
+from streamgen.face import CURVES, SPEECH
+
+PIXEL_PATCH = 4
+"""Side of the pixel patch that an autoencoder folds into channels before its first level."""
 
 DETAIL_LAYERS = 2
 """Convolutions of the detail head that the tokens steer."""
@@ -139,12 +141,33 @@ class TransformerConfig(_Config):
 
 
 class AutoencoderConfig(_Config):
-    """Shape of an `Autoencoder` (`vae/config.json`), 8 pixels a latent pixel."""
+    """Shape of an `Autoencoder` (`vae/config.json`): two levels make 8 pixels a latent pixel, three make 16."""
 
     latent_channels: int = Field(16, ge=1)
-    encoder_dims: tuple[int, int] = (64, 128)
-    decoder_dims: tuple[int, int] = (192, 96)
-    decoder_blocks: tuple[int, int] = (2, 2)
+    encoder_dims: tuple[int, ...] = Field((64, 128), min_length=1, description="of the levels, finest first")
+    decoder_dims: tuple[int, ...] = Field((192, 96), min_length=1, description="of the levels, coarsest first")
+    decoder_blocks: tuple[int, ...] = Field((2, 2), description="residual blocks of each level")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        levels = [len(each) for each in (self.encoder_dims, self.decoder_dims, self.decoder_blocks)]
+        if len(set(levels)) > 1:
+            raise ValueError(f"encoder_dims, decoder_dims and decoder_blocks have {levels} levels: make them equal")
+        return self
+
+    @property
+    def latent_pixel(self) -> int:
+        """Pixels of a frame along the side of a latent pixel."""
+        return int(PIXEL_PATCH * 2 ** (len(self.encoder_dims) - 1))
+
+
+class SpeechConfig(_Config):
+    """Shape of a `SpeechEncoder` (`speech/config.json`). Times are mel frames of 10 ms (`streamgen.audio`)."""
+
+    window: int = Field(64, ge=8, multiple_of=8, description="mel frames that a frame's curves are read from")
+    lookahead: int = Field(6, ge=0, description="of them, those after the frame's end; they are latency")
+    dim: int = Field(160, ge=8)
+    curves: int = Field(ge=1, description="what it says of a frame")
 
 
 class StudentConfig(_Config):
@@ -154,13 +177,17 @@ class StudentConfig(_Config):
     fps: float = Field(gt=0)
     width: int = Field(ge=8, description="pixels")
     height: int = Field(ge=8, description="pixels")
-    keys: tuple[str, ...] = Field(description="KeyboardEvent.code of every action, in the order of the action vector")
+    keys: tuple[str, ...] = Field(
+        (), description="KeyboardEvent.code of every action, in the order of the action vector; none: speech drives it"
+    )
+    identities: tuple[str, ...] = Field((), description="who it can be; its starts are theirs, in order, as many each")
     step_plans: dict[int, tuple[float, ...]] = Field(
         description="noise levels (sigma) of the denoising steps, by count"
     )
     steps: int = Field(description="steps a block gets unless the load asks for fewer")
     transformer: TransformerConfig
     vae: AutoencoderConfig
+    speech: SpeechConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -179,11 +206,23 @@ class StudentConfig(_Config):
         channels = self.transformer.picture_channels, self.vae.latent_channels
         if channels[0] != channels[1]:
             raise ValueError(f"{channels[0]} channels of picture in the transformer, {channels[1]} in the autoencoder")
-        if (self.transformer.action_dim or 0) != len(self.keys):
-            raise ValueError(f"{len(self.keys)} keys for an action vector of {self.transformer.action_dim}")
-        if (self.height, self.width) != (self.transformer.height * LATENT_PIXEL, self.transformer.width * LATENT_PIXEL):
+        if self.speech is None and self.action_dim != len(self.keys):
+            raise ValueError(f"{len(self.keys)} keys for an action vector of {self.action_dim}")
+        heard = (self.speech.curves, self.action_dim, len(self.keys)) if self.speech else None
+        if heard is not None and heard != (len(SPEECH), len(CURVES), 0):
+            raise ValueError(
+                f"speech of {heard[0]} curves in an action vector of {heard[1]}, and {heard[2]} keys: a talking head "
+                f"has {len(SPEECH)} in {len(CURVES)}, and no keys"
+            )
+        side = self.vae.latent_pixel
+        if (self.height, self.width) != (self.transformer.height * side, self.transformer.width * side):
             raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")
         return self
+
+    @property
+    def action_dim(self) -> int:
+        """Width of a frame's action vector."""
+        return self.transformer.action_dim or 0
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

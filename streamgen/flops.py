@@ -10,6 +10,7 @@ from streamgen.config import (
     MOTION_DIM,
     MOTION_LAYERS,
     OCTAVES,
+    PIXEL_PATCH,
     POSE_CHANNELS,
     VIEW_DETAIL,
     VIEW_HARMONICS,
@@ -61,10 +62,14 @@ def _head_flops(config: TransformerConfig) -> int:
 def decoder_flops(config: StudentConfig) -> int:
     """Decoding one latent frame."""
     pixels = config.transformer.height * config.transformer.width
-    (coarse, fine), (coarse_blocks, fine_blocks) = config.vae.decoder_dims, config.vae.decoder_blocks
-    low = 2 * pixels * (9 * config.vae.latent_channels * coarse + coarse_blocks * 18 * coarse**2 + coarse * 4 * fine)
-    high = 2 * 4 * pixels * (fine_blocks * 18 * fine**2 + 9 * fine * 48)
-    return low + high
+    dims, blocks = config.vae.decoder_dims, config.vae.decoder_blocks
+    products = 9 * pixels * config.vae.latent_channels * dims[0]
+    for level, (dim, count) in enumerate(zip(dims, blocks, strict=True)):
+        products += 4**level * pixels * count * 18 * dim**2
+        if level + 1 < len(dims):
+            products += 4**level * pixels * dim * 4 * dims[level + 1]
+    finest: int = 4 ** (len(dims) - 1) * pixels
+    return 2 * (products + finest * 9 * dims[-1] * 3 * PIXEL_PATCH**2)
 
 
 def frame_flops(config: StudentConfig, steps: int) -> int:

@@ -57,7 +57,7 @@ class Header(_Row):
 
 class Generation(_Row):
     """frame: number of the first one to be generated. state: base64 of the stream's state there, where it went on from
-    another server's; null where it began with the student's own.
+    another server's; null where it began with the student's own, as this identity where the student has several.
     """
 
     type: Literal["generation"] = "generation"
@@ -65,10 +65,12 @@ class Generation(_Row):
     seed: int = Field(ge=0, lt=SEED_LIMIT)
     frame: FrameNumber
     state: str | None = None
+    identity: str | None = None
 
 
 class Blocks(_Row):
-    """frame: number of the first one. keys: those held, of the ones that the student knows.
+    """frame: number of the first one. keys: those held, of the ones that the student knows. actions: base64 of the
+    float32 [F, A] that drove a student of speech, whose blocks have a row each.
 
     recache: the engine's cache was rebuilt from the stream's state before the first block (a new generation, another
     worker), which changes what follows a little. crc32: eight hexadecimal digits for each block.
@@ -77,6 +79,7 @@ class Blocks(_Row):
     type: Literal["blocks"] = "blocks"
     frame: FrameNumber
     keys: tuple[str, ...]
+    actions: str | None = None
     steps: int
     recache: bool
     crc32: str = Field(pattern=r"^([0-9a-f]{8})+$")
@@ -139,29 +142,40 @@ class SessionLog:
         self.left_out_inputs = 0
         self._reported = 0
         self._text = bytearray()
-        self._run: tuple[int, tuple[str, ...], int, bool] | None = None
+        self._run: tuple[int, tuple[str, ...], int, bool, str | None] | None = None
         self._checksums = bytearray()
 
     @property
     def _full(self) -> bool:
         return len(self._text) + len(self._checksums) >= MOST_BYTES
 
-    def begin(self, generation: int, seed: int, frame: int, state: bytes | None = None) -> None:
+    def begin(
+        self, generation: int, seed: int, frame: int, state: bytes | None = None, identity: str | None = None
+    ) -> None:
         """The stream begins at `frame`, or goes on there from a state that another server has kept."""
         self._end_run()
         if not self._full:
             text = None if state is None else base64.b64encode(state).decode()
-            self._write(Generation(generation=generation, seed=seed, frame=frame, state=text))
+            self._write(Generation(generation=generation, seed=seed, frame=frame, state=text, identity=identity))
 
-    def block(self, frame: int, keys: tuple[str, ...], steps: int, recache: bool, crc32: int) -> None:
-        """A block was generated; frame: its first one."""
+    def block(
+        self,
+        frame: int,
+        keys: tuple[str, ...],
+        steps: int,
+        recache: bool,
+        crc32: int,
+        actions: NDArray[np.float32] | None = None,
+    ) -> None:
+        """A block was generated; frame: its first one. actions: what drove it where the keys do not say."""
         if self._full:
             self.left_out_blocks += 1
             return
-        changed = recache or self._run is None or self._run[1:3] != (keys, steps)
+        text = None if actions is None else base64.b64encode(actions.astype("<f4").tobytes()).decode()
+        changed = recache or self._run is None or self._run[1:3] != (keys, steps) or text is not None
         if changed or len(self._checksums) == _LONGEST_ROW * _CHECKSUM_DIGITS:
             self._end_run()
-            self._run = frame, keys, steps, recache
+            self._run = frame, keys, steps, recache, text
         self._checksums += b"%08x" % crc32
 
     def input(self, frame: int, edge: Edge) -> None:
@@ -200,10 +214,10 @@ class SessionLog:
 
     def _end_run(self) -> None:
         if self._run is not None:
-            frame, keys, steps, recache = self._run
+            frame, keys, steps, recache, actions = self._run
             crc32 = self._checksums.decode()
             self._run, self._checksums = None, bytearray()
-            self._write(Blocks(frame=frame, keys=keys, steps=steps, recache=recache, crc32=crc32))
+            self._write(Blocks(frame=frame, keys=keys, actions=actions, steps=steps, recache=recache, crc32=crc32))
 
     def _write(self, row: Generation | Blocks | Input) -> None:
         self._text += row.model_dump_json().encode() + b"\n"

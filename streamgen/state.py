@@ -70,7 +70,7 @@ class StreamState:
         actions: NDArray[np.float32] | None = None,
     ) -> StreamState:
         """A stream that goes on from given frames (latents [H, C, h, w], actions [H, A]), or from nothing."""
-        shape, width = config.latent_shape, len(config.keys)
+        shape, width = config.latent_shape, config.action_dim
         if latents is None or actions is None:
             latents, actions = np.zeros((0, *shape), np.float16), np.zeros((0, width), np.float32)
         if latents.shape[1:] != shape or actions.shape != (len(latents), width):
@@ -143,7 +143,7 @@ class StreamState:
                 f"the stream belongs to student {meta.student} ({meta.student_hash[:12]}), "
                 f"not to {config.name} ({student_hash[:12]}): open it with that student"
             )
-        kept, width = config.transformer.history_frames, len(config.keys)
+        kept, width = config.transformer.history_frames, config.action_dim
         sinks = min(config.transformer.sink, meta.frame)
         if meta.history > min(kept, meta.frame):
             raise StateError(f"{meta.history} latents at frame {meta.frame}; at most {kept} are kept")

@@ -3,6 +3,7 @@
 model_index.json                              StudentConfig and the component classes
 transformer/{config.json, diffusion_pytorch_model.safetensors}
 vae/{config.json, diffusion_pytorch_model.safetensors}
+speech/{config.json, diffusion_pytorch_model.safetensors}, speech.onnx    of one that speech drives
 step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
 starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
 README.md                                     the card
@@ -25,21 +26,23 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, StudentConfig, TransformerConfig
 from streamgen.state import StreamState
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT_GRAPH = "commit.onnx"
+SPEECH_GRAPH = "speech.onnx"
 STARTS = "starts.safetensors"
 NO_CARD = "Nobody has written its card yet."
 """What the card of an exported student says until somebody has."""
 
 SHIPPED = Path(__file__).parent / "students"
 _CLASSES = {
-    "_class_name": "StreamgenPipeline",
     "transformer": ["streamgen.models.transformer", "CausalVideoTransformer"],
     "vae": ["streamgen.models.autoencoder", "Autoencoder"],
+    "speech": ["streamgen.models.speech", "SpeechEncoder"],
 }
+"""Component of a student and the class that it is one of."""
 
 
 class StudentError(ValueError):
@@ -65,15 +68,13 @@ def shipped_students() -> list[str]:
 
 def write_config(folder: Path, config: StudentConfig) -> None:
     """Write the three configuration files of a student folder."""
-    index = config.model_dump(mode="json", exclude={"transformer", "vae"})
-    for name, text in (
-        ("model_index.json", _CLASSES | {"student": index}),
-        (
-            "transformer/config.json",
-            {"_class_name": _CLASSES["transformer"][1]} | config.transformer.model_dump(mode="json"),
-        ),
-        ("vae/config.json", {"_class_name": _CLASSES["vae"][1]} | config.vae.model_dump(mode="json")),
-    ):
+    parts = _parts(config)
+    index = config.model_dump(mode="json", exclude=set(_CLASSES))
+    components = {name: _CLASSES[name] for name in parts}
+    files: dict[str, Any] = {"model_index.json": {"_class_name": "StreamgenPipeline"} | components | {"student": index}}
+    for name, part in parts.items():
+        files[f"{name}/config.json"] = {"_class_name": _CLASSES[name][1]} | part.model_dump(mode="json")
+    for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(text, indent=2) + "\n")
@@ -121,6 +122,17 @@ class Student:
             )
         return path
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of the folders that hold weights."""
+        return list(_parts(self.config))
+
+    @property
+    def graphs(self) -> list[str]:
+        """File names of the graphs that serving needs."""
+        speech = [SPEECH_GRAPH] if self.config.speech else []
+        return [COMMIT_GRAPH, *map(step_graph, self.config.step_plans), *speech]
+
     @cached_property
     def _starts(self) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         path = self.file(STARTS)
@@ -130,16 +142,17 @@ class Student:
         except (OSError, KeyError, SafetensorError) as error:
             raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
         wanted = self.config.latent_shape
-        driven = (*latents.shape[:2], len(self.config.keys))
-        if not len(latents) or latents.shape[2:] != wanted or actions.shape != driven:
+        driven = (*latents.shape[:2], self.config.action_dim)
+        owners = max(1, len(self.config.identities))
+        if not len(latents) or len(latents) % owners or latents.shape[2:] != wanted or actions.shape != driven:
             raise StudentError(f"{path}: starts of shape {latents.shape} and {actions.shape} do not fit the student")
         return latents, actions
 
     def check(self) -> None:
         """Look at every file that serving needs. Raises StudentError for the first that is missing or damaged."""
-        for graph in (COMMIT_GRAPH, *map(step_graph, self.config.step_plans)):
+        for graph in self.graphs:
             self.file(graph)
-        for part in ("transformer", "vae"):
+        for part in self.parts:
             path = self.file(f"{part}/{WEIGHTS}")
             try:
                 with safe_open(path, framework="numpy"):
@@ -148,10 +161,17 @@ class Student:
                 raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
         self.start(0)
 
-    def start(self, seed: int) -> StreamState:
-        """The state of a new stream: the seed picks one of the folder's starts and feeds the noise."""
+    def start(self, seed: int, identity: str | None = None) -> StreamState:
+        """The state of a new stream: the seed picks one of the identity's starts and feeds the noise.
+
+        identity: None is the first. Raises StudentError for one that the student does not have.
+        """
         latents, actions = self._starts
-        pick = seed % len(latents)
+        known = self.config.identities
+        if identity is not None and identity not in known:
+            raise StudentError(f"{self.config.name} cannot be {identity!r}: {', '.join(known) or 'it is nobody'}")
+        each = len(latents) // max(1, len(known))
+        pick = (known.index(identity) * each if identity else 0) + seed % each
         return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick])
 
 
@@ -169,11 +189,18 @@ def _download(repository: str, revision: str) -> Path:
 
 
 def _read_config(path: Path) -> StudentConfig:
-    parts = {
+    parts: dict[str, BaseModel] = {
         name: _read(path / name / "config.json", model, lambda stored: stored)
         for name, model in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
     }
+    if (path / "speech").is_dir():
+        parts["speech"] = _read(path / "speech" / "config.json", SpeechConfig, lambda stored: stored)
     return _read(path / "model_index.json", StudentConfig, lambda stored: stored["student"] | parts)
+
+
+def _parts(config: StudentConfig) -> dict[str, BaseModel]:
+    parts: dict[str, BaseModel] = {"transformer": config.transformer, "vae": config.vae}
+    return parts | {"speech": config.speech} if config.speech else parts
 
 
 def _read(file: Path, model: type[_Config], values: Callable[[Any], dict[str, Any]]) -> _Config:

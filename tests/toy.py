@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from streamgen.actions import WORLD_KEYS
-from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, StudentConfig, TransformerConfig
+from streamgen.face import CURVES, SPEECH
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.export import write_student
+from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
 from training.recipe import TeacherForcingRecipe
 
@@ -85,4 +87,28 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
     latents = torch.randn(2, 20, config.in_channels, config.height, config.width)
     actions = (torch.rand(2, 20, len(WORLD_KEYS)) < 0.3).float()
     write_student(folder, student, transformer, Autoencoder(vae), latents, actions, "# A toy\n")
+    return folder
+
+
+def toy_talker(folder: Path, **changes: object) -> Path:
+    """Write the folder of a student that speech drives: two people, two starts of 20 frames each, 64x64 pixels."""
+    settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4} | changes
+    transformer = toy_transformer(toy_transformer_config(**settings))
+    config = transformer.config
+    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8, 8), decoder_dims=(8, 8, 8), decoder_blocks=(1, 1, 1))
+    speech = SpeechEncoder(SpeechConfig(window=16, dim=16, curves=len(SPEECH)))
+    student = StudentConfig(
+        name="talker",
+        fps=25.0,
+        width=64,
+        height=64,
+        identities=("anna", "ben"),
+        step_plans={1: (1.0,), 2: (1.0, 0.5)},
+        steps=1,
+        transformer=config,
+        vae=vae,
+        speech=speech.config,
+    )
+    latents, actions = torch.randn(4, 20, 4, 4, 4), torch.randn(4, 20, len(CURVES))
+    write_student(folder, student, transformer, Autoencoder(vae), latents, actions, "# A toy that talks\n", speech)
     return folder

@@ -22,7 +22,8 @@ def data() -> None:
 @click.argument("folder", type=_FOLDER)
 def check(folder: Path) -> None:
     """Read every frame and every action of a FOLDER of videos to train on; the first fault ends it."""
-    from training.videos import VideoActionDataset, VideoDataError
+    from training.footage import VideoDataError
+    from training.videos import VideoActionDataset
 
     try:
         clips = VideoActionDataset(folder, 64, 64)
@@ -35,6 +36,59 @@ def check(folder: Path) -> None:
     )
 
 
+@data.command()
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), required=True, help="Length of all clips together."
+)
+@click.option(
+    "--identities",
+    default="3",
+    help="Whose heads: seeds such as 14,36,38 (14, for one alone), or how many of our choice.",
+)
+@click.option(
+    "--voices-only", is_flag=True, help="Speech and what the mouth does, without pictures: a thousand times as fast."
+)
+@click.option(
+    "--longest", "longest_s", type=click.FloatRange(min=0.1), default=30.0, help="Cut clips at so many seconds."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes; each renders on one core.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Decides what is said and done.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill or to go on with."
+)
+def avatar(
+    minutes: float, identities: str, voices_only: bool, longest_s: float, workers: int, seed: int, out: Path
+) -> None:
+    """Render talking heads with their sound and what moved them, to train an avatar on."""
+    try:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise click.ClickException(
+            f"this needs rich: install streamgen with the extra `avatar-data` ({error})"
+        ) from error
+
+    from streamgen.say import SpeechError
+    from training.talk.gl import RendererError
+    from training.talk.performance import FPS
+    from training.talk.record import Plan, RecordingError, cast, draw_sheet, prepare, record
+
+    shown = TextColumn("{task.fields[made]:.1f} of " + f"{minutes:g} minutes")
+    try:
+        plan = Plan(out, cast(identities), seed, longest_s, not voices_only)
+        prepare(plan)
+        frames = round(minutes * 60 * FPS)
+        made = sum(plan.lengths().values())
+        with Progress(BarColumn(), shown, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+            task = progress.add_task("", total=frames, completed=made, made=made / FPS / 60)
+            for length in record(plan, frames, workers):
+                made += length
+                progress.update(task, completed=made, made=made / FPS / 60)
+        if plan.with_pictures:
+            click.echo(draw_sheet(plan))
+    except (RecordingError, RendererError, SpeechError) as error:
+        raise click.ClickException(str(error)) from error
+
+
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -45,10 +99,10 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
     torch = _torch()
 
     from streamgen.student import StudentError
+    from training.footage import VideoDataError
     from training.loop import train as run
     from training.recipe import RecipeError, load_recipe
     from training.stages import build_stage
-    from training.videos import VideoDataError
 
     path = Path(recipe) if Path(recipe).suffix else RECIPES / f"{recipe}.yaml"
     if threads is not None:
@@ -88,21 +142,37 @@ def _torch() -> Any:
     help="Mix in this share of the weights of another run of the same line.",
 )
 @click.option("--name", default="world", help="The student's name.")
+@click.option("--speech", type=_FOLDER, default=None, help="Run that hears, for a student that speech drives.")
+@click.option(
+    "--identity",
+    "identities",
+    type=(str, str),
+    multiple=True,
+    metavar="WHO NAME",
+    help="Someone of the videos that it can be, and the name; default: all of them.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(
-    run: Path, autoencoder: Path, card: Path | None, average: tuple[Path, float] | None, name: str, out: Path
+    run: Path,
+    autoencoder: Path,
+    card: Path | None,
+    average: tuple[Path, float] | None,
+    name: str,
+    speech: Path | None,
+    identities: tuple[tuple[str, str], ...],
+    out: Path,
 ) -> None:
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
     _torch()
 
     from streamgen.student import NO_CARD, StudentError
+    from training.footage import VideoDataError
     from training.package import package
     from training.recipe import RecipeError
-    from training.videos import VideoDataError
 
     try:
         text = card.read_text() if card else f"# {name}\n\nExported from the run {run.name}. {NO_CARD}\n"
-        package(run, autoencoder, out, text, name, average)
+        package(run, autoencoder, out, text, name, average, speech, dict(identities) or None)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
@@ -144,9 +214,9 @@ def evaluate(
     from streamgen.student import Student, StudentError
     from training.data import open_data
     from training.evaluate import evaluate as judge
+    from training.footage import VideoDataError
     from training.judges import load_judges
     from training.recipe import RecipeError
-    from training.videos import VideoDataError
 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -51,14 +51,19 @@ def poses_of(clips: list[Clip], scale: float) -> Tensor:
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, clips: list[Clip], config: TransformerConfig) -> LatentClips:
     """Encode clips of equal length for a transformer. Raises RecipeError when it needs poses and they have none."""
-    frames = to_float(torch.from_numpy(np.stack([clip.frames for clip in clips])))
-    latents = torch.cat([autoencoder.encode(part) for part in frames.flatten(0, 1).split(64)])
-    latents = latents.unflatten(0, frames.shape[:2])
+    latents = torch.stack([_latents(autoencoder, clip) for clip in clips])
     if config.pose_scale:
         pose = poses_of(clips, config.pose_scale)[..., None, None]
         latents = torch.cat([latents, pose.expand(*pose.shape[:3], *latents.shape[3:])], 2)
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
     return LatentClips(latents, actions)
+
+
+def _latents(autoencoder: Autoencoder, clip: Clip) -> Tensor:
+    if clip.latents is not None:
+        return torch.from_numpy(clip.latents).float()
+    frames = to_float(torch.from_numpy(clip.frames))
+    return torch.cat([autoencoder.encode(part) for part in frames.split(64)])
 
 
 def before(history: Tensor, block_size: int) -> Tensor:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 HELD_OUT_SEED = 2**31
 """Seeds below are for training, this one is for evaluation only."""
+SOUND_BEFORE_S, SOUND_AFTER_S = 0.7, 0.12
+"""Sound that a clip has before its first frame begins and after its last one ends."""
 _JOIN_S = 5.0
 
 
@@ -31,10 +33,15 @@ class Clip:
 
     frames: NDArray[np.uint8]
     """[F, H, W, 3] RGB."""
-    actions: NDArray[np.uint8]
-    """[F, A] 0 or 1, in the order of the data's keys."""
+    actions: NDArray[np.uint8] | NDArray[np.float32]
+    """[F, A] in the order of the data's keys: 0 or 1, or how far a curve of `streamgen.face` has gone."""
     poses: NDArray[np.float32]
     """[F, 3] x and y in map units, yaw in degrees in [0, 360), counter-clockwise from east; NaN: not known."""
+    sound: NDArray[np.float32] | None = None
+    """[T] mono at `streamgen.audio.SAMPLE_RATE`, from SOUND_BEFORE_S before the first frame to SOUND_AFTER_S after the
+    last; None where the data have none."""
+    latents: NDArray[np.float16] | None = None
+    """[F, C, h, w], normalised, where the data keep them; the frames may then be empty [F, 0, 0, 3]."""
 
 
 class Recorder(Protocol):
@@ -54,7 +61,7 @@ class ClipData(Protocol):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """KeyboardEvent.code of each action."""
+        """KeyboardEvent.code of each action, or the names of the curves."""
         ...
 
     @property
@@ -67,8 +74,9 @@ class ClipData(Protocol):
     def recorder(self, seed: int) -> Recorder: ...
 
 
-def open_data(folder: Path | None, width: int, height: int) -> ClipData:
-    """The videos of a folder, or without one the recorder of the world, in frames of width x height.
+def open_data(folder: Path | None, width: int, height: int, driven_by: str = "keys") -> ClipData:
+    """The videos of a folder, of play or (driven_by "speech") of talk, or without one the recorder of the world, in
+    frames of width x height.
 
     Raises VideoDataError.
     """
@@ -76,6 +84,10 @@ def open_data(folder: Path | None, width: int, height: int) -> ClipData:
         from training.world.recorder import WorldData
 
         return WorldData(width, height)
+    if driven_by == "speech":
+        from training.talk.dataset import TalkDataset
+
+        return TalkDataset(folder, width, height)
     from training.videos import VideoActionDataset
 
     return VideoActionDataset(folder, width, height)

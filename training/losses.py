@@ -42,6 +42,19 @@ def flow_matching(velocity: Tensor, x0: Tensor, eps: Tensor, weight: Tensor) -> 
     return (error * weight).sum() / weight.expand_as(error).sum().clamp_min(1e-8)
 
 
+def focus_weight(height: int, width: int, box: tuple[float, float, float, float] | None, weight: float) -> Tensor:
+    """[h, w]: `weight` inside a box (left, top, right, bottom in shares of width and height), 1 outside, 1 on average.
+
+    A latent pixel is inside when its middle is. None: 1 everywhere.
+    """
+    out = torch.ones(height, width)
+    if box is not None:
+        left, top, right, bottom = box
+        x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+        out[((top <= y) & (y <= bottom))[:, None] & ((left <= x) & (x <= right))] = weight
+    return out / out.mean()
+
+
 def consistency_target(x_sigma: Tensor, velocity_teacher: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """The teacher's Euler step from `sigma` to `sigma_next`: where the student must land on the same x0."""
     gap = (sigma - sigma_next).reshape(sigma.shape + (1,) * (x_sigma.dim() - sigma.dim()))

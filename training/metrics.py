@@ -17,6 +17,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips
 from training.data import Clip
 from training.losses import psnr
+from training.recipe import Box
 from training.sheets import contact_sheet
 
 _CONTEXT = 16
@@ -115,6 +116,13 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:
     return images.unflatten(0, latents.shape[:-3]).numpy()
 
 
+def inside(frames: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """A part of frames [..., H, W, 3]."""
+    left, top, right, bottom = box
+    height, width = frames.shape[-3:-1]
+    return frames[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width), :]
+
+
 def frames_psnr(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:
     """Pooled PSNR in dB of uint8 frames."""
     return psnr(to_float(torch.from_numpy(made)), to_float(torch.from_numpy(real)))
@@ -128,13 +136,20 @@ def evaluate_transformer(
     real: list[Clip],
     sigmas: Sequence[float],
     sheet: Path,
+    focus: Box | None = None,
 ) -> dict[str, float]:
-    """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet."""
+    """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet.
+
+    focus: a part of the frame in which PSNR is told beside.
+    """
     short = LatentClips(clips.latents[:, : 2 * _CONTEXT], clips.actions[:, : 2 * _CONTEXT])
     frames = np.stack([clip.frames for clip in real])
     truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
-    figures = {"copy": frames_psnr(last, truth)}
-    figures["tf1"] = frames_psnr(decode(autoencoder, teacher_forced(model, short, (1.0,))[:, _CONTEXT:]), truth)
+    one_step = decode(autoencoder, teacher_forced(model, short, (1.0,))[:, _CONTEXT:])
+    figures = {"copy": frames_psnr(last, truth), "tf1": frames_psnr(one_step, truth)}
+    if focus is not None:
+        copied, made, seen = (inside(x, focus) for x in (last, one_step, truth))
+        figures |= {"copy_focus": frames_psnr(copied, seen), "tf1_focus": frames_psnr(made, seen)}
     made = decode(autoencoder, teacher_forced(model, short, sigmas)[:, _CONTEXT:])
     figures["tf"] = frames_psnr(made, truth)
     figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))

@@ -6,17 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from streamgen.config import LATENT_PIXEL, StudentConfig, TransformerConfig
+from streamgen.config import StudentConfig, TransformerConfig
+from streamgen.face import SPEECH
+from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.export import write_student
-from streamgen.models.loading import load_autoencoder, load_transformer
+from streamgen.models.loading import load_autoencoder, load_speech, load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.paths import cache_root
 from training.clips import encode
-from training.data import ClipData, open_data, recorded
-from training.recipe import BaseRecipe, RecipeError, StudentRecipe, weights_hash
+from training.data import Clip, ClipData, open_data, recorded
+from training.loop import rank_and_size
+from training.recipe import PoseRecipe, RecipeError, StudentRecipe, weights_hash
+from training.talk.dataset import TalkDataset
+from training.talk.latents import with_latents
 
 _STARTS = 12
+_STARTS_EACH, _CANDIDATES = 2, 16
+"""Starts of an identity, out of so many: those in which the mouth is at rest at the end."""
 _START_FRAMES = 24
 _START_SEED = 2**30
 """Recorded for starts alone: no training run of the recipes uses this seed."""
@@ -25,13 +34,17 @@ _START_SEED = 2**30
 ORIGIN = "origin.json"
 
 
-def data_for(recipe: BaseRecipe, config: TransformerConfig) -> ClipData:
+def data_for(recipe: StudentRecipe | PoseRecipe, config: TransformerConfig, autoencoder: Autoencoder) -> ClipData:
     """The recipe's clips at the size of the student's frames. Raises RecipeError when their keys do not fit it."""
-    data = open_data(recipe.data, config.width * LATENT_PIXEL, config.height * LATENT_PIXEL)
+    side = autoencoder.config.latent_pixel
+    data = open_data(recipe.data, config.width * side, config.height * side, recipe.driven_by)
     if config.action_dim != len(data.keys):
         raise RecipeError(
             f"model.action_dim is {config.action_dim}, but the clips have {len(data.keys)} keys: {data.keys}"
         )
+    if isinstance(data, TalkDataset):
+        kept = cache_root() / "latents" / weights_hash(recipe.autoencoder, "vae")[:16]
+        data = with_latents(data, autoencoder, kept, *rank_and_size())
     return data
 
 
@@ -40,6 +53,7 @@ def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[f
     plans, and how many steps to serve with.
     """
     origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans, "steps": steps}
+    origin["driven_by"] = recipe.driven_by
     if recipe.data is not None:
         origin["data"] = str(recipe.data)
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
@@ -68,13 +82,30 @@ def averaged(a: CausalVideoTransformer, b: CausalVideoTransformer, share: float)
     return a
 
 
+def _at_rest(data: TalkDataset) -> list[Clip]:
+    """Clips that end with a closed mouth: what a stream goes on from."""
+    clips = list(recorded(data, _START_SEED, range(_CANDIDATES), _START_FRAMES))
+    clips.sort(key=lambda clip: float(np.abs(clip.actions[-8:, : len(SPEECH)]).mean()))
+    return clips[:_STARTS_EACH]
+
+
 def package(
-    run: Path, autoencoder_run: Path, out: Path, card: str, name: str, average: tuple[Path, float] | None = None
+    run: Path,
+    autoencoder_run: Path,
+    out: Path,
+    card: str,
+    name: str,
+    average: tuple[Path, float] | None = None,
+    speech_run: Path | None = None,
+    identities: dict[str, str] | None = None,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
-    average: another run, and the share of its weights in the student's. Raises RecipeError when a run is not finished
-    or was trained on another autoencoder, VideoDataError when the videos that it was trained on are gone.
+    average: another run, and the share of its weights in the student's. speech_run: what hears for one that speech
+    drives. identities: the people of its videos that it can be, and what they are called; None: all of them.
+
+    Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
+    that it was trained on are gone.
     """
     origin = _origin(run, autoencoder_run)
     step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
@@ -83,18 +114,32 @@ def package(
         other, share = average
         _origin(other, autoencoder_run)
         transformer = averaged(transformer, load_transformer(other), share)
-    width, height = transformer.config.width * LATENT_PIXEL, transformer.config.height * LATENT_PIXEL
-    data = open_data(Path(origin["data"]) if "data" in origin else None, width, height)
-    starts = encode(autoencoder, list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES)), transformer.config)
+    side = autoencoder.config.latent_pixel
+    width, height = transformer.config.width * side, transformer.config.height * side
+    data = open_data(Path(origin["data"]) if "data" in origin else None, width, height, origin.get("driven_by", "keys"))
+    speech = None
+    if isinstance(data, TalkDataset):
+        if speech_run is None:
+            raise RecipeError(f"{run} is driven by speech: name the run of what hears (stage `speech`)")
+        speech = load_speech(speech_run)
+        identities = identities or {who: who for who in data.people}
+        if unknown := sorted(set(identities) - set(data.people)):
+            raise RecipeError(f"no videos of {unknown[0]}; there are some of {', '.join(data.people)}")
+        clips = [clip for who in identities for clip in _at_rest(data.only(who))]
+    else:
+        clips = list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES))
+    starts = encode(autoencoder, clips, transformer.config)
     config = StudentConfig(
         name=name,
         fps=data.fps,
         width=width,
         height=height,
-        keys=data.keys,
+        keys=() if speech else data.keys,
+        identities=tuple((identities or {}).values()),
+        speech=speech.config if speech else None,
         step_plans=step_plans,
         steps=origin["steps"],
         transformer=transformer.config,
         vae=autoencoder.config,
     )
-    write_student(out, config, transformer, autoencoder, starts.latents, starts.actions, card)
+    write_student(out, config, transformer, autoencoder, starts.latents, starts.actions, card, speech)

@@ -9,8 +9,12 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from streamgen.config import AutoencoderConfig, TransformerConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
+from streamgen.face import SPEECH
 from streamgen.student import WEIGHTS
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a frame, in shares of its width and height."""
 
 
 class RecipeError(ValueError):
@@ -40,7 +44,8 @@ class BaseRecipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every: int = Field(500, ge=1)
     checkpoint_every_s: float = Field(120, gt=0)
-    data: Path | None = Field(None, description="folder of videos with actions; none: the recorder of the world")
+    data: Path | None = Field(None, description="folder of videos; none: the recorder of the world")
+    driven_by: Literal["keys", "speech"] = Field("keys", description="what the folder's videos show: play, or talk")
     clips: int = Field(ge=1, description="of a batch")
     clip_length: int = Field(ge=1, description="frames")
     data_workers: int = Field(1, ge=1, description="processes that record or decode, beside each training process")
@@ -90,10 +95,31 @@ class AutoencoderRecipe(BaseRecipe):
     clip_length: int = Field(48, ge=1)
     gradient_weight: float = 1.0
     latent_weight: float = 1e-3
-    width: int = Field(128, ge=8, multiple_of=8, description="pixels")
-    height: int = Field(96, ge=8, multiple_of=8, description="pixels")
+    width: int = Field(128, ge=8, description="pixels")
+    height: int = Field(96, ge=8, description="pixels")
+    crop: int | None = Field(None, ge=8, description="side of the squares that frames are cut to; none: whole frames")
+    focus: Box | None = Field(None, description="most crops lie around a point in this part of a frame")
     latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        side = self.model.latent_pixel
+        for what, value in (("width", self.width), ("height", self.height), ("crop", self.crop or side)):
+            if value % side:
+                raise ValueError(f"{what} {value} is not a multiple of the {side} pixels of a latent pixel")
+        if self.crop is not None and self.crop > min(self.width, self.height):
+            raise ValueError(f"crop {self.crop} is larger than a frame of {self.width}x{self.height}")
+        return self
+
+
+class SpeechRecipe(BaseRecipe):
+    """From sound to the curves of a mouth."""
+
+    stage: Literal["speech"]
+    data: Path = Field(description="folder of speech with ground truth (training/talk/voices.py)")
+    model: SpeechConfig = Field(default_factory=lambda: SpeechConfig.model_validate({"curves": len(SPEECH)}))
+    change_weight: float = Field(1.0, ge=0, description="of the error of what changes from frame to frame")
 
 
 class JudgesRecipe(BaseRecipe):
@@ -147,6 +173,8 @@ class StudentRecipe(BaseRecipe):
     )
     fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
+    focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
+    focus_weight: float = Field(3.0, gt=0)
 
 
 class TeacherForcingRecipe(StudentRecipe):
@@ -201,7 +229,9 @@ class CausalConsistencyRecipe(StudentRecipe):
         return self
 
 
-AnyRecipe = AutoencoderRecipe | JudgesRecipe | PoseRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
+AnyRecipe = (
+    AutoencoderRecipe | SpeechRecipe | JudgesRecipe | PoseRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
+)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:

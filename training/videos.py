@@ -15,31 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
-import av.error
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data import HELD_OUT_SEED, Clip
+from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
 
-_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v"}
 _HELD_OUT = 10
 """One frame in so many is held out."""
-_EXACT = 1e-3
-"""Two frame rates closer than this, relatively, are the same one as two containers write it."""
-
-
-class VideoDataError(ValueError):
-    """A folder of videos cannot be trained on; the message names the file, and the frame where there is one."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +54,7 @@ class VideoActionDataset:
     def __init__(self, folder: Path, width: int, height: int) -> None:
         """Raises VideoDataError."""
         self.folder, self.width, self.height = folder, width, height
-        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _VIDEOS)
-        if not paths:
-            raise VideoDataError(f"{folder}: no videos ({', '.join(sorted(_VIDEOS))}) in this folder")
+        paths = videos_in(folder)
         self.videos: list[_Video] = []
         self.keys: tuple[str, ...] = ()
         self.fps = 0.0
@@ -75,7 +62,7 @@ class VideoActionDataset:
         for index, path in enumerate(paths):
             sidecar = _sidecar(path)
             keys, actions, poses = _read_sidecar(sidecar)
-            frames, rate = _describe(path)
+            frames, rate = describe(path)
             if frames and frames != len(actions):
                 raise VideoDataError(f"{sidecar}: {len(actions)} rows of actions, but {path.name} has {frames} frames")
             if not self.videos:
@@ -84,10 +71,7 @@ class VideoActionDataset:
                 raise VideoDataError(
                     f"{sidecar}: keys {list(keys)}, but {self.videos[0].path.name} has {list(self.keys)}"
                 )
-            if abs(float(rate) / self.fps - 1) > _EXACT:
-                raise VideoDataError(
-                    f"{path}: {float(rate):.3f} frames a second, but {self.videos[0].path.name} has {self.fps:.3f}"
-                )
+            check_rate(path, rate, self.fps, paths[0])
             if len(paths) < _HELD_OUT:
                 split = len(actions) - len(actions) // _HELD_OUT
             else:
@@ -108,44 +92,20 @@ class VideoActionDataset:
         one.
         """
         for video in self.videos:
-            found = sum(1 for _ in self._pictures(video, 0))
+            found = sum(1 for _ in pictures(video.path, 0, self.width, self.height))
             if found != len(video.actions):
                 raise VideoDataError(f"{video.path}: {found} frames, but {len(video.actions)} rows of actions")
         return sum(len(video.actions) for video in self.videos)
 
     def read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
         """Frames first, first + 1, … [count, height, width, 3] of a video. Raises VideoDataError."""
-        pictures = list(islice(self._pictures(video, first), count))
-        if len(pictures) < count:
+        found = list(islice(pictures(video.path, first, self.width, self.height), count))
+        if len(found) < count:
             raise VideoDataError(
-                f"{video.path}: it ends before frame {first + len(pictures)}; its actions go on to "
+                f"{video.path}: it ends before frame {first + len(found)}; its actions go on to "
                 f"{len(video.actions) - 1}"
             )
-        return np.stack(pictures)
-
-    def _pictures(self, video: _Video, first: int) -> Iterator[NDArray[np.uint8]]:
-        """Every frame from `first` on; numbers follow from time stamps, so a seek lands where it should."""
-        at = first
-        with _opened(video.path) as (container, stream):
-            rate, base, origin = stream.average_rate, stream.time_base, stream.start_time or 0
-            if first:
-                container.seek(origin + int(first / rate / base), stream=stream)
-            try:
-                for frame in container.decode(stream):
-                    if frame.pts is None:
-                        raise VideoDataError(f"{video.path}: frame {at} has no time stamp")
-                    number = round((frame.pts - origin) * base * rate)
-                    if number < at:
-                        continue
-                    if number > at:
-                        raise VideoDataError(
-                            f"{video.path}: frame {at} is missing (the next one is {number}); "
-                            "is the frame rate constant?"
-                        )
-                    yield frame.reformat(self.width, self.height, format="rgb24", interpolation="AREA").to_ndarray()
-                    at += 1
-            except av.error.FFmpegError as error:
-                raise VideoDataError(f"{video.path}: frame {at} cannot be decoded: {error}") from error
+        return np.stack(found)
 
 
 class VideoRecorder:
@@ -159,18 +119,16 @@ class VideoRecorder:
         """`num_frames` successive frames; a pure function of (seed, episode, num_frames). Raises VideoDataError."""
         videos = self._data.videos
         parts = [video.part(self._seed == HELD_OUT_SEED) for video in videos]
-        room = np.array([max(0, last - first - num_frames + 1) for first, last in parts])
-        if not room.any():
+        place = draw(parts, num_frames, np.random.default_rng([self._seed, episode]))
+        if place is None:
             what = "held-out part" if self._seed == HELD_OUT_SEED else "training part"
             longest = max(last - first for first, last in parts)
             raise VideoDataError(
                 f"{self._data.folder}: clips of {num_frames} frames are wanted, but the longest {what} of a video has "
                 f"{longest}; use longer videos or shorter clips"
             )
-        place = int(np.random.default_rng([self._seed, episode]).integers(room.sum()))
-        index = int(np.searchsorted(room.cumsum(), place, side="right"))
+        index, first = place
         video = videos[index]
-        first = parts[index][0] + place - int(room[:index].sum())
         frames = self._data.read(video, first, num_frames)
         rows = slice(first, first + num_frames)
         return Clip(frames, video.actions[rows], video.poses[rows])
@@ -182,27 +140,6 @@ class VideoRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream."""
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoDataError(f"{path}: not a video that can be read: {error}") from error
-    with container:
-        if not container.streams.video:
-            raise VideoDataError(f"{path}: no video in it")
-        yield container, container.streams.video[0]
-
-
-def _describe(path: Path) -> tuple[int, Fraction]:
-    """Frames as the container says (0: it does not) and frames a second."""
-    with _opened(path) as (_, stream):
-        if not stream.average_rate:
-            raise VideoDataError(f"{path}: it does not say its frame rate")
-        return int(stream.frames), stream.average_rate
 
 
 def _sidecar(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Image autoencoder with 8x8 pixels a latent pixel; its latents are normalised per channel.
+"""Image autoencoder; its latents are normalised per channel.
 
 Both halves do most of their work at low resolution and cross to pixels by space-to-depth, which is what a CPU's frame
 budget wants. There is no normalisation over space: a crop and a whole frame are encoded alike.
@@ -6,14 +6,13 @@ budget wants. There is no normalisation over space: a crop and a whole frame are
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.config import AutoencoderConfig
-
-_PATCH = 4
-"""Side of the pixel patch that space-to-depth folds into channels."""
+from streamgen.config import PIXEL_PATCH, AutoencoderConfig
 
 
 class _Residual(nn.Module):
@@ -28,21 +27,16 @@ class _Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, 8h, 8w] in [-1, 1] to raw latents [B, C, h, w]."""
+    """Images [B, 3, p h, p w] in [-1, 1], p pixels a latent pixel, to raw latents [B, C, h, w]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        fine, coarse = config.encoder_dims
-        self.layers = nn.Sequential(
-            nn.PixelUnshuffle(_PATCH),
-            nn.Conv2d(3 * _PATCH**2, fine, 3, padding=1),
-            _Residual(fine),
-            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
-            _Residual(coarse),
-            _Residual(coarse),
-            nn.SiLU(),
-            nn.Conv2d(coarse, config.latent_channels, 1),
-        )
+        dims = config.encoder_dims
+        layers: list[nn.Module] = [nn.PixelUnshuffle(PIXEL_PATCH), nn.Conv2d(3 * PIXEL_PATCH**2, dims[0], 3, padding=1)]
+        for fine, coarse in pairwise(dims):
+            layers += [_Residual(fine), nn.Conv2d(fine, coarse, 3, stride=2, padding=1)]
+        layers += [_Residual(dims[-1]), _Residual(dims[-1]), nn.SiLU(), nn.Conv2d(dims[-1], config.latent_channels, 1)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         out: Tensor = self.layers(x_BCHW)
@@ -50,21 +44,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents [B, C, h, w] to images [B, 3, 8h, 8w], roughly in [-1, 1]."""
+    """Raw latents [B, C, h, w] to images [B, 3, p h, p w], roughly in [-1, 1]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        (coarse, fine), (coarse_blocks, fine_blocks) = config.decoder_dims, config.decoder_blocks
-        self.layers = nn.Sequential(
-            nn.Conv2d(config.latent_channels, coarse, 3, padding=1),
-            *(_Residual(coarse) for _ in range(coarse_blocks)),
-            nn.Conv2d(coarse, 4 * fine, 1),
-            nn.PixelShuffle(2),
-            *(_Residual(fine) for _ in range(fine_blocks)),
-            nn.SiLU(),
-            nn.Conv2d(fine, 3 * _PATCH**2, 3, padding=1),
-            nn.PixelShuffle(_PATCH),
-        )
+        dims, blocks = config.decoder_dims, config.decoder_blocks
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, dims[0], 3, padding=1)]
+        layers += [_Residual(dims[0]) for _ in range(blocks[0])]
+        for (coarse, fine), count in zip(pairwise(dims), blocks[1:], strict=True):
+            layers += [nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2), *(_Residual(fine) for _ in range(count))]
+        layers += [nn.SiLU(), nn.Conv2d(dims[-1], 3 * PIXEL_PATCH**2, 3, padding=1), nn.PixelShuffle(PIXEL_PATCH)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         out: Tensor = self.layers(z_BCHW)
@@ -86,12 +76,12 @@ class Autoencoder(nn.Module):
         self.register_buffer("latents_std", torch.ones(config.latent_channels))
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
-        """Images [B, 3, 8h, 8w] in [-1, 1] to normalised latents [B, C, h, w]."""
+        """Images [B, 3, p h, p w] in [-1, 1] to normalised latents [B, C, h, w]."""
         z = self.encoder(x_BCHW)
         return (z - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] to images [B, 3, 8h, 8w]; values may overshoot [-1, 1] a little.
+        """Normalised latents [B, C, h, w] to images [B, 3, p h, p w]; values may overshoot [-1, 1] a little.
 
         Channels beyond the autoencoder's own are no picture (`TransformerConfig.pose_scale`) and are left out.
         """

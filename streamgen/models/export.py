@@ -19,12 +19,14 @@ from onnx import TensorProto, helper
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
+from streamgen.audio import MEL_BINS
 from streamgen.config import StudentConfig
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.loading import load_autoencoder, load_transformer, save_tensors, save_weights
+from streamgen.models.loading import load_autoencoder, load_speech, load_transformer, save_tensors, save_weights
 from streamgen.models.rollout import Commit, RollingCache, Rollout
+from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
-from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, step_graph, write_config
+from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, STARTS, WEIGHTS, step_graph, write_config
 
 _OPSET = 23
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
@@ -40,6 +42,7 @@ def write_student(
     start_latents: Tensor,
     start_actions: Tensor,
     card: str,
+    speech: SpeechEncoder | None = None,
 ) -> None:
     """Write a student folder. start_latents [S, T, C, h, w] and start_actions [S, T, A] are what streams begin from."""
     write_config(folder, config)
@@ -47,6 +50,8 @@ def write_student(
     save_weights(autoencoder, folder / "vae" / WEIGHTS, torch.bfloat16)
     save_tensors({"latents": start_latents.half(), "actions": start_actions.half()}, folder / STARTS)
     (folder / "README.md").write_text(card)
+    if speech is not None:
+        save_weights(speech, folder / "speech" / WEIGHTS, torch.bfloat16)
     # What is exported is what was stored: the graphs read the bf16 weights.
     transformer, autoencoder = load_transformer(folder), load_autoencoder(folder)
     inputs = _example_inputs(config)
@@ -56,13 +61,28 @@ def write_student(
         _export(
             rollout, (noise, *inputs), _STEP_INPUTS, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count)
         )
+    if config.speech is not None:
+        mel = torch.zeros(1, config.transformer.block_size, config.speech.window, MEL_BINS)
+        _export(_Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
     _export(Commit(transformer).eval(), (latents, *inputs), _COMMIT_INPUTS, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
 
 
+class _Hearing(nn.Module):
+    """A speech encoder under the name that its weights have in a folder."""
+
+    def __init__(self, speech: SpeechEncoder) -> None:
+        super().__init__()
+        self.speech = speech
+
+    def forward(self, mel: Tensor) -> Tensor:
+        out: Tensor = self.speech(mel)
+        return out
+
+
 def _example_inputs(config: StudentConfig) -> tuple[Tensor, ...]:
     cache = RollingCache.empty(config.transformer, 1)
-    actions = torch.zeros(1, config.transformer.block_size, len(config.keys))
+    actions = torch.zeros(1, config.transformer.block_size, config.action_dim)
     return cache.previous, actions, *(t.contiguous() for t in cache.inputs())
 
 
@@ -99,8 +119,10 @@ def _export(
 def _share_weights(model: onnx.ModelProto, folder: Path) -> None:
     """Point the initialisers that are stored weights at the safetensors files."""
     stored: dict[str, tuple[str, dict[str, Any]]] = {}
-    for prefix, part in (("transformer.", "transformer"), ("autoencoder.", "vae")):
+    for prefix, part in (("transformer.", "transformer"), ("autoencoder.", "vae"), ("speech.", "speech")):
         location = f"{part}/{WEIGHTS}"
+        if not (folder / location).exists():
+            continue
         stored |= {prefix + name: (location, entry) for name, entry in _safetensors_table(folder / location).items()}
     casts = []
     for initializer in list(model.graph.initializer):

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from streamgen.config import AutoencoderConfig, TransformerConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.pose import Pose
+from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS, StudentError
 
@@ -64,6 +65,18 @@ def save_pose(model: Pose, folder: Path) -> None:
 def load_pose(model: Pose, folder: Path) -> None:
     """Fill the pose of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
     load_weights(model, folder / "pose" / WEIGHTS)
+
+
+def save_speech(model: SpeechEncoder, folder: Path) -> None:
+    """Write `speech/` into a run or student folder, in fp32."""
+    _save(model, folder / "speech", model.config.model_dump(mode="json"))
+
+
+def load_speech(folder: Path) -> SpeechEncoder:
+    """The frozen speech encoder of a run or student folder."""
+    model = SpeechEncoder(SpeechConfig.model_validate(_config(folder / "speech")))
+    load_weights(model, folder / "speech" / WEIGHTS)
+    return model.requires_grad_(False).eval()
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamgen.student import Student
-from tests.toy import WITH_POSE, toy_student
+from tests.toy import WITH_POSE, toy_student, toy_talker
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,12 @@ def sink_student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     """Sink 2, two frames a block, with a pose."""
     folder = tmp_path_factory.mktemp("students") / "sink"
     return Student.from_pretrained(toy_student(folder, sink=2, block_size=2, **WITH_POSE))
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """Driven by speech, with an autoencoder of three levels."""
+    return Student.from_pretrained(toy_talker(tmp_path_factory.mktemp("students") / "talker"))
 
 
 @pytest.fixture(autouse=True)

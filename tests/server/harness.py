@@ -22,7 +22,8 @@ from typing import Any, Self
 import httpx
 import numpy as np
 import websockets
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc.rtp import RtcpSrPacket
 from av import CodecContext, Packet
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,7 +32,7 @@ from PIL import Image
 
 from server.ice import choose_addresses
 from server.listening import Server, bind, uvicorn_config
-from server.protocol import HEADER, KIND_JPEG
+from server.protocol import HEADER, KIND_JPEG, KIND_SOUND
 from server.service import Service
 from server.settings import Settings
 from server.students import Offer
@@ -216,7 +217,9 @@ class Got:
 
 @dataclass
 class Client(ABC):
-    """What both transports share: messages, keys, heartbeat. video: encodings that are asked for; (): say nothing."""
+    """What both transports share: messages, keys, heartbeat. video: encodings that are asked for; (): say nothing.
+    sound: take what an avatar says too.
+    """
 
     ticket: Ticket
     beats: bool = True
@@ -226,6 +229,8 @@ class Client(ABC):
     last_seq: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     video: Sequence[str] = ()
+    sound: bool = False
+    microphone_hz: int | None = None
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
@@ -276,7 +281,10 @@ class SocketClient(Client):
         address = self.ticket.url.replace("http", "ws") + "/stream"
         trust = self.ticket.server.trust if address.startswith("wss") else None
         self.socket = await websockets.connect(address, max_size=None, ping_interval=None, ssl=trust)
-        asked = {"video": list(self.video)} if self.video else {}
+        self.sounds: dict[int, tuple[int, np.ndarray]] = {}
+        asked: dict[str, Any] = {"video": list(self.video)} if self.video else {}
+        asked |= {"sound": True} if self.sound else {}
+        asked |= {"microphone_hz": self.microphone_hz} if self.microphone_hz else {}
         await self.send({"type": "hello", "version": 1, "token": self.ticket.token} | asked)
         self.tasks = [asyncio.create_task(self._read())]
         if self.beats:
@@ -295,6 +303,9 @@ class SocketClient(Client):
             async for data in self.socket:
                 if isinstance(data, str):
                     self.messages.append(json.loads(data))
+                elif data[3] == KIND_SOUND:
+                    *_, frame, pts_us = HEADER.unpack_from(data)
+                    self.sounds[frame] = pts_us, np.frombuffer(data[HEADER.size :], "<i2")
                 else:
                     self.frames.append(self._got(data))
         except websockets.ConnectionClosed:
@@ -322,9 +333,17 @@ class SocketClient(Client):
 
 @dataclass
 class PeerClient(Client):
-    """A WebRTC viewer: aiortc on loopback, through a relay if there is one."""
+    """A WebRTC viewer: aiortc on loopback, through a relay if there is one.
+
+    microphone: what it says. heard: pieces of what it hears, with their RTP time. reports: of the sender of each kind,
+    NTP and RTP time of the last one.
+    """
 
     relay: Relay | None = None
+    microphone: MediaStreamTrack | None = None
+    heard: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    sound_timestamps: list[int] = field(default_factory=list)
+    reports: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         self.timestamps: list[int] = []
@@ -338,7 +357,12 @@ class PeerClient(Client):
         wanted = [[codec for codec in known if codec.name == name][-1] for name in self.video]
         transceiver.setCodecPreferences(wanted)
         self.repair = LossRepair(transceiver.receiver)
-        self._observe(transceiver.receiver)
+        self._observe(transceiver.receiver, self.timestamps)
+        if self.sound:
+            ears = self.peer.addTransceiver(self.microphone or "audio", "sendrecv" if self.microphone else "recvonly")
+            self._hear_reports(ears.receiver)
+            self._observe(ears.receiver, self.sound_timestamps)
+        self._hear_reports(transceiver.receiver)
         self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
         self.channel.on("close", self.closed.set)
         self.peer.on("track", lambda track: self.tasks.append(asyncio.create_task(self._watch(track))))
@@ -367,20 +391,35 @@ class PeerClient(Client):
     async def send(self, message: dict[str, Any]) -> None:
         self.channel.send(json.dumps(message))
 
-    def _observe(self, receiver: Any) -> None:
+    def _observe(self, receiver: Any, timestamps: list[int]) -> None:
         handle = receiver._handle_rtp_packet
 
         async def observed(packet: Any, arrival_time_ms: int) -> None:
-            if not self.timestamps or self.timestamps[-1] != packet.timestamp:
-                self.timestamps.append(packet.timestamp)
+            if not timestamps or timestamps[-1] != packet.timestamp:
+                timestamps.append(packet.timestamp)
             await handle(packet, arrival_time_ms)
 
         receiver._handle_rtp_packet = observed
 
+    def _hear_reports(self, receiver: Any) -> None:
+        handle = receiver._handle_rtcp_packet
+
+        async def observed(packet: Any) -> None:
+            if isinstance(packet, RtcpSrPacket):
+                info = packet.sender_info
+                self.reports[receiver._track.kind] = info.ntp_timestamp, info.rtp_timestamp
+            await handle(packet)
+
+        receiver._handle_rtcp_packet = observed
+
     async def _watch(self, track: Any) -> None:
         while True:
-            picture = await track.recv()
-            self.pictures.append(read(picture.to_ndarray(format="rgb24")))
+            got = await track.recv()
+            if track.kind == "video":
+                self.pictures.append(read(got.to_ndarray(format="rgb24")))
+            else:
+                # aiortc counts from the first packet on.
+                self.heard.append((self.sound_timestamps[0] + got.pts, got.to_ndarray()[0, ::2]))
 
 
 def follow(seed: int, frames: list[Got]) -> int:

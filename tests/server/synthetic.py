@@ -3,6 +3,8 @@
 Rows of 8x8-pixel squares, most significant bit first: frame number (2 rows), keys of this frame (1 row), and a checksum
 over the seed and every action so far (2 rows). The checksum travels in the latents, so that a stream goes on from its
 state like a real one.
+
+One that speech drives has no keys: the first square of their row is white where the frame's own sound is loud.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from engines.protocol import Capacity, StepRequest, StepResult, UnknownStream
+from engines.streams import heard
 from server.mailbox import Making
 from streamgen.actions import WORLD_KEYS
-from streamgen.config import AutoencoderConfig, StudentConfig, TransformerConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, StudentConfig, TransformerConfig
+from streamgen.face import CURVES, SPEECH
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, STARTS, WEIGHTS, Student, step_graph, write_config
+from streamgen.student import STARTS, WEIGHTS, Student, write_config
 
 WIDTH, HEIGHT, SQUARE = 128, 96, 8
 START_FRAMES = 3
@@ -33,7 +37,12 @@ MADE = Making("stream", worker=1, rows=1, steps=2, began_s=0.0, made_s=0.0, open
 """For frames that no engine made."""
 
 
-def synthetic_config(fps: float = 20.0, block_size: int = 1, name: str = "synthetic") -> StudentConfig:
+SPEECH_WINDOW, LOUD = 16, 0.0
+
+
+def synthetic_config(
+    fps: float = 20.0, block_size: int = 1, name: str = "synthetic", talks: bool = False
+) -> StudentConfig:
     transformer = TransformerConfig(
         in_channels=4,
         height=HEIGHT // 8,
@@ -45,14 +54,16 @@ def synthetic_config(fps: float = 20.0, block_size: int = 1, name: str = "synthe
         window=4 * block_size,
         sink=block_size,
         block_size=block_size,
-        action_dim=len(WORLD_KEYS),
+        action_dim=len(CURVES) if talks else len(WORLD_KEYS),
     )
     return StudentConfig(
         name=name,
         fps=fps,
         width=WIDTH,
         height=HEIGHT,
-        keys=WORLD_KEYS,
+        keys=() if talks else WORLD_KEYS,
+        identities=("anna", "ben") if talks else (),
+        speech=SpeechConfig(window=SPEECH_WINDOW, dim=8, curves=len(SPEECH)) if talks else None,
         step_plans={1: (1.0,), 2: (1.0, 0.5)},
         steps=2,
         transformer=transformer,
@@ -60,18 +71,21 @@ def synthetic_config(fps: float = 20.0, block_size: int = 1, name: str = "synthe
     )
 
 
-def make_student(folder: Path, fps: float = 20.0, block_size: int = 1, name: str = "synthetic") -> Student:
-    config = synthetic_config(fps, block_size, name)
+def make_student(
+    folder: Path, fps: float = 20.0, block_size: int = 1, name: str = "synthetic", talks: bool = False
+) -> Student:
+    config = synthetic_config(fps, block_size, name, talks)
     write_config(folder, config)
     shape = (2, START_FRAMES, *config.latent_shape)
     starts: dict[str, NDArray[Any]] = {
         "latents": np.zeros(shape, np.float16),
-        "actions": np.zeros((2, START_FRAMES, len(WORLD_KEYS)), np.float32),
+        "actions": np.zeros((2, START_FRAMES, config.action_dim), np.float32),
     }
     save_file(starts, folder / STARTS)
-    for part in ("transformer", "vae"):
+    student = Student.from_pretrained(folder)
+    for part in student.parts:
         save_file({}, folder / part / WEIGHTS)
-    for graph in (COMMIT_GRAPH, *map(step_graph, config.step_plans)):
+    for graph in student.graphs:
         (folder / graph).touch()
     return Student.from_pretrained(folder)
 
@@ -96,7 +110,7 @@ def paint(frame: int, action: NDArray[np.float32], checksum: int) -> NDArray[np.
     squares = np.full((HEIGHT // SQUARE, WIDTH // SQUARE), 128, np.uint8)
     squares[0:2] = 255 * _bits(frame, 32).reshape(2, 16)
     squares[2] = 0
-    squares[2, : len(action)] = 255 * (action > 0.5)
+    squares[2, : len(WORLD_KEYS)] = 255 * (action[: len(WORLD_KEYS)] > 0.5)
     squares[3:5] = 255 * _bits(checksum, 32).reshape(2, 16)
     picture = squares.repeat(SQUARE, 0).repeat(SQUARE, 1)
     return np.repeat(picture[:, :, None], 3, 2)
@@ -162,14 +176,21 @@ class SyntheticEngine:
     def _block(self, request: StepRequest) -> StepResult:
         row = self._rows[request.stream_id]
         first, frames, latents = row.frame, [], []
-        for action in request.actions:
+        actions = request.actions
+        if request.mel is not None:
+            assert self._config.speech is not None
+            end = SPEECH_WINDOW - self._config.speech.lookahead
+            said = np.zeros((len(actions), len(SPEECH)), np.float32)
+            said[:, 0] = request.mel[:, end - 4 : end].mean((1, 2)) > LOUD
+            actions = heard(said, actions)
+        for action in actions:
             row.checksum = checksum_after(row.checksum, row.frame, action)
             frames.append(paint(row.frame, action, row.checksum))
             latent = np.zeros(self._config.latent_shape, np.float16)
             latent[0].ravel()[:32] = _bits(row.checksum, 32)
             latents.append(latent)
             row.frame += 1
-        return StepResult(request.stream_id, first, np.stack(frames), np.stack(latents))
+        return StepResult(request.stream_id, first, np.stack(frames), np.stack(latents), actions)
 
     def _obey(self) -> None:
         for order in ("hang", "exit"):

@@ -41,7 +41,7 @@ def test_the_schema_names_every_message() -> None:
     schema = protocol.schema()
     json.dumps(schema)
     assert set(schema["client"]["discriminator"]["mapping"]) == {
-        "hello", "input", "release", "ping", "pause", "resume", "bye",
+        "hello", "input", "release", "ping", "pause", "resume", "say", "interrupt", "bye",
     }  # fmt: skip
     assert set(schema["server"]["discriminator"]["mapping"]) == {
         "ready", "ack", "pong", "status", "epoch", "paused", "resumed", "error",

@@ -118,6 +118,7 @@ class World:
                     states[request.stream_id].frame,
                     np.zeros((block, 1, 1, 3), np.uint8),
                     np.zeros((block, *config.latent_shape), np.float16),
+                    request.actions,
                 )
                 for request in message.requests
             ),

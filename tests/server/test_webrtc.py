@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +13,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from server.ice import choose_addresses
 from server.settings import IceServer, Settings
-from server.webrtc import ice_links
+from server.webrtc import Peer, ice_links
 from tests.server.harness import LiveServer, PeerClient, SocketClient, until
 from tests.server.synthetic import make_student
 
@@ -42,6 +44,22 @@ async def test_an_ack_names_the_rtp_timestamp_of_the_frame_that_shows_the_input(
         assert shown & {ack["frame"] for ack in acks[1:]}
         assert shown <= {ack["frame"] for ack in acks[1:]}
         assert client.pictures[-1].keys == {"KeyW"}
+
+
+async def test_a_closed_peer_keeps_no_encoder_until_the_collector_comes(shared: LiveServer) -> None:
+    """An encoder takes megabytes, and a closed connection is in cycles that Python collects much later."""
+    gc.disable()
+    try:
+        async with PeerClient(shared.create()) as client:
+            await until(lambda: len(client.pictures) > 3, "video")
+            (session,) = shared.service.sessions
+            (viewer,) = session.viewers.values()
+            assert isinstance(viewer.transport, Peer) and viewer.transport.track and viewer.transport.track.tap
+            encoder = weakref.ref(viewer.transport.track.tap.encoder)
+            del session, viewer
+        await until(lambda: encoder() is None, "the encoder's end")
+    finally:
+        gc.enable()
 
 
 def test_links_name_the_ice_servers() -> None:

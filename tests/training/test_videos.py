@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from training.data import HELD_OUT_SEED, held_out, recorded
-from training.videos import VideoActionDataset, VideoDataError
+from training.footage import VideoDataError
+from training.videos import VideoActionDataset
 
 KEYS = ["KeyW", "Space"]
 FRAMES = 60

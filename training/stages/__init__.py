@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.loop import Stage
-from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, PoseRecipe, TeacherForcingRecipe
+from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, PoseRecipe, SpeechRecipe, TeacherForcingRecipe
 
 
 def build_stage(recipe: AnyRecipe) -> Stage:
@@ -12,6 +12,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.autoencoder import AutoencoderStage
 
         return AutoencoderStage(recipe)
+    if isinstance(recipe, SpeechRecipe):
+        from training.stages.speech import SpeechStage
+
+        return SpeechStage(recipe)
     if isinstance(recipe, JudgesRecipe):
         from training.stages.judges import JudgesStage
 

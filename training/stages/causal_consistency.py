@@ -18,7 +18,7 @@ from streamgen.models.loading import load_autoencoder, load_transformer, save_tr
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
-from training.losses import add_noise, consistency_target, denoised
+from training.losses import add_noise, consistency_target, denoised, focus_weight
 from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import CausalConsistencyRecipe
@@ -34,10 +34,12 @@ class CausalConsistencyStage:
         if model.config.pose_scale:
             model.pose.requires_grad_(False)
         self.model: nn.Module = model
-        self.data = data_for(recipe, self._teacher.config)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
+        self.data = data_for(recipe, self._teacher.config, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, self._teacher.config)
+        config = self._teacher.config
+        self._focus = focus_weight(config.height, config.width, recipe.focus, recipe.focus_weight)
         self._plan = recipe.step_plans[max(recipe.step_plans)]
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -62,7 +64,7 @@ class CausalConsistencyStage:
             goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
         made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
         made, goal = (t[:, :, recipe.first_target :, : self._teacher.config.picture_channels] for t in (made, goal))
-        return F.mse_loss(made, goal), {}
+        return (F.mse_loss(made, goal, reduction="none") * self._focus).mean(), {}
 
     def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise level [B, K] of each noisy clip and the next lower one; float32 throughout.
@@ -79,7 +81,9 @@ class CausalConsistencyStage:
 
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(ema, self._autoencoder, self._held_out, self._held_out_clips, self._plan, sheet)
+        return evaluate_transformer(
+            ema, self._autoencoder, self._held_out, self._held_out_clips, self._plan, sheet, self.recipe.focus
+        )
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)

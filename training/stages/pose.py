@@ -47,8 +47,8 @@ class PoseStage:
 
     def __init__(self, recipe: PoseRecipe) -> None:
         self.recipe = recipe
-        self.data = data_for(recipe, recipe.model)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
+        self.data = data_for(recipe, recipe.model, self._autoencoder)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Pose(recipe.model)
         self._held_out = held_out(self.data, *_SEEN)

@@ -11,7 +11,7 @@ from streamgen.models.loading import load_autoencoder, load_pose, load_transform
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
-from training.losses import add_noise, flow_matching, shifted
+from training.losses import add_noise, flow_matching, focus_weight, shifted
 from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import RecipeError, TeacherForcingRecipe
@@ -38,8 +38,9 @@ class TeacherForcingStage:
             if recipe.pose is not None:
                 load_pose(model.pose, recipe.pose)
             model.pose.requires_grad_(False)
-        self.data = data_for(recipe, recipe.model)
+        self._focus = focus_weight(recipe.model.height, recipe.model.width, recipe.focus, recipe.focus_weight)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
+        self.data = data_for(recipe, recipe.model, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
 
@@ -60,12 +61,14 @@ class TeacherForcingStage:
         weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
         velocity, target, eps = (t[:, :, :, : recipe.model.picture_channels] for t in (velocity, target, eps))
-        return flow_matching(velocity, target, eps, weight), {}
+        return flow_matching(velocity, target, eps, weight[..., None, None, None] * self._focus), {}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
-        return evaluate_transformer(ema, self._autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet)
+        return evaluate_transformer(
+            ema, self._autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet, self.recipe.focus
+        )
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)

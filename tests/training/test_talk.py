@@ -1,0 +1,213 @@
+"""Talking heads and voices as training data: what is heard belongs to what is seen and to what moved it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamgen.audio import SAMPLE_RATE, log_mel
+from streamgen.config import AutoencoderConfig, SpeechConfig
+from streamgen.face import CURVES, LIFE, SPEECH
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.loading import load_speech
+from streamgen.models.speech import SpeechEncoder, windows
+from tests.training.talking import write_talk
+from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
+from training.footage import VideoDataError
+from training.loop import train
+from training.recipe import SpeechRecipe
+from training.stages import build_stage
+from training.talk.augment import augmented, in_a_room, over_a_telephone, retimed, with_noise
+from training.talk.dataset import TalkDataset
+from training.talk.latents import with_latents
+from training.talk.voices import VoiceDataset, ends_of
+
+JAW, YAW = CURVES.index("jawOpen"), CURVES.index("headYaw")
+
+
+def loudness(clip: Clip) -> np.ndarray:
+    """Of every frame's own sound, [F]."""
+    assert clip.sound is not None
+    start = round(SOUND_BEFORE_S * SAMPLE_RATE)
+    own = clip.sound[start : start + len(clip.actions) * SAMPLE_RATE // 25].reshape(len(clip.actions), -1)
+    return np.sqrt((own**2).mean(1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("talk")
+    for number, base in ((1, 40), (2, 42), (20, 44), (21, 46)):
+        write_talk(path, f"anna_{number:04d}", base=base, seed=number)
+    write_talk(path, "ben_0003", base=110, seed=9)
+    return path
+
+
+def test_a_clip_is_a_reference_and_successive_frames_with_their_curves_and_sound(folder: Path) -> None:
+    data = TalkDataset(folder, 32, 32)
+    assert (data.keys, data.fps) == (CURVES, 25.0)
+    people = set()
+    for clip in recorded(data, 4, range(30), 20):
+        assert clip.frames.shape == (20, 32, 32, 3)
+        yaw = clip.actions[:, YAW] / LIFE["headYaw"]
+        assert np.allclose(np.diff(yaw[1:]), 1, atol=1e-4)
+        brightness = clip.frames.mean((1, 2, 3))
+        # Frame n is 2 n brighter than the video's own grey, which differs by person.
+        base = brightness - 2 * yaw
+        assert np.ptp(base[1:]) < 4 and abs(base[0] - base[1:].mean()) < 12
+        assert np.corrcoef(loudness(clip)[1:], clip.actions[1:, JAW])[0, 1] > 0.9
+        assert clip.sound is not None
+        assert len(clip.sound) == round((20 / 25 + SOUND_BEFORE_S + SOUND_AFTER_S) * SAMPLE_RATE)
+        people.add(round(base[1:].mean()) > 90)
+    assert people == {False, True}
+    again = next(recorded(data, 4, range(1), 20))
+    assert np.array_equal(again.frames, next(recorded(data, 4, range(1), 20)).frames)
+
+
+def test_the_numbers_say_what_is_held_out(folder: Path) -> None:
+    data = TalkDataset(folder, 16, 16)
+    out = {video.path.stem for video in data.videos if video.split == 0}
+    assert out == {"anna_0020", "anna_0021"}
+    for clip in held_out(data, 6, 30):
+        base = clip.frames[1:].mean() - 2 * clip.actions[1:, YAW].mean() / LIFE["headYaw"]
+        assert 42 < base < 48
+
+
+def test_where_numbers_hold_out_nobody_the_end_of_every_video_is(tmp_path: Path) -> None:
+    write_talk(tmp_path, "someone", truth=False)
+    data = TalkDataset(tmp_path, 16, 16)
+    assert [video.part(False) for video in data.videos] == [(0, 54)]
+    assert [video.part(True) for video in data.videos] == [(54, 60)]
+    clip = next(recorded(data, 1, range(1), 12))
+    assert not clip.actions.any()  # nobody says what moved it
+    with pytest.raises(VideoDataError, match=r"clips of 7 frames are wanted, but the longest video to draw from has 6"):
+        held_out(data, 1, 7)
+
+
+def test_latents_are_encoded_once_and_are_those_of_the_frames(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    data = TalkDataset(folder, 32, 32)
+    encoded = with_latents(data, autoencoder, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert len(written) == 5
+    with_latents(data, autoencoder, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == written
+    plain, kept = (next(recorded(each, 2, range(1), 9)) for each in (data, encoded))
+    assert kept.frames.shape == (9, 0, 0, 3) and kept.latents is not None
+    frames = torch.from_numpy(plain.frames).movedim(-1, 1).float() / 127.5 - 1
+    with torch.no_grad():
+        assert torch.allclose(autoencoder.encode(frames), torch.from_numpy(kept.latents).float(), atol=2e-2)
+    assert np.array_equal(plain.actions, kept.actions)
+    assert held_out(encoded, 1, 9)[0].frames.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda f: np.savez(f / "a_0001.npz", arkit=np.zeros((60, 2)), names=["x", "y"]),
+            "it needs arkit, tongue, gaze",
+        ),
+        (lambda f: (f / "a_0001.flac").unlink(), r"a_0001.mp4: no sound in it; nor is there a a_0001 with .flac"),
+        (lambda f: (f / "a_0001.flac").write_bytes(b"noise"), r"a_0001.flac: no sound in it"),
+        (lambda f: (f / "a_0001.mp4").unlink(), "no videos"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, spoil: object, said: str) -> None:
+    write_talk(tmp_path, "a_0001")
+    assert callable(spoil)
+    spoil(tmp_path)
+    with pytest.raises(VideoDataError, match=said):
+        next(recorded(TalkDataset(tmp_path, 16, 16), 1, range(1), 5))
+
+
+def test_rows_that_are_not_the_videos_are_refused(tmp_path: Path) -> None:
+    write_talk(tmp_path, "a_0001", frames=30)
+    write_talk(tmp_path / "other", "a_0001", frames=31)
+    (tmp_path / "other" / "a_0001.npz").replace(tmp_path / "a_0001.npz")
+    with pytest.raises(VideoDataError, match=r"a_0001.npz: 31 rows, but a_0001.mp4 has 30 frames"):
+        TalkDataset(tmp_path, 16, 16)
+
+
+def test_a_voice_played_faster_still_belongs_to_its_curves(tmp_path: Path) -> None:
+    write_talk(tmp_path, "v_0001", frames=200, pictures=False, seed=5)
+    together = []
+    for clip in recorded(VoiceDataset(tmp_path), 3, range(40), 50):
+        assert clip.actions.shape == (50, len(SPEECH)) and clip.sound is not None
+        assert len(clip.sound) == round((50 / 25 + SOUND_BEFORE_S + SOUND_AFTER_S) * SAMPLE_RATE)
+        together.append(np.corrcoef(loudness(clip), clip.actions[:, JAW])[0, 1])
+    assert np.median(together) > 0.9 and min(together) > 0.5
+
+
+def test_retiming_moves_sound_and_curves_alike() -> None:
+    jaw = np.zeros((100, 1), np.float32)
+    jaw[60] = 1
+    sound = np.zeros(100 * 640, np.float32)
+    sound[60 * 640 + 320] = 1
+    for factor in (0.8, 1.25):
+        heard, curves = retimed(sound, jaw, factor)
+        assert abs(heard.argmax() / 640 - 60.5 / factor) < 0.01
+        assert abs((np.arange(len(curves)) + 0.5) @ curves[:, 0] / curves.sum() - 60.5 / factor) < 0.15
+
+
+def test_other_rooms_and_lines_do_not_move_a_sound() -> None:
+    rng = np.random.default_rng(0)
+    sound = np.zeros(SAMPLE_RATE, np.float32)
+    sound[8000:8400] = 0.5 * np.sin(np.arange(400) / 4)
+    for change in (in_a_room, with_noise, over_a_telephone, augmented):
+        for _ in range(10):
+            heard = change(sound, rng)
+            assert heard.shape == sound.shape and heard.dtype == np.float32
+            energy = np.convolve(heard**2, np.ones(400), "same")
+            assert abs(int(energy.argmax()) - 8200) < 160, change.__name__
+    assert np.abs(with_noise(sound, rng) - sound).max() > 0
+
+
+def test_a_window_ends_at_the_stated_lookahead() -> None:
+    config = SpeechConfig(window=16, lookahead=6, dim=8, curves=3)
+    model = SpeechEncoder(config)
+    torch.nn.init.normal_(model.layers[1].conv2.weight)
+    ends = torch.tensor([20, 24])
+    mel = torch.randn(1, 40, 80)
+    before = model(windows(mel, config, ends))
+    for at, changed in ((25, True), (26, False), (10, True), (9, False)):
+        other = mel.clone()
+        other[:, at] += 1
+        assert bool((model(windows(other, config, ends))[:, 0] != before[:, 0]).any()) is changed, at
+    with pytest.raises(IndexError, match="40 mel frames do not hold windows that end at"):
+        windows(mel, config, torch.tensor([35]))
+
+
+def test_a_clips_windows_are_those_of_the_whole_sound(tmp_path: Path) -> None:
+    write_talk(tmp_path, "a_0020", frames=100, pictures=False)
+    data = VoiceDataset(tmp_path)
+    recorder = data.recorder(HELD_OUT_SEED)
+    clip = recorder.record(12, 1)
+    assert clip.sound is not None
+    whole = log_mel(recorder._sounds[0])
+    config = SpeechConfig(curves=3)
+    mine = windows(torch.from_numpy(log_mel(clip.sound))[None], config, torch.from_numpy(ends_of(12, 25)))
+    jaw = recorder._curves[0][:, JAW]
+    first = next(at for at in range(89) if np.array_equal(jaw[at : at + 12], clip.actions[:, JAW]))
+    if first * 4 + 10 < config.window:
+        pytest.fail("the seed draws a clip that begins before a window does: take another one")
+    ends = torch.arange(first + 1, first + 13) * 4
+    theirs = windows(torch.from_numpy(whole)[None], config, ends)
+    assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_an_ear_learns_when_a_mouth_opens(tmp_path: Path) -> None:
+    for number in (*range(8), 20, 21):
+        write_talk(tmp_path / "voices", f"v_{number:04d}", frames=160, pictures=False, seed=number)
+    recipe = SpeechRecipe(
+        stage="speech", name="ear", data=tmp_path / "voices", steps=60, learning_rate=2e-3, warmup=5, ema=0.9,
+        clips=6, clip_length=24, evaluate_every=60, model=SpeechConfig(window=32, dim=32, curves=len(SPEECH)),
+    )  # fmt: skip
+    stage = build_stage(recipe)
+    train(stage, tmp_path / "run")
+    figures = stage.evaluate(load_speech(tmp_path / "run"), tmp_path / "sheet.png")
+    assert figures["jaw"] > 0.8
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -1,0 +1,1 @@
+"""Talking heads: where their clips come from."""

@@ -1,0 +1,240 @@
+"""A folder of videos of talking heads, with sound, as training data for an avatar.
+
+    anna_0001.mp4     any container and codec that PyAV reads, constant frame rate, the head where `FACE` says
+    anna_0001.flac    its sound, where the video has none of its own
+    anna_0001.npz     what moved it, where that is known (rendered heads): arkit [F, n] and names [n], rot, trn, body
+                      [F, 3], gaze, tongue [F, 2]
+
+The name before the last underscore says who it is. Of the numbers behind it those with (number // 2) % 11 == 10 are
+held out for evaluation; where that holds out nobody, the last tenth of every video.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamgen.audio import SAMPLE_RATE, SoundError, read_sound
+from streamgen.face import CURVES, LIFE, SPEECH
+from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip
+from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
+
+FACE = 0.22, 0.18, 0.78, 0.86
+"""Left, top, right and bottom of the part of a frame that a face moves in, in shares of its width and height."""
+MOUTH = 0.34, 0.54, 0.66, 0.78
+"""The part that its mouth moves in."""
+
+_NAME = re.compile(r"(?P<who>.+)_(?P<number>\d+)")
+_GROUPS = {
+    "arkit": (),
+    "tongue": ("tongueRaise", "tongueForward"),
+    "gaze": ("gazeYaw", "gazePitch"),
+    "rot": ("headPitch", "headYaw", "headRoll"),
+    "trn": ("headX", "headY", "headZ"),
+    "body": ("bodyX", "bodyY", "bodyZ"),
+}
+"""Arrays of a ground truth, and the curves that their columns are."""
+_SOUNDS = (".flac", ".wav", ".ogg", ".mp3", ".m4a")
+_CYCLE, _HELD_OUT = 11, 10
+_EMOTION_DIMPLE = 0.12
+"""How much an emotion of 1 dimples the cheeks of a rendered head: what its dimples say of its emotion."""
+
+
+@dataclass(frozen=True)
+class _Video:
+    """curves: [F, len(CURVES)] scaled, or None where nobody knows. first, last: frames of the training part; the others
+    are held out.
+    """
+
+    path: Path
+    who: str
+    frames: int
+    curves: NDArray[np.float32] | None
+    split: int
+
+    def part(self, held_out: bool) -> tuple[int, int]:
+        return (self.split, self.frames) if held_out else (0, self.split)
+
+
+class TalkDataset:
+    """Clips from the videos of a folder, scaled to width x height (a `training.data.ClipData`)."""
+
+    keys = CURVES
+
+    def __init__(self, folder: Path, width: int, height: int) -> None:
+        """Raises VideoDataError."""
+        self.folder, self.width, self.height = folder, width, height
+        self.fps = 0.0
+        self.latents: Path | None = None
+        paths = videos_in(folder)
+        out = {path for path in paths if is_held_out(path)}
+        self.videos: list[_Video] = []
+        digest = hashlib.sha256()
+        for path in paths:
+            frames, rate = describe(path)
+            if not frames:
+                frames = sum(1 for _ in pictures(path, 0, 16, 16))
+            self.fps = self.fps or float(rate)
+            check_rate(path, rate, self.fps, paths[0])
+            truth = path.with_suffix(".npz")
+            curves = read_curves(truth) if truth.is_file() else None
+            if curves is not None and len(curves) != frames:
+                raise VideoDataError(f"{truth}: {len(curves)} rows, but {path.name} has {frames} frames")
+            if out:
+                split = 0 if path in out else frames
+            else:
+                split = frames - frames // _HELD_OUT
+            name = _NAME.fullmatch(path.stem)
+            self.videos.append(_Video(path, name["who"] if name else path.stem, frames, curves, split))
+            digest.update(
+                f"{path.name} {path.stat().st_size}\n".encode() + (b"" if curves is None else curves.tobytes())
+            )
+        self._fingerprint = digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and curves."""
+        return self._fingerprint
+
+    @property
+    def people(self) -> list[str]:
+        """Whose videos they are, by name."""
+        return sorted({video.who for video in self.videos})
+
+    def only(self, who: str) -> Self:
+        """One person's videos."""
+        other = copy.copy(self)
+        other.videos = [video for video in self.videos if video.who == who]
+        return other
+
+    def with_latents(self, folder: Path) -> Self:
+        """The same, with the latents of every video in `folder` (see training/talk/latents.py)."""
+        other = copy.copy(self)
+        other.latents = folder
+        return other
+
+    def recorder(self, seed: int) -> TalkRecorder:
+        return TalkRecorder(self, seed)
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether a recording is never trained on, by its number."""
+    name = _NAME.fullmatch(path.stem)
+    return name is not None and int(name["number"]) // 2 % _CYCLE == _HELD_OUT
+
+
+class TalkRecorder:
+    """Draws clips from a data set's videos, at random (a `training.data.Recorder`)."""
+
+    def __init__(self, data: TalkDataset, seed: int) -> None:
+        """`seed` HELD_OUT_SEED draws from what is held out, all others from the rest."""
+        self._data, self._seed = data, seed
+        self._sounds: dict[Path, NDArray[np.float32]] = {}
+
+    def record(self, num_frames: int, episode: int) -> Clip:
+        """A reference, which is a frame of the same person at another time, and `num_frames` - 1 successive frames; a
+        pure function of (seed, episode, num_frames). The sound goes on behind the reference. Raises VideoDataError.
+        """
+        data = self._data
+        parts = [video.part(self._seed == HELD_OUT_SEED) for video in data.videos]
+        place = draw(parts, num_frames, np.random.default_rng([self._seed, episode]))
+        if place is None:
+            longest = max(last - first for first, last in parts)
+            raise VideoDataError(
+                f"{data.folder}: clips of {num_frames} frames are wanted, but the longest video to draw from has "
+                f"{longest}; use longer videos or shorter clips"
+            )
+        index, first = place
+        video = data.videos[index]
+        reference, at = self._reference(video, episode)
+        curves = np.zeros((num_frames, len(CURVES)), np.float32)
+        if video.curves is not None and reference.curves is not None:
+            curves = np.concatenate([reference.curves[at : at + 1], video.curves[first + 1 : first + num_frames]])
+        latents = None
+        if data.latents is not None:
+            latents = np.concatenate(
+                [self._latents(reference)[at : at + 1], self._latents(video)[first + 1 : first + num_frames]]
+            )
+        frames = np.zeros((num_frames, 0, 0, 3), np.uint8)
+        if data.latents is None or self._seed == HELD_OUT_SEED:
+            frames = np.concatenate([self._read(reference, at, 1), self._read(video, first + 1, num_frames - 1)])
+        unknown = np.full((num_frames, 3), np.nan, np.float32)
+        if video.path not in self._sounds:
+            self._sounds[video.path] = sound_of(video.path)
+        sound = around(self._sounds[video.path], first / data.fps, num_frames / data.fps)
+        return Clip(frames, curves, unknown, sound, latents)
+
+    def _reference(self, video: _Video, episode: int) -> tuple[_Video, int]:
+        """Another video of the same person, or this one where there is no other, and the number of a frame of it."""
+        rng = np.random.default_rng([self._seed, episode, 1])
+        same = [other for other in self._data.videos if other.who == video.who and other is not video] or [video]
+        other = same[int(rng.integers(len(same)))]
+        return other, int(rng.integers(other.frames))
+
+    def _read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
+        data = self._data
+        found = list(islice(pictures(video.path, first, data.width, data.height), count))
+        if len(found) < count:
+            raise VideoDataError(f"{video.path}: it ends before frame {first + len(found)} of {video.frames}")
+        return np.stack(found)
+
+    def _latents(self, video: _Video) -> NDArray[np.float16]:
+        assert self._data.latents is not None
+        stored: NDArray[np.float16] = np.load(self._data.latents / f"{video.path.stem}.npy", mmap_mode="r")
+        return stored
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def around(sound: NDArray[np.float32], start_s: float, seconds: float) -> NDArray[np.float32]:
+    """A clip's sound as `Clip` has it: from some time on, silent where the recording has not begun or is over."""
+    begin = round((start_s - SOUND_BEFORE_S) * SAMPLE_RATE)
+    length = round((seconds + SOUND_BEFORE_S + SOUND_AFTER_S) * SAMPLE_RATE)
+    inside = sound[max(0, begin) : max(0, begin + length)]
+    lead = min(length, max(0, -begin))
+    return np.pad(inside, (lead, length - lead - len(inside)))
+
+
+def sound_of(video: Path) -> NDArray[np.float32]:
+    """A video's own sound, or that of the file beside it. Raises VideoDataError."""
+    why = f"{video}: it is not there"
+    for path in (video, *(video.with_suffix(suffix) for suffix in _SOUNDS)):
+        if path.is_file():
+            try:
+                return read_sound(path)
+            except SoundError as error:
+                why = str(error)
+    raise VideoDataError(f"{why}; nor is there a {video.stem} with {', '.join(_SOUNDS)} beside it")
+
+
+def read_curves(path: Path) -> NDArray[np.float32]:
+    """[F, len(CURVES)], scaled, of a rendered head's ground truth. Raises VideoDataError."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            truth = {name: np.asarray(stored[name], np.float32) for name in _GROUPS}
+            shapes = dict(zip(map(str, stored["names"]), truth["arkit"].T, strict=True))
+        emotion = shapes["mouthDimpleRight"] / _EMOTION_DIMPLE
+        columns = {"emotion": emotion, "mouthSmile": shapes["mouthSmileRight"] - emotion}
+        columns["blink"] = shapes["eyeBlinkRight"]
+        for group, parts in _GROUPS.items():
+            columns |= dict(zip(parts, truth[group].T, strict=False))
+        for name in set(CURVES) - set(columns):
+            columns[name] = shapes[name] if name in shapes else shapes[name + "Right"]
+    except (OSError, KeyError, ValueError) as error:
+        raise VideoDataError(f"{path}: it needs {', '.join(_GROUPS)} and names: {error!r}") from error
+    scales = SPEECH | LIFE
+    return np.stack([columns[name] * scales[name] for name in CURVES], 1).astype(np.float32)
