@@ -6,22 +6,26 @@ from streamgen_client.errors import (
     ClientError,
     ServerUnreachable,
     SessionRefused,
+    Silent,
     StreamLost,
     TransportFailed,
     UnknownKey,
 )
-from streamgen_client.frames import Frame
+from streamgen_client.frames import SOUND_RATE, Frame, Sound
 from streamgen_client.inputs import Acknowledgement
 from streamgen_client.session import Student, read_student
 from streamgen_client.stats import Stats
 
 __all__ = [
+    "SOUND_RATE",
     "Acknowledgement",
     "BadAddress",
     "ClientError",
     "Frame",
     "ServerUnreachable",
     "SessionRefused",
+    "Silent",
+    "Sound",
     "Stats",
     "StreamClient",
     "StreamLost",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from streamgen_client.client import StreamClient, Transport
 from streamgen_client.errors import ClientError
 from streamgen_client.load import load as load_server
-from streamgen_client.recording import record as record_stream
+from streamgen_client.recording import record as record_stream, talk as talk_with
 from streamgen_client.script import length_s, read_script
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -62,19 +63,55 @@ def record(
     async def walk() -> dict[str, Any]:
         async with StreamClient(url, api_key=api_key, student=student, seed=seed, transport=transport) as stream:
             script = read_script(keys, stream.student.keys)
-            return await record_stream(stream, script, length_s(script) if seconds is None else seconds, out)
+            length = length_s(script) if seconds is None else seconds
+            return {"transport": transport} | await record_stream(stream, script, length, out)
 
+    _write(walk(), out, json_file)
+
+
+def _write(recording: Coroutine[Any, Any, dict[str, Any]], out: Path, json_file: Path | None) -> None:
+    """Make a recording, and tell its figures. Raises click's exception for what goes wrong."""
     try:
         for path in (out, json_file):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"transport": transport} | asyncio.run(walk())
-        text = json.dumps(figures, indent=2)
+        text = json.dumps(asyncio.run(recording), indent=2)
         if json_file is not None:
             json_file.write_text(text + "\n")
     except (ClientError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(text)
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "--wav", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="What it says."
+)
+@click.option("--api-key", default="", help="For a server that asks for one; better as STREAMGEN_CLIENT_TALK_API_KEY.")
+@click.option("--student", default=None, help="The avatar that is wanted. Default: the first student of the server.")
+@click.option("--identity", default=None, help="Who it is. Default: the first of its identities.")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of the stream. Default: the server's choice.")
+@click.option("--out", type=_FILE, required=True, help="MP4 file to write.")
+@click.option("--json", "json_file", type=_FILE, help="File for the figures.")
+def talk(
+    url: str,
+    wav: Path,
+    api_key: str,
+    student: str | None,
+    identity: str | None,
+    seed: int | None,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Let an avatar of the server at URL say a file; write what is seen and heard, and figures of what was measured."""
+
+    async def speak() -> dict[str, Any]:
+        wish = {"student": student, "identity": identity, "seed": seed}
+        async with StreamClient(url, api_key=api_key, transport="websocket", **wish) as stream:  # type: ignore[arg-type]
+            return await talk_with(stream, wav, out)
+
+    _write(speak(), out, json_file)
 
 
 @main.command()

@@ -6,17 +6,22 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from streamgen_client.errors import (
     ClientError,
     ServerUnreachable,
     SessionRefused,
+    Silent,
     StreamLost,
     TransportFailed,
     UnknownKey,
 )
-from streamgen_client.frames import Arrival, Buffer, Frame
+from streamgen_client.frames import Arrival, Buffer, Frame, Sound
 from streamgen_client.inputs import Acknowledgement, Inputs
 from streamgen_client.links import OPEN_TIMEOUT_S, Link, Listener, Message
 from streamgen_client.session import Session, Student
@@ -46,6 +51,9 @@ _RESTART_WITHIN_S = 120.0
 _LOADED_WITHIN_S = 120.0
 """For how long a server is waited for that loads the student."""
 
+_SOUNDS = 250
+"""Frames whose sound waits for the program: ten seconds at 25 a second."""
+
 _NOTHING = -1, -1
 """Generation and number before the first frame."""
 
@@ -69,7 +77,10 @@ class StreamClient:
     api_key: what a server that is not open to everybody asks for; "": none.
     student: the one that is wanted, None: the first that the server has. One that nobody watches may have to be loaded
     first; opening waits for it (2 min at most). seed: of the stream, None: the server's choice.
+    identity: who an avatar is, of the student's identities; None: the first.
     buffer_frames: how many frames wait for the program before the oldest is dropped.
+
+    An avatar says what `say`, `play` and `speak` give it; `next_sound` is what it is heard saying, over a WebSocket.
 
     A connection that breaks is made again, for as long as the server keeps the stream (30 s; 2 min when it says that it
     restarts); the stream goes on where it was, with the same keys held. An input whose acknowledgement was under way is
@@ -85,6 +96,7 @@ class StreamClient:
         api_key: str = "",
         student: str | None = None,
         seed: int | None = None,
+        identity: str | None = None,
         transport: Transport = "webrtc",
         buffer_frames: int = 2,
     ) -> None:
@@ -92,8 +104,9 @@ class StreamClient:
             raise ValueError(f"transport {transport!r}: give one of {', '.join(_LINKS)}")
         if buffer_frames < 1:
             raise ValueError(f"a buffer of {buffer_frames} frames: give 1 or more")
-        self._url, self._wish, self._transport = url, (student, seed, api_key), transport
-        self._buffer = Buffer(buffer_frames)
+        self._url, self._wish, self._transport = url, (student, seed, api_key, identity), transport
+        self._buffer = Buffer[Arrival](buffer_frames)
+        self._sounds = Buffer[Sound](_SOUNDS)
         self._meter = Meter()
         self._inputs = Inputs()
         self._heard_s = 0.0
@@ -183,6 +196,45 @@ class StreamClient:
         """Begin the stream anew from this seed, in a new generation. Raises SessionRefused, ServerUnreachable."""
         await self._session.reset(seed)
 
+    # An avatar's voice.
+
+    async def say(self, text: str) -> float:
+        """Let the avatar say a text, after all that it still has to say; returns its seconds.
+
+        Raises SessionRefused, ServerUnreachable.
+        """
+        return await self._session.say(text)
+
+    async def play(self, file: Path | bytes) -> float:
+        """Let the avatar say the sound of a file, at its own pace; returns its seconds.
+
+        Raises OSError, SessionRefused, ServerUnreachable.
+        """
+        return await self._session.play(file if isinstance(file, bytes) else await asyncio.to_thread(file.read_bytes))
+
+    async def speak(self, samples: NDArray[np.int16]) -> None:
+        """Let the avatar say the next samples [T] of a microphone, mono at SOUND_RATE: as they come, not ahead of time.
+
+        Raises Silent.
+        """
+        await self._voice().speak(samples)
+
+    async def interrupt(self) -> None:
+        """Let the avatar fall silent at once, and forget what it still had to say."""
+        await self._link.send({"type": "interrupt"})
+
+    async def next_sound(self) -> Sound:
+        """What is heard with the next frame, frame by frame; kept for some seconds. Raises Silent, StreamLost."""
+        self._voice()
+        return await self._sounds.get()
+
+    def _voice(self) -> SocketLink:
+        if not self.student.speech:
+            raise Silent(f"student {self.student.name} is driven by keys and has no voice")
+        if not isinstance(self._link, SocketLink):
+            raise Silent('sound comes and goes over a WebSocket here: open the client with transport="websocket"')
+        return self._link
+
     async def log(self) -> bytes:
         """All that determined the frames so far, as JSON Lines, from which `streamgen replay` makes the same ones.
 
@@ -219,6 +271,10 @@ class StreamClient:
         self._shown = max(self._shown, (arrival.generation, arrival.number))
         if self._meter.arrived(arrival.generation, arrival.number, arrival.pts_us):
             self._buffer.put(arrival)
+
+    def sounded(self, sound: Sound) -> None:
+        self._heard_s = time.monotonic()
+        self._sounds.put(sound)
 
     async def _input(self, code: str, down: bool, held: Iterable[str], given: Iterable[str]) -> Acknowledgement:
         for each in given:
@@ -329,6 +385,7 @@ class StreamClient:
         if self._over is None:
             self._over = error
             self._buffer.fail(error)
+            self._sounds.fail(error)
         self._inputs.fail(error)
 
     async def _give_back(self) -> None:

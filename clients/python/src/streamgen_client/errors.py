@@ -60,6 +60,10 @@ class StreamLost(ClientError):
         self.code = code
 
 
+class Silent(ClientError):
+    """The stream has no voice, or not over this transport."""
+
+
 class UnknownKey(ClientError, ValueError):
     """A key that the student does not know."""
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+SOUND_RATE = 48_000
+"""Samples a second of all sound, either way."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,17 +56,30 @@ class Arrival:
         return Frame(np.asarray(rgb, np.uint8), self.number, self.pts_us, self.generation)
 
 
-class Buffer:
+@dataclass(frozen=True, eq=False, slots=True)
+class Sound:
+    """What is heard with a frame. samples: int16 [T], mono at SOUND_RATE. The others as in `Frame`."""
+
+    samples: NDArray[np.int16]
+    number: int
+    pts_us: int
+    generation: int
+
+
+_Item = TypeVar("_Item", Arrival, Sound)
+
+
+class Buffer(Generic[_Item]):
     """The newest `size` frames that were not taken yet. `dropped` counts those that newer ones pushed out."""
 
     def __init__(self, size: int) -> None:
         self.dropped = 0
-        self._arrivals: deque[Arrival] = deque()
+        self._arrivals: deque[_Item] = deque()
         self._size = size
         self._changed = asyncio.Event()
         self._error: Exception | None = None
 
-    def put(self, arrival: Arrival) -> None:
+    def put(self, arrival: _Item) -> None:
         """Leave a frame. One of a newer generation pushes out all that were made before the stream began anew."""
         while self._arrivals and (
             len(self._arrivals) >= self._size or self._arrivals[0].generation < arrival.generation
@@ -77,7 +94,7 @@ class Buffer:
         self._error = error
         self._changed.set()
 
-    async def get(self) -> Arrival:
+    async def get(self) -> _Item:
         """The oldest frame, when there is one. Raises what `fail` was given once all are taken."""
         while not self._arrivals:
             if self._error is not None:

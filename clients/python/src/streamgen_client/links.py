@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from streamgen_client.frames import Arrival
+from streamgen_client.frames import Arrival, Sound
 
 OPEN_TIMEOUT_S = 8.0
 
@@ -21,6 +21,10 @@ class Listener(Protocol):
 
     def arrived(self, arrival: Arrival) -> None:
         """A frame."""
+        ...
+
+    def sounded(self, sound: Sound) -> None:
+        """What is heard with a frame."""
         ...
 
 

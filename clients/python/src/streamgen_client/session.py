@@ -19,17 +19,23 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """The model behind the stream. width, height: of its frames. keys: KeyboardEvent.code of those it understands."""
+    """The model behind the stream. width, height: of its frames. keys: KeyboardEvent.code of those it understands.
+
+    speech: whether it is an avatar, which is driven by sound and has a voice. identities: who it can be.
+    """
 
     name: str
     fps: float
     width: int
     height: int
     keys: tuple[str, ...]
+    speech: bool = False
+    identities: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, body: dict[str, Any]) -> Self:
-        return cls(body["name"], body["fps"], body["width"], body["height"], tuple(body["keys"]))
+        shape = body["name"], body["fps"], body["width"], body["height"]
+        return cls(*shape, tuple(body["keys"]), body["speech"], tuple(body["identities"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,13 @@ class Session:
         return "ws" + self.address.removeprefix("http") + "/stream"
 
     @classmethod
-    async def create(cls, url: str, student: str | None, seed: int | None, api_key: str) -> Self:
+    async def create(
+        cls, url: str, student: str | None, seed: int | None, api_key: str, identity: str | None = None
+    ) -> Self:
         """A new session on the server at `url`. Raises BadAddress, ServerUnreachable, SessionRefused."""
         base = _base(url)
-        wish = {name: value for name, value in (("student", student), ("seed", seed)) if value is not None}
+        wished = {"student": student, "seed": seed, "identity": identity}
+        wish = {name: value for name, value in wished.items() if value is not None}
         _, text = await _request("POST", f"{base}/v1/sessions", json.dumps(wish).encode(), "application/json", api_key)
         body = json.loads(text)
         address = f"{base}/v1/sessions/{quote(body['id'], safe='')}"
@@ -69,6 +78,16 @@ class Session:
     async def reset(self, seed: int) -> None:
         """Begin the stream anew."""
         await self._call("POST", "/reset", json.dumps({"seed": seed}).encode(), "application/json")
+
+    async def say(self, text: str) -> float:
+        """Let it say a text; returns its seconds."""
+        _, answer = await self._call("POST", "/say", json.dumps({"text": text}).encode(), "application/json")
+        return float(json.loads(answer)["seconds"])
+
+    async def play(self, file: bytes) -> float:
+        """Let it say the sound of a file; returns its seconds."""
+        _, answer = await self._call("POST", "/sound", file, "application/octet-stream")
+        return float(json.loads(answer)["seconds"])
 
     async def log(self) -> bytes:
         """The session's log."""
