@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.select import ENGINES
+
+if TYPE_CHECKING:
+    from streamgen.student import Student
 
 RECIPES = Path(__file__).parent / "recipes"
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -182,8 +185,9 @@ def export(
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
 @click.option(
-    "--data", type=_FOLDER, default=None, help="Folder of videos with actions; default: the recorder of the world."
+    "--data", type=_FOLDER, default=None, help="Folder of videos to judge by; default: the recorder of the world."
 )
+@click.option("--speech", type=_FOLDER, default=None, help="For an avatar: folder of recorded speech, to say that too.")
 @click.option("--judges", type=_FOLDER, default=None, help="Run folder of judges: adds control and drift.")
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
@@ -200,13 +204,16 @@ def evaluate(
     student: str,
     engine: str,
     data: Path | None,
+    speech: Path | None,
     judges: Path | None,
     rollouts: int,
     seconds: float,
     json_file: Path,
     sheets: Path | None,
 ) -> None:
-    """Judge a student on held-out play: PSNR, SSIM, control, detail and drift, with pictures to look at."""
+    """Judge a student on held-out play or talk: PSNR, SSIM, control or lips, detail and drift, with pictures to look
+    at. An avatar needs --data and --judges.
+    """
     _torch()
 
     import json
@@ -221,10 +228,37 @@ def evaluate(
     json_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         opened = Student.from_pretrained(student)
-        clips = open_data(data, opened.config.width, opened.config.height)
-        trained = None if judges is None else load_judges(judges)
-        figures = judge(opened, clips, sheets or json_file.parent, engine, rollouts, seconds, trained)
+        pictures = sheets or json_file.parent
+        if opened.config.speech is not None:
+            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, speech)
+        else:
+            clips = open_data(data, opened.config.width, opened.config.height)
+            trained = None if judges is None else load_judges(judges)
+            figures = judge(opened, clips, pictures, engine, rollouts, seconds, trained)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     json_file.write_text(json.dumps(figures, indent=2) + "\n")
     click.echo(json.dumps(figures, indent=2))
+
+
+def _evaluate_avatar(
+    student: Student,
+    data: Path | None,
+    judges: Path | None,
+    pictures: Path,
+    engine: str,
+    seconds: float,
+    speech: Path | None,
+) -> dict[str, Any]:
+    """Raises RecipeError, StudentError, VideoDataError."""
+    from training.talk.dataset import TalkDataset
+    from training.talk.evaluate import evaluate as judge
+    from training.talk.judge import load_face_judge
+
+    if data is None or judges is None:
+        raise click.ClickException(
+            f"student {student.config.name} is an avatar: give videos of talking heads (--data) and the run of the "
+            "judge of faces (--judges)"
+        )
+    clips = TalkDataset(data, student.config.width, student.config.height)
+    return judge(student, clips, load_face_judge(judges), pictures, engine, seconds, speech)

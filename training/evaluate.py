@@ -12,10 +12,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
@@ -27,7 +25,7 @@ from streamgen.student import Student
 from training.clips import LatentClips, encode
 from training.data import Clip, ClipData, held_out
 from training.judges import Judges, recognised, turn_accuracy, yaw_difference
-from training.metrics import decode, detail, frames_psnr, other_actions, teacher_forced
+from training.metrics import decode, detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
 from training.sheets import contact_sheet
 
@@ -41,24 +39,6 @@ _MARKS_S = (5, 30, 60)
 _CONTROLLED = 20
 _CONTROLLED_S = 10.0
 _DRIFT_S = (1, 5, 10)
-
-
-def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
-    """Mean structural similarity (Wang et al. 2004) of grey frames [F, H, W, 3]: Gaussian window of 11 pixels, sigma
-    1.5.
-    """
-    g = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    kernel = (g[:, None] * g[None] / g.sum() ** 2)[None, None]
-    a, b = (torch.from_numpy(v.astype(np.float32).mean(-1))[:, None] for v in (x, y))
-
-    def blur(t: Tensor) -> Tensor:
-        return F.conv2d(t, kernel)
-
-    ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    score = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return float(score.mean())
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.rollout import Commit, RollingCache, Rollout
@@ -106,6 +107,24 @@ def detail(frames: NDArray[np.uint8]) -> float:
     """
     x = frames.astype(np.float32).mean(-1)
     return float(np.square(np.diff(x, axis=1)).mean() + np.square(np.diff(x, axis=2)).mean())
+
+
+def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
+    """Mean structural similarity (Wang et al. 2004) of grey frames [F, H, W, 3]: Gaussian window of 11 pixels, sigma
+    1.5.
+    """
+    g = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    kernel = (g[:, None] * g[None] / g.sum() ** 2)[None, None]
+    a, b = (torch.from_numpy(v.astype(np.float32).mean(-1))[:, None] for v in (x, y))
+
+    def blur(t: Tensor) -> Tensor:
+        return F.conv2d(t, kernel)
+
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    score = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return float(score.mean())
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:

@@ -122,6 +122,16 @@ class SpeechRecipe(BaseRecipe):
     change_weight: float = Field(1.0, ge=0, description="of the error of what changes from frame to frame")
 
 
+class FaceJudgeRecipe(BaseRecipe):
+    """A judge of generated faces, from real ones."""
+
+    stage: Literal["face_judge"]
+    data: Path = Field(description="folder of talking heads with ground truth (training/talk/dataset.py)")
+    width: int = Field(256, ge=64, description="pixels")
+    height: int = Field(256, ge=64, description="pixels")
+    frames: int = Field(12, ge=1, description="from each clip")
+
+
 class JudgesRecipe(BaseRecipe):
     """Judges of generated frames, from pairs of real ones."""
 
@@ -230,7 +240,13 @@ class CausalConsistencyRecipe(StudentRecipe):
 
 
 AnyRecipe = (
-    AutoencoderRecipe | SpeechRecipe | JudgesRecipe | PoseRecipe | TeacherForcingRecipe | CausalConsistencyRecipe
+    AutoencoderRecipe
+    | SpeechRecipe
+    | FaceJudgeRecipe
+    | JudgesRecipe
+    | PoseRecipe
+    | TeacherForcingRecipe
+    | CausalConsistencyRecipe
 )
 
 

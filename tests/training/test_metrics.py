@@ -25,8 +25,7 @@ from training.clips import (
     recycled_history,
 )
 from training.data import Clip
-from training.evaluate import ssim
-from training.metrics import detail, frames_psnr, other_actions, teacher_forced
+from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
 
 

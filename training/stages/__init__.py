@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from training.loop import Stage
-from training.recipe import AnyRecipe, AutoencoderRecipe, JudgesRecipe, PoseRecipe, SpeechRecipe, TeacherForcingRecipe
+from training.recipe import (
+    AnyRecipe,
+    AutoencoderRecipe,
+    FaceJudgeRecipe,
+    JudgesRecipe,
+    PoseRecipe,
+    SpeechRecipe,
+    TeacherForcingRecipe,
+)
 
 
 def build_stage(recipe: AnyRecipe) -> Stage:
@@ -16,6 +24,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.speech import SpeechStage
 
         return SpeechStage(recipe)
+    if isinstance(recipe, FaceJudgeRecipe):
+        from training.stages.face_judge import FaceJudgeStage
+
+        return FaceJudgeStage(recipe)
     if isinstance(recipe, JudgesRecipe):
         from training.stages.judges import JudgesStage
 

@@ -1,0 +1,118 @@
+"""The judge of faces, and what it says of an avatar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from streamgen.face import SPEECH
+from tests.toy import toy_student, toy_talker
+from tests.training.talking import write_talk
+from training.cli import evaluate
+from training.recipe import FaceJudgeRecipe
+from training.stages import build_stage
+from training.talk import evaluate as judging
+from training.talk.judge import SAID, FaceJudge, load_face_judge, opening, save_face_judge
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("talk")
+    for number in (1, 2, 20, 21):
+        write_talk(path, f"anna_{number:04d}", frames=80, seed=number)
+    return path
+
+
+def test_a_late_picture_is_told_by_how_much() -> None:
+    rng = np.random.default_rng(0)
+    truth = [np.convolve(rng.standard_normal(300), np.ones(4) / 4, "same").astype(np.float32) for _ in range(3)]
+    for late in (-2, 0, 3):
+        said = [np.roll(curve, late) for curve in truth]
+        assert judging._lag_ms(said, truth, 25.0) == pytest.approx(40.0 * late, abs=4)
+    between = [(curve + np.roll(curve, 1)) / 2 for curve in truth]
+    assert judging._lag_ms(between, truth, 25.0) == pytest.approx(20, abs=6)
+
+
+def test_true_curves_agree_with_themselves_and_shuffled_ones_do_not() -> None:
+    rng = np.random.default_rng(1)
+    truth = []
+    for _ in range(4):
+        curves = np.zeros((250, len(SAID)), np.float32)
+        curves[:, 0] = 3 * np.abs(np.convolve(rng.standard_normal(250), np.ones(5) / 3, "same"))
+        for at in range(20, 200, 30):  # a closure of the lips
+            curves[at : at + 3, 0] = 0.4
+            curves[at : at + 3, list(SPEECH).index("mouthPress")] = 3.0
+        curves[210:] = 0
+        truth.append(curves)
+    figures = judging._agreement(truth, truth)
+    assert figures["correlation"] == pytest.approx(1) and figures["lag_ms"] == pytest.approx(0, abs=1)
+    assert figures["closures"] == 1 and figures["open_vowels"] == 1 and figures["still_in_silence"] == 1
+    frozen = [np.zeros_like(curves) + curves.mean(0) + 1e-3 * rng.standard_normal(curves.shape) for curves in truth]
+    dumb = judging._agreement([curves.astype(np.float32) for curves in frozen], truth)
+    assert abs(dumb["correlation"]) < 0.2 and dumb["closures"] + dumb["open_vowels"] < 1.5
+    openings = [opening(curves) for curves in truth]
+    assert abs(judging._correlation(openings, judging._shuffled(openings))) < 0.5
+
+
+def test_blinks_are_counted() -> None:
+    curves = np.zeros((750, len(SAID)), np.float32)
+    for at in range(10, 740, 73):
+        curves[at : at + 4, -1] = 4.0
+    assert judging._blinks([curves], 25.0) == pytest.approx(10 / 0.5)
+
+
+def test_the_judge_learns_from_faces_and_is_kept(folder: Path, tmp_path: Path) -> None:
+    recipe = FaceJudgeRecipe(
+        stage="face_judge", name="judge", data=folder, steps=2, learning_rate=1e-3, warmup=1, clips=2, clip_length=12,
+        frames=6, width=64, height=64,
+    )  # fmt: skip
+    stage = build_stage(recipe)
+    clips = [stage.data.recorder(1).record(12, n) for n in range(2)]
+    batch = stage.batch(clips, 0)
+    assert [tuple(part.shape) for part in batch] == [(12, 3, 48, 64), (12, 3, 32, 64), (12, len(SAID))]
+    judge = stage.model
+    assert isinstance(judge, FaceJudge)
+    figures = stage.evaluate(judge, tmp_path / "sheet.png")
+    assert set(figures) == {"opening", "opening_error", "blink"}
+    stage.finish(judge, tmp_path)
+    frames = clips[0].frames
+    assert np.array_equal(load_face_judge(tmp_path).curves_of(frames), judge.curves_of(frames))
+
+
+def test_an_avatar_is_judged(folder: Path, tmp_path: Path) -> None:
+    talker = toy_talker(tmp_path / "talker")
+    save_face_judge(FaceJudge(), tmp_path / "judge")
+    options = ["--student", str(talker), "--data", str(folder), "--judges", str(tmp_path / "judge"), "--seconds", "12"]
+    result = CliRunner().invoke(evaluate, [*options, "--speech", str(folder), "--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert {"copy_last", "autoencoder", "steps_1", "steps_1_other_curves"} < set(figures["teacher_forced"])
+    assert figures["lips"]["videos"] == 2 and -1 <= figures["lips"]["student"]["correlation"] <= 1
+    assert figures["drift"].keys() == {"10 s"}
+    assert figures["real_speech"]["recordings"] == 4
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "next.png", "talk_0.png", "talk_1.png", "lips.png", "drift.png",
+    }  # fmt: skip
+
+
+def test_an_avatar_needs_videos_and_a_judge(folder: Path, tmp_path: Path) -> None:
+    talker = toy_talker(tmp_path / "talker")
+    command = ["--student", str(talker), "--json", str(tmp_path / "out.json")]
+    result = CliRunner().invoke(evaluate, command)
+    assert result.exit_code == 1 and "--data" in result.output and "--judges" in result.output
+    result = CliRunner().invoke(evaluate, [*command, "--data", str(folder), "--judges", str(tmp_path)])
+    assert result.exit_code == 1 and "no judge of faces" in result.output
+
+
+def test_a_student_of_keys_is_no_avatar(folder: Path, tmp_path: Path) -> None:
+    from streamgen.student import Student
+    from training.recipe import RecipeError
+    from training.talk.dataset import TalkDataset
+
+    student = Student.from_pretrained(toy_student(tmp_path / "toy"))
+    with pytest.raises(RecipeError, match="driven by keys"):
+        judging.evaluate(student, TalkDataset(folder, 64, 64), FaceJudge(), tmp_path)

@@ -1,0 +1,288 @@
+"""Judges an avatar: whether its lips say what is heard, how sharp its mouth is, and whether it stays who it is.
+
+What a mouth shows is read from the generated frames by a judge that was trained on real ones; what the judge itself
+reaches on real frames stands beside every figure. PSNRs are pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.generate import speak
+from engines.protocol import Engine
+from engines.select import load_engine
+from streamgen.audio import SAMPLE_RATE, SoundError, log_mel, read_sound
+from streamgen.face import CURVES, SPEECH
+from streamgen.models.loading import load_autoencoder, load_transformer
+from streamgen.student import Student
+from training.clips import encode
+from training.data import held_out
+from training.footage import VideoDataError, pictures
+from training.metrics import decode, detail, frames_psnr, inside, other_actions, ssim, teacher_forced
+from training.recipe import RecipeError
+from training.sheets import contact_sheet, line_sheet
+from training.talk.dataset import FACE, MOUTH, TalkDataset, sound_of
+from training.talk.judge import SAID, FaceJudge, opening
+
+_CONTEXT, _JUDGED, _CLIPS = 10, 20, 10
+_VIDEOS = 8
+_MOST_LAG = 8
+_SPEECH_FILES, _LEAST_SPEECH_S = 40, 2.0
+_MARKS_S = (10, 60, 600)
+_WINDOW_S = 2.0
+_STILL = 0.06
+"""A mouth that opens and shuts by less than this while nobody speaks is still."""
+
+Curve = NDArray[np.float32]
+
+
+def evaluate(
+    student: Student,
+    data: TalkDataset,
+    judge: FaceJudge,
+    folder: Path,
+    engine_name: str = "auto",
+    seconds: float = 600.0,
+    speech: Path | None = None,
+) -> dict[str, Any]:
+    """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
+
+    seconds: of the long rollout. speech: folder of recorded human speech, for what can be said without ground truth.
+    Raises RecipeError, VideoDataError.
+    """
+    if student.config.speech is None:
+        raise RecipeError(f"student {student.config.name} is driven by keys: judge it with `--data` of play")
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = load_engine(student.path, engine_name)
+    figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
+    figures["teacher_forced"] = _teacher_forced(student, data, folder)
+    figures["lips"] = _lips(student, engine, data, judge, folder)
+    figures["drift"] = _drift(student, engine, data, judge, seconds, folder)
+    if speech is not None:
+        figures["real_speech"] = _real_speech(student, engine, judge, speech)
+    return figures
+
+
+def _teacher_forced(student: Student, data: TalkDataset, folder: Path) -> dict[str, Any]:
+    """The next frame from the true past, under the true curves."""
+    model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
+    real = held_out(data, _CLIPS, _CONTEXT + _JUDGED)
+    clips = encode(autoencoder, real, model.config)
+    truth = np.stack([clip.frames for clip in real])
+    judged = truth[:, _CONTEXT:].reshape(-1, *truth.shape[2:])
+
+    def judge(made: NDArray[np.uint8]) -> dict[str, float]:
+        mouths = inside(made, MOUTH), inside(judged, MOUTH)
+        return {
+            "psnr": frames_psnr(made, judged),
+            "psnr_face": frames_psnr(inside(made, FACE), inside(judged, FACE)),
+            "psnr_mouth": frames_psnr(*mouths),
+            "ssim_mouth": ssim(*mouths),
+            "detail_mouth": detail(mouths[0]) / detail(mouths[1]),
+        }
+
+    def decoded(latents: Tensor) -> NDArray[np.uint8]:
+        return decode(autoencoder, latents[:, _CONTEXT:]).reshape(judged.shape)
+
+    plans = sorted(student.config.step_plans.items())
+    made = {"copy_last": truth[:, _CONTEXT - 1 : -1].reshape(judged.shape), "autoencoder": decoded(clips.latents)}
+    made |= {f"steps_{count}": decoded(teacher_forced(model, clips, sigmas)) for count, sigmas in plans}
+    wrong = teacher_forced(model, clips, plans[0][1], other_actions(clips.actions))
+    made["steps_1_other_curves"] = decoded(wrong)
+    contact_sheet(
+        [judged[:: 2 * _JUDGED + 3][:6], *(each[:: 2 * _JUDGED + 3][:6] for each in made.values())], folder / "next.png"
+    )
+    return {"frames": len(judged)} | {name: judge(each) for name, each in made.items()}
+
+
+def _lips(student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge, folder: Path) -> dict[str, Any]:
+    """Held-out sound, spoken by the student's own people."""
+    held = [video for video in data.videos if video.split == 0 and video.curves is not None][:_VIDEOS]
+    if not held:
+        raise VideoDataError(f"{data.folder}: no video is held out and says what moved it")
+    identities: list[str | None] = list(student.config.identities) or [None]
+    shown, seen, truth, apart = [], [], [], 0
+    for number, video in enumerate(held):
+        assert video.curves is not None
+        sound = sound_of(video.path)
+        frames = np.stack(list(speak(engine, student, sound, number, identities[number % len(identities)])))
+        real = np.stack(list(pictures(video.path, 0, data.width, data.height)))
+        count = min(len(frames), len(real), len(video.curves))
+        shown.append(judge.curves_of(frames[:count]))
+        seen.append(judge.curves_of(real[:count]))
+        truth.append(video.curves[:count, [CURVES.index(name) for name in SAID]])
+        if number < 4:
+            apart = apart or max(1, count // 12)
+            contact_sheet([real[::apart][:12], frames[::apart][:12]], folder / f"talk_{number}.png")
+    openings = [[opening(curves) for curves in each] for each in (shown, seen, truth)]
+    line_sheet(
+        {f"talk {n}": (openings[2][n][:250], openings[0][n][:250]) for n in range(min(4, len(held)))},
+        folder / "lips.png",
+    )
+    return {
+        "videos": len(held),
+        "frames": sum(map(len, truth)),
+        "student": _agreement(shown, truth),
+        "ceiling": _agreement(seen, truth),
+        "shuffled": _correlation(openings[0], _shuffled(openings[2])),
+        "blinks_a_minute": _blinks(shown, student.config.fps),
+        "blinks_a_minute_real": _blinks(seen, data.fps),
+    }
+
+
+def _agreement(judged: list[Curve], truth: list[Curve]) -> dict[str, float]:
+    """Of curves [F, len(SAID)] that a judge read from frames with those that are true."""
+    said, real = ([opening(curves) for curves in each] for each in (judged, truth))
+    press = list(SPEECH).index("mouthPress")
+    shut = np.concatenate([_around(curves[:, press] > 0.6 * SPEECH["mouthPress"] * 0.3, 0) for curves in truth])
+    every, true = np.concatenate(said), np.concatenate(real)
+    # Where a closed mouth ends and an open one begins, for this judge: half way between the two.
+    border = float((np.median(true[shut]) + np.median(true[true > np.quantile(true, 0.8)])) / 2) if shut.any() else 0.15
+    wide = true > np.quantile(true, 0.9)
+    nearest = np.concatenate([_least_around(each, 1) for each in said])
+    silent = np.concatenate([_quiet(curves) for curves in truth])
+    moves = np.concatenate([_swing(each) for each in said])
+    return {
+        "correlation": _correlation(said, real),
+        "lag_ms": _lag_ms(said, real, 25.0),
+        "closures": float((nearest[shut] < border).mean()) if shut.any() else float("nan"),
+        "open_vowels": float((every[wide] > border).mean()),
+        "still_in_silence": float((moves[silent] < _STILL).mean()) if silent.any() else float("nan"),
+    }
+
+
+def _correlation(a: list[Curve], b: list[Curve]) -> float:
+    return float(np.corrcoef(np.concatenate(a), np.concatenate(b))[0, 1])
+
+
+def _shuffled(curves: list[Curve]) -> list[Curve]:
+    """To each clip another clip's curve, as long as its own."""
+    return [np.resize(curves[(n + 1) % len(curves)], len(own)) for n, own in enumerate(curves)]
+
+
+def _lag_ms(said: list[Curve], real: list[Curve], fps: float) -> float:
+    """By how much the picture is late, from the best of the shifts up to _MOST_LAG frames and a parabola through it."""
+    shifts = range(-_MOST_LAG, _MOST_LAG + 1)
+    scores = []
+    for shift in shifts:
+        pairs = [
+            (a[max(0, shift) : len(a) + min(0, shift)], b[max(0, -shift) : len(b) + min(0, -shift)])
+            for a, b in zip(said, real, strict=True)
+        ]
+        scores.append(_correlation([a for a, _ in pairs], [b for _, b in pairs]))
+    best = int(np.argmax(scores))
+    offset = 0.0
+    if 0 < best < len(scores) - 1:
+        before, at, after = scores[best - 1 : best + 2]
+        offset = 0.5 * (before - after) / (before - 2 * at + after)
+    return (shifts[best] + offset) * 1000 / fps
+
+
+def _around(chosen: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Frames that are chosen, or within `reach` of one that is."""
+    return np.convolve(chosen, np.ones(2 * reach + 1), "same") > 0
+
+
+def _least_around(curve: Curve, reach: int) -> Curve:
+    padded = np.pad(curve, reach, mode="edge")
+    return np.min([padded[k : k + len(curve)] for k in range(2 * reach + 1)], 0)
+
+
+def _quiet(curves: Curve) -> NDArray[np.bool_]:
+    """Frames at least a quarter of a second from any that speaks."""
+    return ~_around(np.abs(curves[:, : len(SPEECH)]).max(1) > 0.6, 6)
+
+
+def _swing(curve: Curve) -> Curve:
+    """How far a mouth opens and shuts within a fifth of a second."""
+    padded = np.pad(curve, 2, mode="edge")
+    windows = np.stack([padded[k : k + len(curve)] for k in range(5)])
+    out: Curve = windows.max(0) - windows.min(0)
+    return out
+
+
+def _blinks(curves: list[Curve], fps: float) -> float:
+    """Closings of the eyes a minute."""
+    shut = [each[:, SAID.index("blink")] > 0.5 * 4.0 for each in curves]
+    count = sum(int((each[1:] & ~each[:-1]).sum()) for each in shut)
+    return count / (sum(map(len, shut)) / fps / 60)
+
+
+def _drift(
+    student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge, seconds: float, folder: Path
+) -> dict[str, Any]:
+    """A long talk: face, colour and detail against its own first seconds, and the lips to the end."""
+    fps = student.config.fps
+    held = [video for video in data.videos if video.split == 0]
+    sounds = [sound_of(video.path) for video in held]
+    pieces: list[NDArray[np.float32]] = []
+    for sound in cycle(sounds):
+        pieces.append(sound)
+        if sum(map(len, pieces)) > seconds * SAMPLE_RATE:
+            break
+    frames = speak(engine, student, np.concatenate(pieces)[: round(seconds * SAMPLE_RATE)], 1)
+    window = round(_WINDOW_S * fps)
+    marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
+    kept: dict[float, NDArray[np.uint8]] = {}
+    for number, part in enumerate(_windows(frames, window)):
+        end_s = (number + 1) * _WINDOW_S
+        kept |= {mark: part for mark in marks if end_s <= mark or (mark not in kept and end_s - _WINDOW_S < mark)}
+    first = inside(kept[marks[0]], FACE)
+    rows = {}
+    for mark in marks[1:]:
+        face = inside(kept[mark], FACE)
+        rows[f"{mark:g} s"] = {
+            "colour": float(np.abs(face.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()),
+            "detail": detail(face) / detail(first),
+        }
+    contact_sheet([part[:: window // 10][:10] for part in kept.values()], folder / "drift.png")
+    return rows
+
+
+def _windows(frames: Iterator[NDArray[np.uint8]], size: int) -> Iterator[NDArray[np.uint8]]:
+    while len(part := list(islice(frames, size))) == size:
+        yield np.stack(part)
+
+
+def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Path) -> dict[str, Any]:
+    """Recorded people: the mouth's opening against the sound's own envelope, all that is known without ground truth."""
+    fps = student.config.fps
+    said: list[Curve] = []
+    loud: list[Curve] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if len(said) == _SPEECH_FILES:
+            break
+        try:
+            sound = read_sound(path)
+        except (SoundError, av.error.FFmpegError):
+            continue
+        if len(sound) < _LEAST_SPEECH_S * SAMPLE_RATE:
+            continue
+        frames = np.stack(list(speak(engine, student, sound, len(said))))
+        said.append(opening(judge.curves_of(frames)))
+        envelope = log_mel(sound).mean(1)
+        times = (np.arange(len(frames)) + 0.5) / fps * 100 - 0.5
+        loud.append(np.interp(times, np.arange(len(envelope)), _smoothed(envelope)).astype(np.float32))
+    if not said:
+        raise RecipeError(f"{folder}: no recording of {_LEAST_SPEECH_S:g} s or more in it")
+    return {
+        "recordings": len(said),
+        "seconds": sum(map(len, said)) / fps,
+        "envelope": _correlation(said, loud),
+        "lag_ms": _lag_ms(said, loud, fps),
+        "shuffled": _correlation(said, _shuffled(loud)),
+    }
+
+
+def _smoothed(curve: Curve) -> Curve:
+    """Over 80 ms, as fast as mouths move."""
+    out: Curve = np.convolve(curve, np.ones(8, np.float32) / 8, "same").astype(np.float32)
+    return out
