@@ -22,10 +22,12 @@ from engines.replay import replay
 from engines.select import load_engine
 from server.mailbox import _encode
 from server.settings import Settings
-from streamgen.session_log import read_log
+from streamgen.session_log import LogError, read_log
 from streamgen.student import Student
 from streamgen_client import StreamClient
 from tests.server.harness import LiveServer, SocketClient, until
+from tests.server.test_talk import as_wave, words
+from tests.toy import toy_talker
 
 SESSIONS = 8
 
@@ -148,3 +150,32 @@ async def test_replaying_at_the_command_line(server: LiveServer, toy: Student, t
         failed = run(command, args)
         assert failed.exit_code == 1 and complaint in failed.output, failed.output
     assert "another.avi: give a file that ends in" in run(command, [*args, "--out", "another.avi"]).output
+
+
+async def test_what_an_avatar_was_told_is_in_its_log(tmp_path: Path) -> None:
+    """The log has what drove every frame, and needs the sound no more."""
+    talker = Student.from_pretrained(toy_talker(tmp_path / "talker"))
+    build = partial(load_engine, talker.path, "openvino")
+    server = LiveServer(talker, tmp_path, Settings(), build=build).start()
+    try:
+        ticket = await asyncio.to_thread(partial(server.create, 3, identity="ben"))
+        async with SocketClient(ticket, sound=True) as client:
+            await client.watch(3)
+            said = await asyncio.to_thread(ticket.call, "POST", "/sound", content=as_wave(words(1.0)))
+            assert said.status_code == 202
+            await asyncio.sleep(0.5)
+            await client.send({"type": "interrupt"})
+            await client.watch(8)
+            await asyncio.to_thread(ticket.call, "POST", "/reset", json={"seed": 8})
+            await client.watch(6)
+            (tmp_path / "log.jsonl").write_bytes((await asyncio.to_thread(ticket.call, "GET", "/log")).content)
+    finally:
+        server.stop()
+    read = read_log(tmp_path / "log.jsonl")
+    assert [(begun.seed, begun.identity) for begun, _ in read.generations] == [(3, "ben"), (8, "ben")]
+    blocks = list(replay(load_engine(talker.path, "openvino", streams=1), talker, read))
+    assert len(blocks) >= 15 and all(block.equal for block in blocks)
+    row = next(row for row in (tmp_path / "log.jsonl").read_text().splitlines() if '"actions":"' in row)
+    (tmp_path / "bad.jsonl").write_text((tmp_path / "log.jsonl").read_text().replace(row, row.replace("actions", "x")))
+    with pytest.raises(LogError, match="not a session's log"):
+        read_log(tmp_path / "bad.jsonl")
