@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("streamgen.server.session")
 
 RETRY_FULL_S = 10
+_MOST_TEXTS = 4
+"""Of one session, that wait to become sound."""
 
 
 class Session:
@@ -183,6 +185,10 @@ class Session:
 
     def say(self, viewer: Viewer, text: str) -> None:
         """Let the stream say a text; the viewer is told what stands against it."""
+        if len(self._tasks) >= _MOST_TEXTS:
+            message = f"{_MOST_TEXTS} texts wait to be spoken already"
+            viewer.send(Error(code="voice_full", message=message, retryable=True))
+            return
         task = asyncio.create_task(self._say(viewer, text))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

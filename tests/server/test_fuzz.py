@@ -40,6 +40,8 @@ CONTROL = [
         {"type": "ping", "seq": 4, "t": 0.0, "held": []},
         {"type": "pause"},
         {"type": "resume"},
+        {"type": "say", "text": "Hello."},
+        {"type": "interrupt"},
         {"type": "bye"},
     )
 ]

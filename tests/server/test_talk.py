@@ -272,6 +272,29 @@ def test_more_than_may_wait_is_refused(avatar: LiveServer) -> None:
     ticket.call("DELETE")
 
 
+async def test_noise_of_any_size_harms_nobody(avatar: LiveServer) -> None:
+    """What a microphone sends may be anything; one message that is too long ends its sender."""
+    rng = np.random.default_rng(20)
+    rude, ticket = await asyncio.to_thread(avatar.create, 7), await asyncio.to_thread(avatar.create, 8)
+    async with (
+        SocketClient(ticket, sound=True) as polite,
+        SocketClient(rude, sound=True, microphone_hz=22_050) as client,
+    ):
+        await until(lambda: polite.sounds and client.sounds, "sounds")
+        for size in [1, 2, 3, 0, *rng.integers(1, 4000, 200).tolist()]:
+            await client.socket.send(rng.bytes(size))
+        await until(lambda: np.abs(heard(client)[0]).any(), "noise to hear")
+        await client.socket.send(bytes(70_000))
+        await until(lambda: client.closed is not None, "the end of who sends too much")
+        said = words(1.0, seed=9)
+        await asyncio.to_thread(ticket.call, "POST", "/sound", content=as_wave(said))
+        await asyncio.sleep(2.0)
+        place_of(said, heard(polite)[0])
+        assert not polite.of("error")
+    for each in (rude, ticket):
+        await asyncio.to_thread(each.call, "DELETE")
+
+
 def test_a_student_of_keys_says_nothing(shared: LiveServer) -> None:
     ticket = shared.create()
     answer = ticket.call("POST", "/say", json={"text": "Hello."})
