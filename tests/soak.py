@@ -38,6 +38,8 @@ VIEWERS = 2
 SAMPLE_EVERY_S = 5.0
 KILL_EVERY_S = 40.0
 WEATHERS = (*(Weather(loss=loss) for loss in (0.02, 0.1, 0.2)), Weather(delay_s=0.15, jitter_s=0.05), BLACKOUT)
+_ACCIDENT_LINES = 40
+"""Of the server's log, from an error on."""
 MOST_GROWTH = {
     "server memory, MiB": 12.0,
     "worker memory, MiB": 12.0,
@@ -226,7 +228,11 @@ def soak(minutes: float, path: Path) -> None:
             server.popen.terminate()
             code = server.popen.wait(PATIENCE_S)
             reading.join(PATIENCE_S)
-    accidents = [line for line in server.log if "Traceback" in line or " ERROR " in line]
+    accidents = [
+        "".join(server.log[at : at + _ACCIDENT_LINES])
+        for at, line in enumerate(server.log)
+        if " ERROR " in line or ("Traceback" in line and " ERROR " not in "".join(server.log[max(0, at - 2) : at]))
+    ]
     rows = record.rows()
     width = max(len(str(row["what"])) for row in rows)
     click.echo(f"{'':{width}}  {'samples':>7}  {'early':>8}  {'late':>8}  {'per hour':>9}")

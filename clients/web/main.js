@@ -1,8 +1,8 @@
 /**
- * The page: connects keys, pads and buttons to the player, and the player to what is seen.
+ * The page: connects keys, pads, buttons and what is said to the player, and the player to what is seen and heard.
  *
- * `?transport=websocket` does without WebRTC, with `&video=h264` or `&video=jpeg` as is preferred; `?student=NAME` and
- * `?seed=NUMBER` choose the world.
+ * `?transport=websocket` does without WebRTC, with `&video=h264` or `&video=jpeg` as is preferred; `?student=NAME`,
+ * `?identity=NAME` (of an avatar) and `?seed=NUMBER` choose what is shown.
  *
  * For tests and benchmarks, `window.streamgen.stats()` returns (see `Stats` in types.d.ts):
  *   state            idle, connecting, playing, paused, reconnecting, waiting or failed
@@ -18,6 +18,9 @@
  *                    acknowledgements and the round trip; a running mean
  *   roundTripMs      of the last ping
  *   frame, dropped, steps, stepMs   from the server's last status
+ *   audioLevel       of what an avatar says now, whether it is heard or not: 0 to 1
+ *   heard            whether that comes out of the loudspeaker
+ *   microphone       "off", "on", or "refused" by the person, the browser or the machine
  */
 
 /** @import { Stats, Wish } from "./types.d.ts" */
@@ -28,11 +31,16 @@ import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
 import { endSession, fetchDevice, fetchLog, fetchStudents, recall, rememberKey } from "./session.js";
 import { Meter } from "./stats.js";
+import { Talk } from "./talk.js";
 import * as view from "./view.js";
 
 const query = new URLSearchParams(location.search);
 /** @type {Wish} */
-const wish = { student: query.get("student") ?? undefined, seed: seedOf(query.get("seed")) };
+const wish = {
+  student: query.get("student") ?? undefined,
+  seed: seedOf(query.get("seed")),
+  identity: query.get("identity") ?? undefined,
+};
 const meter = new Meter();
 
 const keys = new Keys(
@@ -46,6 +54,12 @@ const keys = new Keys(
   },
 );
 
+const talk = new Talk({
+  notice: view.showNotice,
+  changed: () => view.showTalk(talk.microphone, talk.heard),
+  level: view.showLevel,
+});
+
 const player = new Player(
   {
     video: view.video,
@@ -54,6 +68,7 @@ const player = new Player(
     arrived: view.showPicture,
     hold: view.holdPicture,
     notice: view.showNotice,
+    linked: (link) => talk.linked(link),
     changed: (snapshot) => {
       keys.allow(snapshot.session?.student.keys ?? []);
       view.showState(snapshot);
@@ -98,6 +113,34 @@ function toggleFullScreen() {
   else document.documentElement.requestFullscreen({ navigationUI: "hide" }).catch(() => view.showNotice("No full screen here."));
 }
 
+/** The session, if it is an avatar's that plays or was paused. */
+function avatar() {
+  const { session } = player.snapshot;
+  return session?.student.speech && (state() === "playing" || state() === "paused") ? session : null;
+}
+
+/** Whoever is spoken to goes on. */
+function conversation() {
+  const session = avatar();
+  if (session && state() === "paused") player.resume();
+  return session;
+}
+
+function toggleMicrophone() {
+  if (conversation()) talk.toggleMicrophone();
+}
+
+function interrupt() {
+  const session = avatar();
+  if (session) talk.interrupt(session);
+}
+
+/** @param {File | undefined} file */
+function playFile(file) {
+  const session = conversation();
+  if (session && file) talk.play(session, file);
+}
+
 /** The button of the message over the picture. */
 function act() {
   if (state() === "waiting") player.tryNow();
@@ -118,6 +161,10 @@ const buttons = [
   ["renew", newWorld],
   ["log", saveLog],
   ["full", toggleFullScreen],
+  ["microphone", toggleMicrophone],
+  ["choose", () => view.fileField.click()],
+  ["interrupt", interrupt],
+  ["heard", () => talk.toggleHeard()],
 ];
 for (const [id, pressed] of buttons) {
   view.element(id).addEventListener("click", (event) => {
@@ -133,30 +180,66 @@ view.element("unlock").addEventListener("submit", (event) => {
   walkIn(performance.now());
 });
 
+view.element("say").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const session = conversation();
+  const text = view.textField.value.trim();
+  if (!session || !text) return;
+  view.textField.value = "";
+  if (!(await talk.say(session, text)) && !view.textField.value) view.textField.value = text;
+});
+
+view.fileField.addEventListener("change", () => {
+  playFile(view.fileField.files?.[0]);
+  view.fileField.value = ""; // or the same file could not be chosen again
+});
+
+// Anywhere on the page: beside the picture, the browser would leave the page for the file.
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  addEventListener(kind, (event) => {
+    const { dataTransfer } = /** @type {DragEvent} */ (event);
+    if (document.body.dataset.kind !== "avatar" || !dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    view.showDrop(kind === "dragover" && avatar() !== null);
+    if (kind === "drop") playFile(dataTransfer.files[0]);
+  });
+}
+
 const NOT_A_START = /^(Tab|Escape|Meta|Control|Alt|Shift|CapsLock|F\d+$)/;
 /** @type {Record<string, () => void>} */
 const shortcuts = { KeyP: togglePause, KeyN: newWorld, KeyF: toggleFullScreen };
+/** Where no key steers, they have more to say. @type {Record<string, () => void>} */
+const talkShortcuts = { ...shortcuts, KeyM: toggleMicrophone, KeyI: interrupt, Escape: interrupt };
 
 listenToKeyboard(keys, (event) => {
-  if (state() === "idle" && !NOT_A_START.test(event.code)) {
+  const speech = document.body.dataset.kind === "avatar";
+  if (state() === "idle" && !speech && !NOT_A_START.test(event.code)) {
     walkIn(event.timeStamp);
     return false; // a key that also steers is held from the first frame on
   }
   if (keys.knows(event.code)) return false;
-  shortcuts[event.code]?.();
-  return event.code in shortcuts;
+  const known = speech ? talkShortcuts : shortcuts;
+  known[event.code]?.();
+  return event.code in known;
 });
 listenToPad(view.element("pad"), keys);
 listenToGamepads(keys, (at) => state() === "idle" && walkIn(at), view.showGamepad);
 view.lightRoom();
 fetchDevice().then(view.showDevice);
-fetchStudents().then((students) => view.showStudents(students, wish.student));
+fetchStudents().then((students) => view.showStudents(students, wish));
 view.studentField.addEventListener("change", () => {
   const session = recall(wish);
   player.leave(); // or it would take the session's end for a fault, and open another one
   if (session) endSession(session);
   query.set("student", view.studentField.value);
+  query.delete("identity"); // of the other one
   location.search = String(query);
+});
+view.identityField.addEventListener("change", () => {
+  wish.identity = view.identityField.value;
+  query.set("identity", wish.identity);
+  history.replaceState(null, "", `?${query}`);
+  player.another({ ...wish });
 });
 
 addEventListener("visibilitychange", () => player.unseen(document.hidden));
@@ -190,6 +273,9 @@ function stats() {
     dropped: status?.dropped ?? 0,
     steps: status?.steps ?? null,
     stepMs: status?.step_ms ?? null,
+    audioLevel: talk.level,
+    heard: talk.heard,
+    microphone: talk.microphone,
   };
 }
 

@@ -4,7 +4,7 @@
 /** @import { Edge } from "./input.js" */
 /** @import { Meter } from "./stats.js" */
 
-import { checkSession, createSession, forget, Refused, resetSession, Unreachable } from "./session.js";
+import { checkSession, createSession, endSession, forget, Refused, resetSession, Unreachable } from "./session.js";
 import { openWebRTC } from "./webrtc.js";
 import { openWebSocket } from "./websocket.js";
 
@@ -24,10 +24,14 @@ const RESTART_PATIENCE_MS = 120_000;
  * @property {HTMLCanvasElement} canvas
  * @property {(transport: TransportName) => void} arrived the first frame of a new link is on the screen; a paused one may have none
  * @property {() => void} hold the link is gone: keep its last frame
+ * @property {(link: Link | null) => void} linked there is a new link, or none any more
  * @property {(snapshot: Snapshot) => void} changed
  * @property {(text: string) => void} notice something that the person may want to know, and need not act on
  * @property {() => readonly string[]} held codes
  */
+
+/** The person wants another session. */
+class Another extends Error {}
 
 export class Player {
   #stage;
@@ -48,6 +52,7 @@ export class Player {
   /** The page, not the person, asked for the pause. */ #pausedUnseen = false;
   /** @type {() => void} */ #wake = () => {};
   /** @type {(error: Error) => void} */ #die = () => {};
+  /** The session that was left for another one has given its place back. */ #given = Promise.resolve();
   /** When the oldest ping went out after which nothing was heard. @type {number | null} */ #unheardSince = null;
 
   /**
@@ -89,6 +94,18 @@ export class Player {
       }
     }
     this.#running = false;
+  }
+
+  /** Leaves the session for another one. @param {Wish} wish */
+  another(wish) {
+    this.#wish = wish;
+    if (!this.#session) return;
+    this.#unlink();
+    this.#given = endSession(this.#session);
+    this.#session = null;
+    this.#set("connecting");
+    this.#meter.clicked(performance.now());
+    this.#die(new Another());
   }
 
   /** Do not wait any longer for the next try. */
@@ -140,7 +157,7 @@ export class Player {
       if (this.#paused) this.resume();
       this.#changed();
     } catch (error) {
-      this.#stage.notice(`No new world: ${/** @type {Error} */ (error).message}.`);
+      this.#stage.notice(`It did not begin anew: ${/** @type {Error} */ (error).message}.`);
     }
   }
 
@@ -188,6 +205,7 @@ export class Player {
         : await openWebSocket(this.#session, this.#stage.canvas, events, this.#encoding);
     if (this.#stopped) return link.close();
     this.#link = link;
+    this.#stage.linked(link);
     this.#paused = false;
     this.#unheardSince = null;
     this.#meter.linked();
@@ -242,6 +260,7 @@ export class Player {
     this.#stage.hold();
     this.#link.close();
     this.#link = null;
+    this.#stage.linked(null);
     this.#meter.restarted();
   }
 
@@ -252,6 +271,10 @@ export class Player {
    * @returns {Promise<boolean>} whether to try again
    */
   async #recover(error, failures) {
+    if (error instanceof Another) {
+      await this.#given;
+      return true;
+    }
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
     // It may be away, so that a proxy answers for it, or back and still loading its network: no reason to change the transport.
     if (this.#restarting && (!(error instanceof Refused) || error.code === "draining" || error.code.startsWith("http_5")))
@@ -261,7 +284,7 @@ export class Player {
       if (error.gone && this.#session) {
         forget();
         this.#session = null;
-        this.#stage.notice("That world has ended. Here is a new one.");
+        this.#stage.notice("That stream has ended. Here is a new one.");
         return true;
       }
       if (error.locked) return this.#giveUp("locked", error.code === "key_unknown" ? error.message : "");

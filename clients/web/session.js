@@ -1,11 +1,13 @@
 /** The session over HTTP, and its memory across a reload of the page. */
 
-/** @import { ErrorBody, Session, Student, Wish } from "./types.d.ts" */
+/** @import { ErrorBody, Moment, Session, Student, Wish } from "./types.d.ts" */
 
 const STORAGE_KEY = "streamgen.session";
 const API_KEY_KEY = "streamgen.key";
 const REQUEST_TIMEOUT_MS = 10_000;
 const LOG_TIMEOUT_MS = 300_000;
+/** The server answers when it knows how the last sentence sounds. */
+const SAY_TIMEOUT_MS = 120_000;
 
 /** The server answered, and the answer is no. */
 export class Refused extends Error {
@@ -121,10 +123,11 @@ export async function checkSession(session) {
 /**
  * Gives the session's place back; sent even while the page is being closed.
  * @param {Session} session
+ * @returns {Promise<void>} the server has heard of it, or does not answer
  */
 export function endSession(session) {
   forget();
-  leave(pathOf(session.id), session);
+  return leave(pathOf(session.id), session);
 }
 
 /**
@@ -135,6 +138,37 @@ export function endSession(session) {
 export async function resetSession(session, seed) {
   await request(`${pathOf(session.id)}/reset`, postJson({ seed }), session.token);
   return remember({ ...session, seed });
+}
+
+/**
+ * Lets an avatar say a text, after all that it still has to say.
+ * @param {Session} session
+ * @param {string} text
+ */
+export async function say(session, text) {
+  const signal = AbortSignal.timeout(SAY_TIMEOUT_MS);
+  await request(`${pathOf(session.id)}/say`, { ...postJson({ text }), signal }, session.token);
+}
+
+/**
+ * Lets an avatar say what is heard in a file.
+ * @param {Session} session
+ * @param {Blob} file
+ */
+export async function saySound(session, file) {
+  const signal = AbortSignal.timeout(SAY_TIMEOUT_MS);
+  await request(`${pathOf(session.id)}/sound`, { method: "POST", body: file, signal }, session.token);
+}
+
+/**
+ * Lets an avatar fall silent.
+ * @param {Session} session
+ * @returns {Promise<Moment>} from which on nothing is shown that was to be said before
+ */
+export async function interrupt(session) {
+  const response = await request(`${pathOf(session.id)}/interrupt`, { method: "POST" }, session.token);
+  const { generation, frame } = await response.json();
+  return { generation, frame };
 }
 
 /**
@@ -173,8 +207,8 @@ export function deletePeer(session, peer) {
  * @param {string} path
  * @param {Session} session
  */
-function leave(path, session) {
-  request(path, { method: "DELETE", keepalive: true }, session.token).catch(() => {
+async function leave(path, session) {
+  await request(path, { method: "DELETE", keepalive: true }, session.token).catch(() => {
     // It is being left either way: the server also notices by the silence.
   });
 }

@@ -7,6 +7,10 @@ export interface Student {
   height: number;
   /** KeyboardEvent.code of every key that the student understands. */
   keys: string[];
+  /** Who it can be; empty when there is nobody to choose. */
+  identities: string[];
+  /** Sound drives it, in place of keys: an avatar. */
+  speech: boolean;
 }
 
 /** Answer to `POST /v1/sessions`; `token` is the bearer token of every other route. */
@@ -25,6 +29,7 @@ export interface Session {
 export interface Wish {
   student?: string;
   seed?: number;
+  identity?: string;
 }
 
 /** The body of every HTTP error, and the control message of type `error`. */
@@ -36,7 +41,7 @@ export interface ErrorBody {
 
 /** `seq` counts inputs and releases from 1; a ping carries the last one, 0 before the first. */
 export type ClientMessage =
-  | { type: "hello"; version: number; token: string; video: string[] }
+  | { type: "hello"; version: number; token: string; video: string[]; sound: boolean; microphone_hz?: number }
   | { type: "input"; seq: number; code: string; down: boolean; held: string[]; t: number }
   | { type: "release"; seq: number; t: number }
   | { type: "ping"; seq: number; held: string[]; t: number }
@@ -122,6 +127,12 @@ export interface LinkEvents {
   shown(shown: Shown): void;
 }
 
+/** A point in a stream: nothing before it is meant any more. */
+export interface Moment {
+  generation: number;
+  frame: number;
+}
+
 export type TransportName = "webrtc" | "websocket";
 
 /** One open connection that carries the picture one way and control messages both ways. */
@@ -132,7 +143,24 @@ export interface Link {
   send(text: string): void;
   sample(): Promise<Sample>;
   close(): void;
+  /** Of an avatar. */
+  readonly voice: Voice | null;
 }
+
+/** The sound of a link, both ways. */
+export interface Voice {
+  /** How loud the avatar is now, heard or not: 0 to 1. */
+  readonly level: number;
+  /** The person's microphone, from now on; null: none. */
+  speak(track: MediaStreamTrack | null): Promise<void>;
+  /** Whether what the avatar says comes out of the loudspeaker; throws where the browser wants another click for it. */
+  hear(heard: boolean): Promise<void>;
+  /** It was interrupted: silent at once, until the server says which moment comes after. */
+  hush(after: Promise<Moment>): void;
+}
+
+/** refused: the person or the browser gives none. */
+export type MicrophoneState = "off" | "on" | "refused";
 
 /** idle: nothing asked for yet. waiting: for a place or for the server. failed: until the person asks again. */
 export type PlayerState =
@@ -182,9 +210,17 @@ export interface Stats {
   dropped: number;
   steps: number | null;
   stepMs: number | null;
+  audioLevel: number;
+  heard: boolean;
+  microphone: MicrophoneState;
 }
 
 declare global {
+  // What an AudioWorklet's module finds (Web Audio API, 1.32): lib.dom has nothing for it.
+  const sampleRate: number;
+  const AudioWorkletProcessor: { new (): { readonly port: MessagePort } };
+  function registerProcessor(name: string, processor: { new (): { process(inputs: Float32Array[][]): boolean } }): void;
+
   interface Window {
     streamgen: { stats(): Stats };
   }

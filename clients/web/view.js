@@ -1,6 +1,6 @@
 /** What the page shows: the picture, messages, hints and figures. It asks for nothing. */
 
-/** @import { Snapshot, Student, TransportName } from "./types.d.ts" */
+/** @import { MicrophoneState, Snapshot, Student, TransportName, Wish } from "./types.d.ts" */
 /** @import { Meter } from "./stats.js" */
 
 const NOTICE_MS = 6_000;
@@ -24,7 +24,48 @@ export const video = /** @type {HTMLVideoElement} */ (element("video"));
 export const canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
 export const keyField = /** @type {HTMLInputElement} */ (element("key"));
 export const studentField = /** @type {HTMLSelectElement} */ (element("student"));
+export const identityField = /** @type {HTMLSelectElement} */ (element("identity"));
+export const textField = /** @type {HTMLInputElement} */ (element("text"));
+export const fileField = /** @type {HTMLInputElement} */ (element("file"));
 const glow = /** @type {HTMLCanvasElement} */ (element("glow"));
+
+/** What is said differently about a student of keys and about one that speaks. */
+const KINDS = {
+  world: {
+    page: "streamgen – walk in",
+    stage: "The world",
+    opening: "Opening a world",
+    waits: "Your world waits and goes on by itself.",
+    still: "The world stands still until you press a key.",
+    resume: "Walk on",
+    unlock: "Walk in",
+    anew: "New world",
+  },
+  avatar: {
+    page: "streamgen – talk",
+    stage: "The avatar",
+    opening: "Opening the stage",
+    waits: "Your stream waits and goes on by itself.",
+    still: "Nobody moves until you go on.",
+    resume: "Go on",
+    unlock: "Begin",
+    anew: "New take",
+  },
+};
+
+/** @type {keyof typeof KINDS} */
+let kind = "world";
+
+/** @param {Student} student */
+function showKind({ speech }) {
+  kind = speech ? "avatar" : "world";
+  if (document.body.dataset.kind === kind) return;
+  document.body.dataset.kind = kind;
+  document.title = KINDS[kind].page;
+  element("stage").setAttribute("aria-label", KINDS[kind].stage);
+  setText("unlocks", KINDS[kind].unlock);
+  setText("renew", KINDS[kind].anew);
+}
 
 /**
  * @typedef {object} Words what a person reads over the picture
@@ -45,25 +86,26 @@ function words({ state, trouble }) {
   if (trouble?.kind === "limited") return { title: "Not now", detail: `${sentence(trouble.detail)} ${soon}`, action: "Try now" };
   if (trouble?.kind === "locked") return { title: "This server asks for a key", detail: trouble.detail && sentence(trouble.detail) };
   if (trouble?.kind === "starting") return { title: "The server is waking up", detail: `Its network is being loaded. ${soon}`, busy: true };
-  if (trouble?.kind === "restarting") return { title: "The server restarts", detail: "Your world waits and goes on by itself.", busy: true };
+  if (trouble?.kind === "restarting") return { title: "The server restarts", detail: KINDS[kind].waits, busy: true };
   if (trouble?.kind === "unreachable")
     return { title: "The server does not answer", detail: `Is it running, and are you online? ${soon}`, action: "Try now" };
   if (trouble?.kind === "refused") return { title: "This did not work", detail: sentence(trouble.detail), action: "Try again" };
-  if (state === "connecting") return { title: "Opening a world", busy: true };
+  if (state === "connecting") return { title: KINDS[kind].opening, busy: true };
   if (state === "reconnecting" || trouble) return { title: "Finding the way back", detail: "The connection was lost.", busy: true };
-  if (state === "paused") return { title: "Paused", detail: "The world stands still until you press a key.", action: "Walk on" };
+  if (state === "paused") return { title: "Paused", detail: KINDS[kind].still, action: KINDS[kind].resume };
   return null;
 }
 
 /** @param {string} text */
 function sentence(text) {
-  const end = /[.!?]$/.test(text) ? "" : ".";
+  const end = /[.!?…]$/.test(text) ? "" : ".";
   return text.charAt(0).toUpperCase() + text.slice(1) + end;
 }
 
 /** @param {Snapshot} snapshot */
 export function showState(snapshot) {
   const { state, session, transport, trouble } = snapshot;
+  if (session) showKind(session.student);
   document.body.dataset.state = state;
   const said = words(snapshot);
   document.body.classList.toggle("speaking", said !== null);
@@ -82,8 +124,10 @@ export function showState(snapshot) {
   }
   const walking = state === "playing" || state === "paused";
   for (const id of ["pause", "renew", "log"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;
-  studentField.disabled = state === "playing"; // a key that was meant for the world would choose another one
-  setText("pause", state === "paused" ? "Walk on" : "Pause");
+  /** @type {HTMLFieldSetElement} */ (element("talk")).disabled = !walking;
+  studentField.disabled = state === "playing" && kind === "world"; // a key that was meant for it would choose another one
+  identityField.disabled = !(walking || state === "idle" || state === "failed");
+  setText("pause", state === "paused" ? KINDS[kind].resume : "Pause");
   element("link").hidden = !transport;
   setText("transport", transport ? TRANSPORTS[transport] : "");
   setText("seed", session ? String(session.seed) : "–");
@@ -113,12 +157,54 @@ export function showDevice(device) {
 /**
  * A choice, where there is one.
  * @param {Student[]} students the server's, its own choice first
- * @param {string | undefined} chosen name
+ * @param {Wish} wish
  */
-export function showStudents(students, chosen) {
-  studentField.replaceChildren(...students.map(({ name }) => new Option(name)));
-  if (chosen) studentField.value = chosen; // nothing, where the server has no such student
-  element("choice").hidden = students.length < 2;
+export function showStudents(students, { student, identity }) {
+  offer(studentField, students.map(({ name }) => name), student);
+  if (students.some(({ speech }) => speech)) setText("student-label", "Show");
+  const shown = student ? students.find(({ name }) => name === student) : students[0];
+  offer(identityField, shown?.identities ?? [], identity);
+  if (shown) showKind(shown);
+  else document.body.dataset.kind ??= kind; // it is not known what will be shown, and a welcome is due
+}
+
+/**
+ * @param {HTMLSelectElement} field
+ * @param {string[]} names
+ * @param {string | undefined} chosen
+ */
+function offer(field, names, chosen) {
+  field.replaceChildren(...names.map((name) => new Option(name)));
+  if (chosen) field.value = chosen; // nothing, where the server has no such name
+  field.closest("p")?.toggleAttribute("hidden", names.length < 2);
+}
+
+/**
+ * @param {MicrophoneState} microphone
+ * @param {boolean} heard
+ */
+export function showTalk(microphone, heard) {
+  press("microphone", microphone === "on");
+  press("heard", heard);
+  if (microphone !== "on") showLevel(0);
+}
+
+/**
+ * @param {string} id of a button that stays down
+ * @param {boolean} down
+ */
+function press(id, down) {
+  element(id).setAttribute("aria-pressed", String(down));
+}
+
+/** Of the microphone. @param {number} level 0 to 1 */
+export function showLevel(level) {
+  element("level").style.setProperty("--level", level.toFixed(2));
+}
+
+/** @param {boolean} held a file hangs over the page */
+export function showDrop(held) {
+  document.body.classList.toggle("dropping", held);
 }
 
 /** @param {readonly string[]} held */
@@ -136,7 +222,7 @@ export function showGamepad(connected) {
 let noticeTimer = 0;
 /** @param {string} text */
 export function showNotice(text) {
-  setText("notice", text);
+  setText("notice", sentence(text));
   element("notice").classList.add("shown");
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(() => element("notice").classList.remove("shown"), NOTICE_MS);

@@ -1,6 +1,6 @@
-/** The link over WebRTC: video one way, control messages on an ordered data channel. */
+/** The link over WebRTC: video one way, an avatar's sound both ways, control messages on an ordered data channel. */
 
-/** @import { Link, LinkEvents, Sample, Session } from "./types.d.ts" */
+/** @import { Link, LinkEvents, Sample, Session, Voice } from "./types.d.ts" */
 
 import { deletePeer, postOffer } from "./session.js";
 
@@ -23,6 +23,8 @@ export async function openWebRTC(session, video, events) {
   const channel = peer.createDataChannel("control", { ordered: true });
   const transceiver = peer.addTransceiver("video", { direction: "recvonly" });
   const { receiver } = transceiver;
+  // The microphone comes later, if it does: its place is there from the beginning.
+  const sound = session.student.speech ? peer.addTransceiver("audio", { direction: "sendrecv" }) : null;
   preferH264(transceiver);
   if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
 
@@ -51,7 +53,9 @@ export async function openWebRTC(session, video, events) {
     callback = video.requestVideoFrameCallback(presented);
   };
   peer.ontrack = ({ track }) => {
-    video.srcObject = new MediaStream([track]);
+    if (track !== receiver.track) return;
+    // In one element, the browser keeps lips and sound together.
+    video.srcObject = new MediaStream(sound ? [track, sound.receiver.track] : [track]);
     callback = video.requestVideoFrameCallback(presented);
     video.play().catch(() => {
       // A new track interrupts the play() before it; autoplay starts the element either way.
@@ -78,6 +82,30 @@ export async function openWebRTC(session, video, events) {
     },
     sample: () => sample(receiver),
     close,
+    voice: sound && voiceOf(sound, video),
+  };
+}
+
+/**
+ * @param {RTCRtpTransceiver} sound
+ * @param {HTMLVideoElement} video
+ * @returns {Voice}
+ */
+function voiceOf({ sender, receiver }, video) {
+  return {
+    get level() {
+      return receiver.getSynchronizationSources()[0]?.audioLevel ?? 0;
+    },
+    speak: (track) => sender.replaceTrack(track),
+    hear: async (heard) => {
+      video.muted = !heard;
+      await video.play().catch((error) => {
+        if (error.name === "NotAllowedError") throw error; // others are of a play() that was interrupted by the next one
+      });
+    },
+    hush: () => {
+      // The browser holds a tenth of a second at most; the server sends nothing of before any more.
+    },
   };
 }
 
