@@ -94,8 +94,8 @@ def serve(config: Path | None, **flags: Any) -> None:
     # uvicorn raises the signal again once it has ended in order; by then there is nothing left to end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    # What is there now stays. Python looks through everything that may be garbage only after a quarter more has come, and
-    # of a hundred thousand objects a quarter is many closed connections.
+    # What is there now stays. Python looks through everything only after a quarter more has come, and of a hundred
+    # thousand objects a quarter is many closed connections.
     gc.collect()
     gc.freeze()
     server.run(sockets=[listener])
