@@ -13,7 +13,7 @@ from functools import partial
 
 from fastapi import WebSocket
 from pydantic import ValidationError
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from server.control import receive
 from server.errors import Refused
@@ -47,6 +47,9 @@ _FAREWELL_S = 1.0
 
 _KEY_EVERY_US = 5_000_000
 """A decoder that has stumbled has this long to wait."""
+
+_ENDS = WebSocketDisconnect, WebSocketDisconnected, MailboxClosed
+"""How a viewer ends. Of several parts that send, the first learns that it was disconnected, and another that it is."""
 
 Encode = Callable[[Frame], Awaitable[tuple[int, bytes]]]
 """Turns a frame into a kind of binary message and its payload."""
@@ -143,7 +146,7 @@ async def _run(socket: WebSocket, transport: SocketTransport, *parts: Coroutine[
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     for error in results:
-        if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect | MailboxClosed):
+        if isinstance(error, Exception) and not isinstance(error, _ENDS):
             log.error("a WebSocket viewer failed", exc_info=error)
     code, reason = transport.ended or (CLOSE_NORMAL, "")
     with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):

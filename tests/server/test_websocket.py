@@ -11,9 +11,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import websockets
+from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from server.protocol import HEADER, KIND_H264_DELTA, KIND_H264_KEY, KIND_JPEG
+from server.websocket import SocketTransport, _run
 from tests.server.harness import Client, LiveServer, SocketClient, Ticket, follow, until
 from tests.server.synthetic import START_FRAMES, make_student
 
@@ -265,3 +268,26 @@ async def test_viewers_are_limited_and_their_places_come_back(shared: LiveServer
     async with SocketClient(ticket) as client:
         await client.watch(2)
     ticket.call("DELETE")
+
+
+async def test_several_parts_that_find_the_connection_broken_are_no_accident(caplog: pytest.LogCaptureFixture) -> None:
+    """The first send that fails says so; another, before it is cancelled, is refused for the same reason."""
+
+    class Broken:
+        async def close(self, code: int, reason: str) -> None:
+            raise RuntimeError("it is closed")
+
+    async def first() -> None:
+        raise WebSocketDisconnect(1006)
+
+    async def second() -> None:
+        raise WebSocketDisconnected('Cannot call "send" once a close message has been sent.')
+
+    await _run(Broken(), SocketTransport(), first(), second())  # type: ignore[arg-type]
+    assert "failed" not in caplog.text
+    await _run(Broken(), SocketTransport(), first(), _fails())  # type: ignore[arg-type]
+    assert "a WebSocket viewer failed" in caplog.text
+
+
+async def _fails() -> None:
+    raise ValueError("a fault of ours")
