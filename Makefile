@@ -40,9 +40,10 @@ test: dev chromium web
 	  echo "tsc --noEmit --project $(WEB)"; \
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
-	$(BIN)/python -m pytest --durations=20 tests/clients tests/server tests/test_*.py
+	$(BIN)/python -m pytest --durations=20 tests/clients tests/server
 	@# What only computes: a process a core. People's time counts in none of it.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/engines tests/streamgen tests/training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/engines tests/streamgen tests/training \
+	  tests/test_*.py
 
 soak: dev
 	$(BIN)/python -m tests.soak

@@ -44,7 +44,10 @@ def receive(session: Session, viewer: Viewer, data: str | bytes, most_bytes: int
         case protocol.Resume():
             session.resume()
         case protocol.Say(text=text):
-            session.say(viewer, text)
+            if session.stream.voice is None:
+                viewer.offend(_error("no_voice", "the student is driven by keys and says nothing"), now_s)
+            else:
+                session.say(viewer, text)
         case protocol.Interrupt():
             session.interrupt()
         case protocol.Bye():

@@ -92,7 +92,7 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
 
 def toy_talker(folder: Path, **changes: object) -> Path:
     """Write the folder of a student that speech drives: two people, two starts of 20 frames each, 64x64 pixels."""
-    settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4} | changes
+    settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4, "num_layers": 1} | changes
     transformer = toy_transformer(toy_transformer_config(**settings))
     config = transformer.config
     vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8, 8), decoder_dims=(8, 8, 8), decoder_blocks=(1, 1, 1))
@@ -103,7 +103,7 @@ def toy_talker(folder: Path, **changes: object) -> Path:
         width=64,
         height=64,
         identities=("anna", "ben"),
-        step_plans={1: (1.0,), 2: (1.0, 0.5)},
+        step_plans={1: (1.0,)},
         steps=1,
         transformer=config,
         vae=vae,

@@ -93,12 +93,12 @@ async def viewer(avatar: LiveServer) -> AsyncIterator[SocketClient]:
 
 
 async def test_a_file_is_heard_with_the_lips_that_say_it(viewer: SocketClient) -> None:
-    said = words(3.0)
+    said = words(2.0)
     answer = await asyncio.to_thread(viewer.ticket.call, "POST", "/sound", content=as_wave(said))
     assert answer.status_code == 202
-    assert answer.json() == {"seconds": 3.0}
+    assert answer.json() == {"seconds": 2.0}
     await until(lambda: len(heard(viewer)[0]) > 0 and np.abs(heard(viewer)[0]).any(), "something to hear")
-    await asyncio.sleep(4.0)
+    await asyncio.sleep(2.6)
     sound, _ = heard(viewer)
     at = place_of(said, sound)
     assert not sound[:at].any() and not sound[at + len(said) :].any()
@@ -107,7 +107,7 @@ async def test_a_file_is_heard_with_the_lips_that_say_it(viewer: SocketClient) -
 
 @pytest.mark.parametrize("rate", [48_000, 16_000])
 async def test_a_microphone_is_heard_with_the_lips_that_say_it(avatar: LiveServer, rate: int) -> None:
-    said = words(3.0, seed=1)
+    said = words(2.0, seed=1)
     ticket = await asyncio.to_thread(avatar.create, 4)
     async with SocketClient(ticket, sound=True, microphone_hz=rate) as client:
         await until(lambda: client.sounds, "a sound")
@@ -152,12 +152,12 @@ class Says(MediaStreamTrack):
 
 async def test_over_webrtc_sound_and_lips_share_a_clock(avatar: LiveServer) -> None:
     """The receiver knows only RTP times and the sender's reports, and what they say belongs together does."""
-    said = words(5.0, seed=6)
+    said = words(4.0, seed=6)
     ticket = await asyncio.to_thread(avatar.create, 5)
     async with PeerClient(ticket, sound=True, microphone=Says(said)) as client:
         await until(lambda: client.heard and client.pictures, "sound and picture")
         await until(lambda: len(client.reports) == 2, "reports of both")
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(4.0)
         ntp_of = {}
         for kind, rate in (("audio", VOICE_RATE), ("video", 90_000)):
             ntp, rtp = client.reports[kind]
@@ -224,7 +224,7 @@ async def test_two_avatars_keep_to_themselves(avatar: LiveServer) -> None:
             await until(lambda client=client: client.sounds, "a sound")  # type: ignore[misc]
         for ticket, own in zip(tickets, said, strict=True):
             await asyncio.to_thread(ticket.call, "POST", "/sound", content=as_wave(own))
-        await asyncio.sleep(3.5)
+        await asyncio.sleep(2.8)
         for client, own in zip(clients, said, strict=True):
             place_of(own, heard(client)[0])
             check_lips(client)

@@ -23,7 +23,7 @@ from training.talk.judge import SAID, FaceJudge, load_face_judge, opening, save_
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("talk")
     for number in (1, 2, 20, 21):
-        write_talk(path, f"anna_{number:04d}", frames=80, seed=number)
+        write_talk(path, f"anna_{number:04d}", frames=60, seed=number)
     return path
 
 
