@@ -275,7 +275,8 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
 
 def test_recipes_are_checked(tmp_path: Path) -> None:
     for recipe in sorted((ROOT / "training" / "recipes").rglob("*.yaml")):
-        assert load_recipe(recipe).steps > 0
+        # Those of the avatar say that they need clips, and are given some.
+        assert load_recipe(recipe, (f"data={tmp_path}",) if recipe.parent.name == "avatar" else ()).steps > 0
     path = tmp_path / "r.yaml"
     path.write_text(AUTOENCODER)
     assert load_recipe(path, ("steps=9", "model.latent_channels=8")).steps == 9
