@@ -27,10 +27,11 @@ import psutil
 import websockets
 from aiortc import InvalidStateError
 
-from tests.server.harness import PATIENCE_S, Client, PeerClient, SocketClient, Ticket, until
+from tests.server.harness import PATIENCE_S, Ticket, until
 from tests.server.process import Process
 from tests.server.relay import BLACKOUT, CALM, Weather, relay
 from tests.server.synthetic import make_student
+from tests.server.viewers import Client, PeerClient, SocketClient
 
 SEED = 1
 VIEWERS = 2

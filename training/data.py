@@ -56,6 +56,18 @@ class Recorder(Protocol):
     ) -> None: ...
 
 
+class FileRecorder:
+    """What recorders of files share: they hold nothing open between two clips."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
 class ClipData(Protocol):
     """A kind of clips: what a student is trained on and judged by. Can be pickled."""
 

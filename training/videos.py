@@ -18,13 +18,12 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data import HELD_OUT_SEED, Clip
+from training.data import HELD_OUT_SEED, Clip, FileRecorder
 from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
 
 _HELD_OUT = 10
@@ -108,7 +107,7 @@ class VideoActionDataset:
         return np.stack(found)
 
 
-class VideoRecorder:
+class VideoRecorder(FileRecorder):
     """Draws clips from a data set's videos, at random (a `training.data.Recorder`)."""
 
     def __init__(self, data: VideoActionDataset, seed: int) -> None:
@@ -132,14 +131,6 @@ class VideoRecorder:
         frames = self._data.read(video, first, num_frames)
         rows = slice(first, first + num_frames)
         return Clip(frames, video.actions[rows], video.poses[rows])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def _sidecar(path: Path) -> Path:

@@ -23,9 +23,9 @@ from playwright.sync_api import Browser, WebSocket, sync_playwright
 
 from server.bench import BROWSER_FLAGS
 from tests.clients.walking import DESKTOP, Open, Walk
-from tests.server.conftest import serve, shared, student
+from tests.server.conftest import avatar, serve, shared, student
 
-__all__ = ["serve", "shared", "student"]
+__all__ = ["avatar", "serve", "shared", "student"]
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 90.0
 

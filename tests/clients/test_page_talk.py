@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
-from server.settings import Settings
 from server.voice import VOICE_RATE
 from tests.clients.conftest import Server, chromium_with
 from tests.clients.walking import DESKTOP, PHONE, Open, Walk, enter
 from tests.server.harness import LiveServer
-from tests.server.synthetic import make_student
 from tests.server.test_talk import as_wave
 
 LOUD, SILENT = 0.05, 0.01
@@ -42,14 +40,6 @@ def buzz(seconds: float, pause_s: float = 0.0) -> bytes:
     if pause_s:
         voice = voice * (time_s // pause_s % 2 == 0)
     return as_wave((6000 * voice).astype(np.int16))
-
-
-@pytest.fixture(scope="module")
-def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8, max_load=100.0)).start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

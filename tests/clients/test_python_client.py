@@ -26,9 +26,10 @@ from streamgen_client import (
 from streamgen_client.gym import StreamEnv
 from streamgen_client.session import Session as ClientSession
 from streamgen_client.webrtc import PeerLink
-from tests.server.harness import Got, LiveServer, follow, until
+from tests.server.harness import LiveServer, until
 from tests.server.relay import BLACKOUT, CALM, NO_PICTURES, Relay, relay
 from tests.server.synthetic import START_FRAMES, make_student, read
+from tests.server.viewers import Got, follow
 
 BOTH = pytest.mark.parametrize("transport", ["webrtc", "websocket"])
 

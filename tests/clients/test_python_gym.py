@@ -14,8 +14,9 @@ from gymnasium.utils.env_checker import check_env
 
 from streamgen_client import StreamLost
 from streamgen_client.gym import StreamEnv
-from tests.server.harness import Got, LiveServer, follow
+from tests.server.harness import LiveServer
 from tests.server.synthetic import START_FRAMES, read
+from tests.server.viewers import Got, follow
 
 
 @pytest.fixture

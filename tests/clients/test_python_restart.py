@@ -10,9 +10,10 @@ from typing import Any
 
 from streamgen.student import Student
 from streamgen_client import StreamClient
-from tests.server.harness import Got, follow, until
+from tests.server.harness import until
 from tests.server.process import Process, process
 from tests.server.synthetic import read
+from tests.server.viewers import Got, follow
 
 
 async def take(stream: StreamClient, frames: list[Got], enough: Any) -> None:

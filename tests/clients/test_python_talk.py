@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -12,20 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from server.settings import Settings
 from streamgen_client import SOUND_RATE, SessionRefused, Silent, Sound, StreamClient
 from streamgen_client.cli import main
 from tests.server.harness import LiveServer
-from tests.server.synthetic import make_student, read
+from tests.server.synthetic import read
 from tests.server.test_talk import as_wave, place_of, words
-
-
-@pytest.fixture(scope="module")
-def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    server = LiveServer(student, tmp_path_factory.mktemp("orders"), Settings(max_sessions=8, max_load=100.0)).start()
-    yield server
-    server.stop()
 
 
 async def listen(stream: StreamClient, seconds: float) -> list[Sound]:

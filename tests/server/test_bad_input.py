@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.server.harness import LiveServer, PeerClient, SocketClient, Ticket, undisturbed, until
+from tests.server.harness import LiveServer, Ticket, until
+from tests.server.viewers import PeerClient, SocketClient, undisturbed
 
 SDP = {"Content-Type": "application/sdp"}
 FRAGMENT = {"Content-Type": "application/trickle-ice-sdpfrag"}

@@ -17,8 +17,9 @@ from server.keys import key
 from server.listening import Server, bind
 from server.settings import Settings
 from streamgen.student import Student
-from tests.server.harness import SocketClient, make_certificate, until
+from tests.server.harness import make_certificate, until
 from tests.server.process import process
+from tests.server.viewers import SocketClient
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -23,8 +23,9 @@ from server.load import ShowingCosts
 from server.settings import Settings
 from server.webrtc import parse_offer
 from streamgen.student import Student
-from tests.server.harness import LiveServer, Ticket, bearer, undisturbed
+from tests.server.harness import LiveServer, Ticket, bearer
 from tests.server.mutations import mutated
+from tests.server.viewers import undisturbed
 
 SEED = 20_240_607
 MESSAGES = 10_000

@@ -16,8 +16,9 @@ from websockets import Origin
 
 from server.pages import pages
 from server.security import allowed_hosts
-from tests.server.harness import LiveServer, SocketClient, follow, until
+from tests.server.harness import LiveServer, until
 from tests.server.synthetic import START_FRAMES
+from tests.server.viewers import SocketClient, follow
 
 
 def code(response: httpx.Response) -> tuple[int, str]:

@@ -15,9 +15,10 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 
 from server.ice import bound_ports, choose_addresses, media_addresses, without_mdns
 from server.settings import PortRange
-from tests.server.harness import PATIENCE_S, LiveServer, PeerClient, until
+from tests.server.harness import PATIENCE_S, LiveServer, until
 from tests.server.synthetic import make_student
 from tests.server.turn import RELAYED, turn_server
+from tests.server.viewers import PeerClient
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from server.errors import Refused
 from server.keys import ApiKey, Keyring, key
-from tests.server.harness import LiveServer, SocketClient, bearer, follow
+from tests.server.harness import LiveServer, bearer
 from tests.server.synthetic import make_student
+from tests.server.viewers import SocketClient, follow
 
 ONE, TWO = "sg_one", "sg_two"
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
-from tests.server.harness import Got, LiveServer, PeerClient, follow, until
+from tests.server.harness import LiveServer, until
 from tests.server.relay import BLACKOUT, CALM, Weather, relay
+from tests.server.viewers import Got, PeerClient, follow
 
 RECOVERED_WITHIN_S = 10.0
 """Measured: 0.1 s to 0.3 s. A busy machine shall not decide."""

@@ -25,8 +25,9 @@ from server.settings import Settings
 from streamgen.session_log import LogError, read_log
 from streamgen.student import Student
 from streamgen_client import StreamClient
-from tests.server.harness import LiveServer, SocketClient, until
+from tests.server.harness import LiveServer, until
 from tests.server.test_talk import as_wave, words
+from tests.server.viewers import SocketClient
 from tests.toy import toy_talker
 
 SESSIONS = 8

@@ -22,8 +22,9 @@ from server.keep import SESSIONS, KeepError, KeptSession, take_sessions, write_s
 from server.restart import drain
 from streamgen.session_log import read_log
 from streamgen.student import Student
-from tests.server.harness import LiveServer, SocketClient, Ticket, follow, until
+from tests.server.harness import LiveServer, Ticket, until
 from tests.server.synthetic import START_FRAMES, build_synthetic, make_student
+from tests.server.viewers import SocketClient, follow
 
 Serve = Callable[..., LiveServer]
 KEY, OTHER_KEY = (hashlib.sha256(secret).hexdigest() for secret in (b"sg_one", b"sg_two"))

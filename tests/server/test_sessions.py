@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tests.server.harness import LiveServer, SocketClient, follow, until
+from tests.server.harness import LiveServer, until
+from tests.server.viewers import SocketClient, follow
 
 
 async def test_a_silent_viewer_is_away_and_its_return_keeps_the_stream(serve: Callable[..., LiveServer]) -> None:

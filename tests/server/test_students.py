@@ -14,8 +14,9 @@ import pytest
 from server import students
 from server.students import open_students
 from streamgen.student import Student, StudentError
-from tests.server.harness import LiveServer, SocketClient, Ticket, follow, until
+from tests.server.harness import LiveServer, Ticket, until
 from tests.server.synthetic import make_student
+from tests.server.viewers import SocketClient, follow
 
 Serve = Callable[..., LiveServer]
 

@@ -6,7 +6,7 @@ import asyncio
 import io
 import time
 import wave
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from fractions import Fraction
 
 import numpy as np
@@ -14,19 +14,9 @@ import pytest
 from aiortc import MediaStreamTrack
 from av import AudioFrame
 
-from server.settings import Settings
 from server.voice import VOICE_RATE
-from tests.server.harness import LiveServer, PeerClient, SocketClient, until
-from tests.server.synthetic import make_student
-
-
-@pytest.fixture(scope="module")
-def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    student = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    settings = Settings(max_sessions=8, max_load=100.0, max_sound_s=20.0, max_sound_bytes=2_000_000)
-    server = LiveServer(student, tmp_path_factory.mktemp("orders"), settings).start()
-    yield server
-    server.stop()
+from tests.server.harness import LiveServer, until
+from tests.server.viewers import PeerClient, SocketClient
 
 
 def words(seconds: float, seed: int = 0) -> np.ndarray:

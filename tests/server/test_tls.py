@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.harness import LiveServer, PeerClient, SocketClient, follow, make_certificate, until
+from tests.server.harness import LiveServer, make_certificate, until
+from tests.server.viewers import PeerClient, SocketClient, follow
 
 
 async def test_everything_is_there_over_tls(serve: Callable[..., LiveServer], tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from server import tracing
-from tests.server.harness import Client, LiveServer, PeerClient, SocketClient, until
+from tests.server.harness import LiveServer, until
+from tests.server.viewers import Client, PeerClient, SocketClient
 
 
 class Collector(ThreadingHTTPServer):

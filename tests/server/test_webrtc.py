@@ -14,8 +14,9 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from server.ice import choose_addresses
 from server.settings import IceServer, Settings
 from server.webrtc import Peer, ice_links
-from tests.server.harness import LiveServer, PeerClient, SocketClient, until
+from tests.server.harness import LiveServer, until
 from tests.server.synthetic import make_student
+from tests.server.viewers import PeerClient, SocketClient
 
 SDP = {"Content-Type": "application/sdp"}
 FRAGMENT = {"Content-Type": "application/trickle-ice-sdpfrag"}

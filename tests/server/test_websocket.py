@@ -17,8 +17,9 @@ from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from server.protocol import HEADER, KIND_H264_DELTA, KIND_H264_KEY, KIND_JPEG
 from server.websocket import SocketTransport, _run
-from tests.server.harness import Client, LiveServer, SocketClient, Ticket, follow, until
+from tests.server.harness import LiveServer, Ticket, until
 from tests.server.synthetic import START_FRAMES, make_student
+from tests.server.viewers import Client, SocketClient, follow
 
 
 async def test_frames_come_in_order_and_say_what_they_are(shared: LiveServer) -> None:

@@ -18,8 +18,9 @@ from engines.protocol import Capacity, EngineFull, StepRequest
 from server.worker import Block, Step, StreamFailed, _step, block_shape
 from streamgen.state import StreamState
 from streamgen.student import Student
-from tests.server.harness import LiveServer, SocketClient, follow, until
+from tests.server.harness import LiveServer, until
 from tests.server.synthetic import START_FRAMES, SyntheticEngine, read
+from tests.server.viewers import SocketClient, follow
 
 
 def test_a_stream_that_cannot_be_opened_does_not_spoil_its_batch(student: Student, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from streamgen.audio import SAMPLE_RATE, SoundError, read_sound
 from streamgen.face import CURVES, LIFE, SPEECH
-from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip
+from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, FileRecorder
 from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
 
 FACE = 0.22, 0.18, 0.78, 0.86
@@ -131,7 +130,7 @@ def is_held_out(path: Path) -> bool:
     return name is not None and int(name["number"]) // 2 % _CYCLE == _HELD_OUT
 
 
-class TalkRecorder:
+class TalkRecorder(FileRecorder):
     """Draws clips from a data set's videos, at random (a `training.data.Recorder`)."""
 
     def __init__(self, data: TalkDataset, seed: int) -> None:
@@ -190,14 +189,6 @@ class TalkRecorder:
         assert self._data.latents is not None
         stored: NDArray[np.float16] = np.load(self._data.latents / f"{video.path.stem}.npy", mmap_mode="r")
         return stored
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def around(sound: NDArray[np.float32], start_s: float, seconds: float) -> NDArray[np.float32]:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamgen.audio import SAMPLE_RATE
 from streamgen.face import SPEECH
-from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip
+from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, FileRecorder
 from training.footage import VideoDataError, draw
 from training.talk.augment import augmented, retimed
 from training.talk.dataset import around, is_held_out, read_curves, sound_of
@@ -51,7 +49,7 @@ class VoiceDataset:
         return VoiceRecorder(self, seed)
 
 
-class VoiceRecorder:
+class VoiceRecorder(FileRecorder):
     """Draws clips at random (a `training.data.Recorder`): those for training as other voices in other rooms."""
 
     def __init__(self, data: VoiceDataset, seed: int) -> None:
@@ -84,14 +82,6 @@ class VoiceRecorder:
         nothing = np.zeros((num_frames, 0, 0, 3), np.uint8)
         unknown = np.full((num_frames, 3), np.nan, np.float32)
         return Clip(nothing, curves[:num_frames], unknown, heard)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def ends_of(num_frames: int, fps: float) -> NDArray[np.int64]:
