@@ -53,9 +53,9 @@ def serve(student: Student, tmp_path: Path) -> Iterator[Callable[..., LiveServer
 
 @pytest.fixture(scope="module")
 def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server of a student that speech drives, for one module: it says 20 s at most, and takes files of 2 MB."""
+    """A server of a student that speech drives, for one module: 8 MB a file, and 70 s to say, are the most it takes."""
     own = make_student(tmp_path_factory.mktemp("avatar"), fps=25.0, name="avatar", talks=True)
-    settings = Settings(max_sessions=8, max_load=100.0, max_sound_s=20.0, max_sound_bytes=2_000_000)
+    settings = Settings(max_sessions=8, max_load=100.0, max_sound_s=70.0, max_sound_bytes=8_000_000)
     server = LiveServer(own, tmp_path_factory.mktemp("orders"), settings).start()
     yield server
     server.stop()
