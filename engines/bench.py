@@ -12,6 +12,7 @@ import openvino as ov
 from engines.openvino import gemm_gflops
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
+from streamgen.audio import MEL_BINS, SILENCE
 from streamgen.flops import frame_flops
 from streamgen.student import Student
 
@@ -73,8 +74,12 @@ def _run(engine: Engine, student: Student, streams: int, seconds: float, steps: 
     while True:
         for index in range(streams):
             actions = (rng.random((config.transformer.block_size, config.action_dim)) < 0.3).astype(np.float32)
+            mel = None
+            if config.speech is not None:
+                sound = (len(actions), config.speech.window, MEL_BINS)
+                mel = np.minimum(0, rng.normal(SILENCE / 2, 1.0, sound)).astype(np.float32)
             before = time.perf_counter()
-            engine.step([StepRequest(str(index), actions, steps)])
+            engine.step([StepRequest(str(index), actions, steps, mel)])
             taken.append(time.perf_counter() - before)
         count += 1
         if warmup and count == warmup:

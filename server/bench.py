@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 
 from engines.bench import bench as bench_engine
 from engines.protocol import EngineError
 from engines.select import ENGINES
+from server.bench_browser import bench_browser
 from server.bench_load import bench_load, table
-from server.bench_server import serving
 from streamgen.student import Student, StudentError
 
-_READY_S = 60.0
-_SETTLE_S = 2.0
-_TAP_EVERY_S = 0.7
 _MOST_VIEWERS = 64
-BROWSER_FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-)
 
 
 def _counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -88,53 +70,3 @@ def bench(
     if json_file is not None:
         json_file.write_text(text + "\n")
     click.echo(text)
-
-
-def bench_browser(student: Student, engine: str, seconds: float) -> dict[str, Any]:
-    """Play in real Chromium against a real server for `seconds`, tapping keys; figures are the browser's own."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise click.ClickException(f"--browser needs the extra `dev`: {error}") from error
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise click.ClickException("--browser needs Chromium: install it, for example with `make chromium`")
-    with serving(student, engine) as server, sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
-        page = chrome.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(server.url)
-        page.get_by_role("button", name="Walk in").click()
-        deadline = time.monotonic() + _READY_S
-        while not (now := page.evaluate("streamgen.stats()"))["framesDecoded"] or now["state"] != "playing":
-            if time.monotonic() > deadline:
-                raise click.ClickException(f"the page did not begin to play: {now}")
-            page.wait_for_timeout(100)
-        page.wait_for_timeout(_SETTLE_S * 1000)
-        before = page.evaluate("streamgen.stats()")
-        cpu_before = server.cpu_s()
-        start = time.perf_counter()
-        keys = [key for key in ("ArrowLeft", "KeyW", "ArrowRight", "Space") if key in student.config.keys]
-        for index in range(max(1, round(seconds / _TAP_EVERY_S))):
-            page.keyboard.press(keys[index % len(keys)], delay=120)
-            page.wait_for_timeout(_TAP_EVERY_S * 1000 - 120)
-        after = page.evaluate("streamgen.stats()")
-        elapsed = time.perf_counter() - start
-        cpu = {name: round((cpu_s - cpu_before[name]) / elapsed, 3) for name, cpu_s in server.cpu_s().items()}
-        chrome.close()
-    latency = after["inputToPhotonMs"]
-    if not latency:
-        raise click.ClickException("no key press came back in a picture; is the machine too busy to play?")
-    return {
-        "seconds": round(elapsed, 1),
-        "transport": after["transport"],
-        "target_fps": student.config.fps,
-        "fps": round((after["framesDecoded"] - before["framesDecoded"]) / elapsed, 2),
-        "freezes": after["freezes"] - before["freezes"],
-        "first_frame_ms": round(after["firstFrameMs"]),
-        "input_to_photon_ms": {
-            "p50": round(float(np.percentile(latency, 50)), 1),
-            "p99": round(float(np.percentile(latency, 99)), 1),
-            "inputs": len(latency),
-        },
-        "cpu_cores": cpu,
-    }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Header, Request, Response, WebSocket
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response, WebSocket
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from server import protocol
+from server.agents import AGENT_HZ, serve_agent
 from server.errors import ErrorAnswer, Refused
 from server.keys import ApiKey
 from server.pages import MEDIA_TYPES
@@ -362,6 +363,18 @@ async def end_webrtc(peer: Annotated[Peer, Depends(_peer)]) -> None:
 async def stream(socket: WebSocket, session_id: str) -> None:
     service: Service = socket.state.service
     await serve_socket(socket, session_id, service.sessions, service.settings, service.metrics, service.pool)
+
+
+@router.websocket("/v1/sessions/{session_id}/agent")
+async def agent(
+    socket: WebSocket,
+    session_id: str,
+    rate: Annotated[int, Query(ge=8_000, le=48_000)] = AGENT_HZ,
+    authorization: Annotated[str, Header()] = "",
+) -> None:
+    service: Service = socket.state.service
+    token = authorization.removeprefix("Bearer ")
+    await serve_agent(socket, session_id, token, rate, service.sessions, service.settings, service.metrics)
 
 
 @router.get("/v1/students")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import http, protocol, viewers
+from server import agents, http, protocol, viewers
 from server.codes import MEANINGS
 
 _LIMITS = {
@@ -69,6 +69,21 @@ From the server, on the WebSocket only: {size} bytes of header, {byte_order}-end
 {header}
 
 Kinds of payload: {kinds}.
+
+## Voice agents
+
+The WebSocket `/v1/sessions/{{session_id}}/agent`, with the session's token as `Authorization: Bearer TOKEN`, lets a
+program say what others hear and see. It takes the server events of OpenAI's Realtime interface, passed on as they come,
+and ignores those that are not listed here; plain text-to-speech sends PCM as binary messages.
+
+| Event | Does |
+|---|---|
+{agent_events}
+
+PCM is s16le in one channel, at {agent_hz} Hz or at `?rate=HZ` (8000 to 48000); it may come faster than it is said. What
+still comes of a response that was interrupted is not said. The server answers `output_audio_buffer.started`; then
+`output_audio_buffer.stopped` when all is said, or `output_audio_buffer.cleared` when somebody interrupts; and `error`,
+with code and message in its object `error`.
 
 ## Errors
 
@@ -155,6 +170,8 @@ def page() -> str:
         byte_order=binary["byte_order"],
         header=_table(("Field", "Type", "About"), _header(binary)),
         kinds=", ".join(f"{number} {name}" for name, number in binary["kinds"].items()),
+        agent_hz=agents.AGENT_HZ,
+        agent_events="\n".join(f"| `{kind}` | {does} |" for kind, does in agents.EVENTS.items()),
         errors=_table(("Code", "Means"), ((f"`{code}`", meaning) for code, meaning in sorted(MEANINGS.items()))),
         hello=protocol.Hello.model_validate({"version": protocol.VERSION, "token": "s3cr3t"}).model_dump_json(),
         ping=protocol.Ping(seq=0, t=1001.0, held=[]).model_dump_json(),

@@ -38,6 +38,7 @@ class Session:
     """One stream with its viewers. It plays while it is not paused and some viewer is present.
 
     token_hash: SHA-256 of the bearer's proof, which only the bearer keeps: it is random enough to need no salt.
+    agents: connections that say something and watch nothing; they end with the session.
     lifetime_s: from now to the end of the session. key: the API key that it was opened with.
     """
 
@@ -59,6 +60,7 @@ class Session:
         self.seed, self.key = seed, key
         self.paused = False
         self.viewers: dict[str, Viewer] = {}
+        self.agents: set[Transport] = set()
         self.stream = Stream(self.id, served.student, seed, self, identity)
         self.expires_s = now_s + lifetime_s
         self.expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)

@@ -130,6 +130,8 @@ class Sessions:
             viewer.send(Error(code=code, message=message, retryable=retryable))
             viewer.transport.close(close_code, code)
             session.detach(viewer)
+        for agent in session.agents:
+            agent.close(close_code, code)
         self._count()
 
     def refuse_while_draining(self) -> None:

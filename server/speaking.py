@@ -31,7 +31,7 @@ class Speaking:
 
         Raises Refused.
         """
-        voice, utterance = _voice(stream), stream.utterance
+        voice, utterance = voice_of(stream), stream.utterance
         loop = asyncio.get_running_loop()
         seconds = 0.0
         try:
@@ -43,7 +43,7 @@ class Speaking:
                     samples = await loop.run_in_executor(self._pool, _pronounced, speaker, sentence)
                     if stream.utterance != utterance:
                         break
-                    seconds += self._queue(voice, samples)
+                    seconds += queue(voice, samples, self._most_s)
         except SpeechError as error:
             missing = self._speaker is None
             raise Refused(501 if missing else 422, "no_speech" if missing else "unspeakable", str(error)) from error
@@ -51,25 +51,28 @@ class Speaking:
 
     async def play(self, stream: Stream, data: bytes) -> float:
         """Let the stream say the sound of a file, at its own pace; returns its seconds. Raises Refused."""
-        voice, utterance = _voice(stream), stream.utterance
+        voice, utterance = voice_of(stream), stream.utterance
         try:
             samples = await asyncio.get_running_loop().run_in_executor(
                 self._pool, read_sound, io.BytesIO(data), VOICE_RATE, self._most_s
             )
         except SoundError as error:
             raise Refused(422, "unspeakable", str(error)) from error
-        return self._queue(voice, samples) if stream.utterance == utterance else 0.0
-
-    def _queue(self, voice: Voice, samples: Samples) -> float:
-        seconds = len(samples) / VOICE_RATE
-        if voice.queued_s + seconds > self._most_s:
-            message = f"{voice.queued_s:.0f} s wait to be said already: the limit is {self._most_s:g} s"
-            raise Refused(503, "voice_full", message, retry_after_s=max(1, round(seconds)))
-        voice.say(samples)
-        return seconds
+        return queue(voice, samples, self._most_s) if stream.utterance == utterance else 0.0
 
 
-def _voice(stream: Stream) -> Voice:
+def queue(voice: Voice, samples: Samples, most_s: float) -> float:
+    """Let a voice say samples at VOICE_RATE; at most most_s may wait. Returns their seconds. Raises Refused."""
+    seconds = len(samples) / VOICE_RATE
+    if voice.queued_s + seconds > most_s:
+        message = f"{voice.queued_s:.0f} s wait to be said already: the limit is {most_s:g} s"
+        raise Refused(503, "voice_full", message, retry_after_s=max(1, round(seconds)))
+    voice.say(samples)
+    return seconds
+
+
+def voice_of(stream: Stream) -> Voice:
+    """Raises Refused for a student that says nothing."""
     if stream.voice is None:
         raise Refused(409, "no_voice", f"student {stream.student.config.name} is driven by keys and says nothing")
     return stream.voice

@@ -127,16 +127,16 @@ class Voice:
         return mixed
 
 
-class Microphone:
-    """One viewer's sound on its way into a voice: PCM s16le in one channel at its own rate, in pieces of any size."""
+class Pcm:
+    """PCM s16le in one channel at a rate of its own, in pieces of any size, as samples at VOICE_RATE."""
 
-    def __init__(self, voice: Voice, source: str, rate: int) -> None:
-        self._voice, self._source, self._rate = voice, source, rate
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
         self._resampler = None if rate == VOICE_RATE else av.AudioResampler("flt", "mono", VOICE_RATE)
         self._half = b""
 
-    def push(self, pcm: bytes) -> None:
-        """The next bytes."""
+    def push(self, pcm: bytes) -> Samples:
+        """The next bytes as samples [T] in [-1, 1]."""
         pcm = self._half + pcm
         whole = len(pcm) // 2 * 2
         self._half = pcm[whole:]
@@ -146,6 +146,18 @@ class Microphone:
             frame.sample_rate = self._rate
             pieces = [piece.to_ndarray()[0] for piece in self._resampler.resample(frame)]
             samples = np.concatenate(pieces) if pieces else samples[:0]
+        return samples
+
+
+class Microphone:
+    """One viewer's sound on its way into a voice."""
+
+    def __init__(self, voice: Voice, source: str, rate: int) -> None:
+        self._voice, self._source, self._pcm = voice, source, Pcm(rate)
+
+    def push(self, pcm: bytes) -> None:
+        """The next bytes."""
+        samples = self._pcm.push(pcm)
         if len(samples):
             self._voice.hear(self._source, samples)
 

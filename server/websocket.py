@@ -118,11 +118,11 @@ async def serve_socket(
             important=True,
         )
         transport.close(CLOSE_TRY_LATER if refused.retryable else CLOSE_POLICY, refused.code)
-        await _run(socket, transport)
+        await run_socket(socket, transport)
         return
     session.greet(viewer)
     try:
-        await _run(
+        await run_socket(
             socket,
             transport,
             _frames(socket, session, viewer, metrics, encode),
@@ -133,7 +133,7 @@ async def serve_socket(
         session.detach(viewer)
 
 
-async def _run(socket: WebSocket, transport: SocketTransport, *parts: Coroutine[None, None, None]) -> None:
+async def run_socket(socket: WebSocket, transport: SocketTransport, *parts: Coroutine[None, None, None]) -> None:
     """Until the first part ends; then the others end too, and the socket is closed."""
     tasks = [asyncio.create_task(part) for part in (transport.pump(socket), transport.overdue(), *parts)]
     try:
@@ -158,7 +158,7 @@ async def _hello(socket: WebSocket, settings: Settings) -> Hello:
     """The first message. Raises Refused, WebSocketDisconnect."""
     try:
         async with asyncio.timeout(settings.hello_within_s):
-            data = await _receive(socket)
+            data = await receive_message(socket)
     except TimeoutError:
         raise Refused(408, "hello_timeout", f"no hello within {settings.hello_within_s:g} s") from None
     if len(data) > settings.max_message_bytes:
@@ -215,7 +215,7 @@ async def _messages(
     voice = session.stream.voice
     microphone = Microphone(voice, viewer.id, microphone_hz) if voice is not None else None
     while True:
-        data = await _receive(socket)
+        data = await receive_message(socket)
         if not isinstance(viewer.transport, SocketTransport) or viewer.transport.ended is not None:
             continue
         if isinstance(data, bytes) and microphone is not None and 0 < len(data) <= MOST_SOUND_BYTES:
@@ -248,7 +248,7 @@ async def _sounds(socket: WebSocket, session: Session, sounds: Mailbox) -> None:
             await socket.send_bytes(pack_frame(KIND_SOUND, frame.generation, frame.index, frame.pts_us, payload))
 
 
-async def _receive(socket: WebSocket) -> str | bytes:
+async def receive_message(socket: WebSocket) -> str | bytes:
     """The next message. Raises WebSocketDisconnect."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":

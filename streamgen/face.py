@@ -47,3 +47,8 @@ LIFE = {
 
 CURVES = (*SPEECH, *LIFE)
 """Names of a frame's vector, in order."""
+
+FACE = 0.22, 0.18, 0.78, 0.86
+"""Left, top, right and bottom of the part of a frame that a face moves in, in shares of its width and height."""
+MOUTH = 0.34, 0.54, 0.66, 0.78
+"""The part that its mouth moves in."""

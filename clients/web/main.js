@@ -20,6 +20,7 @@
  *   frame, dropped, steps, stepMs   from the server's last status
  *   audioLevel       of what an avatar says now, whether it is heard or not: 0 to 1
  *   heard            whether that comes out of the loudspeaker
+ *   microphoneLevel  of what the person says now: 0 to 1
  *   microphone       "off", "on", or "refused" by the person, the browser or the machine
  */
 
@@ -274,6 +275,7 @@ function stats() {
     steps: status?.steps ?? null,
     stepMs: status?.step_ms ?? null,
     audioLevel: talk.level,
+    microphoneLevel: talk.microphoneLevel,
     heard: talk.heard,
     microphone: talk.microphone,
   };

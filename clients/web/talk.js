@@ -51,6 +51,11 @@ export class Talk {
     return this.#link?.voice?.level ?? 0;
   }
 
+  /** How loud the person is now: 0 to 1. */
+  get microphoneLevel() {
+    return this.#microphone?.level ?? 0;
+  }
+
   /** @param {Link | null} link */
   linked(link) {
     this.#link = link;
@@ -70,7 +75,7 @@ export class Talk {
       await this.#link?.voice?.speak(this.#microphone.track);
       this.#state = "on";
       this.#wanted = false;
-      this.#timer = setInterval(() => this.#listener.level(this.#microphone?.level ?? 0), LEVEL_MS);
+      this.#timer = setInterval(() => this.#listener.level(this.microphoneLevel), LEVEL_MS);
     } catch (error) {
       this.#microphone?.close();
       this.#microphone = null;

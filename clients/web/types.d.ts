@@ -211,6 +211,7 @@ export interface Stats {
   steps: number | null;
   stepMs: number | null;
   audioLevel: number;
+  microphoneLevel: number;
   heard: boolean;
   microphone: MicrophoneState;
 }

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, WebSocket, sync_playwright
 
-from server.bench import BROWSER_FLAGS
+from server.bench_browser import BROWSER_FLAGS
 from tests.clients.walking import DESKTOP, Open, Walk
 from tests.server.conftest import avatar, serve, shared, student
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from streamgen.face import MOUTH
 from streamgen.say import Speaker
 from training.cli import data
 from training.footage import pictures
 from training.talk.arkit import INDEX, SHAPES
 from training.talk.assets import AssetError, distil, load_head
-from training.talk.dataset import MOUTH, TalkDataset
+from training.talk.dataset import TalkDataset
 from training.talk.gl import RendererError, open_context
 from training.talk.identity import draw_identity
 from training.talk.mesh import Surface, fit_sphere, subdivide, triangle_normals

@@ -1,6 +1,6 @@
 """A folder of videos of talking heads, with sound, as training data for an avatar.
 
-    anna_0001.mp4     any container and codec that PyAV reads, constant frame rate, the head where `FACE` says
+    anna_0001.mp4     any container and codec that PyAV reads, constant frame rate, the head where `face.FACE` says
     anna_0001.flac    its sound, where the video has none of its own
     anna_0001.npz     what moved it, where that is known (rendered heads): arkit [F, n] and names [n], rot, trn, body
                       [F, 3], gaze, tongue [F, 2]
@@ -26,11 +26,6 @@ from streamgen.audio import SAMPLE_RATE, SoundError, read_sound
 from streamgen.face import CURVES, LIFE, SPEECH
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, FileRecorder
 from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
-
-FACE = 0.22, 0.18, 0.78, 0.86
-"""Left, top, right and bottom of the part of a frame that a face moves in, in shares of its width and height."""
-MOUTH = 0.34, 0.54, 0.66, 0.78
-"""The part that its mouth moves in."""
 
 _NAME = re.compile(r"(?P<who>.+)_(?P<number>\d+)")
 _GROUPS = {

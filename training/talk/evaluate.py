@@ -20,7 +20,7 @@ from engines.generate import speak
 from engines.protocol import Engine
 from engines.select import load_engine
 from streamgen.audio import SAMPLE_RATE, SoundError, log_mel, read_sound
-from streamgen.face import CURVES, SPEECH
+from streamgen.face import CURVES, FACE, MOUTH, SPEECH
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import Student
 from training.clips import encode
@@ -29,7 +29,7 @@ from training.footage import VideoDataError, pictures
 from training.metrics import decode, detail, frames_psnr, inside, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
 from training.sheets import contact_sheet, line_sheet
-from training.talk.dataset import FACE, MOUTH, TalkDataset, sound_of
+from training.talk.dataset import TalkDataset, sound_of
 from training.talk.judge import SAID, FaceJudge, opening
 
 _CONTEXT, _JUDGED, _CLIPS = 10, 20, 10

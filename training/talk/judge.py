@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.face import SPEECH
+from streamgen.face import MOUTH, SPEECH
 from streamgen.models.autoencoder import to_float
 from streamgen.models.loading import load_weights, save_weights
 from streamgen.student import WEIGHTS
 from training.metrics import inside
 from training.recipe import Box, RecipeError
-from training.talk.dataset import MOUTH
 
 FACE_JUDGE = "face_judge"
 SAID = (*SPEECH, "blink")
