@@ -185,10 +185,18 @@ def export(
 @click.option("--student", default="world", help="Shipped student or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
 @click.option(
-    "--data", type=_FOLDER, default=None, help="Folder of videos to judge by; default: the recorder of the world."
+    "--data",
+    type=_FOLDER,
+    default=None,
+    help="Folder of videos to judge by; default: the recorder of the world, or the talking heads that come with this.",
 )
 @click.option("--speech", type=_FOLDER, default=None, help="For an avatar: folder of recorded speech, to say that too.")
-@click.option("--judges", type=_FOLDER, default=None, help="Run folder of judges: adds control and drift.")
+@click.option(
+    "--judges",
+    type=_FOLDER,
+    default=None,
+    help="Run folder of judges, of which avatars have one; with it worlds are judged by control and drift.",
+)
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
@@ -212,7 +220,7 @@ def evaluate(
     sheets: Path | None,
 ) -> None:
     """Judge a student on held-out play or talk: PSNR, SSIM, control or lips, detail and drift, with pictures to look
-    at. An avatar needs --data and --judges.
+    at.
     """
     _torch()
 
@@ -252,13 +260,8 @@ def _evaluate_avatar(
 ) -> dict[str, Any]:
     """Raises RecipeError, StudentError, VideoDataError."""
     from training.talk.dataset import TalkDataset
-    from training.talk.evaluate import evaluate as judge
+    from training.talk.evaluate import HELD_OUT, evaluate as judge
     from training.talk.judge import load_face_judge
 
-    if data is None or judges is None:
-        raise click.ClickException(
-            f"student {student.config.name} is an avatar: give videos of talking heads (--data) and the run of the "
-            "judge of faces (--judges)"
-        )
-    clips = TalkDataset(data, student.config.width, student.config.height)
-    return judge(student, clips, load_face_judge(judges), pictures, engine, seconds, speech)
+    clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
+    return judge(student, clips, load_face_judge(judges or HELD_OUT), pictures, engine, seconds, speech)

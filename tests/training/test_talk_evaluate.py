@@ -32,9 +32,9 @@ def test_a_late_picture_is_told_by_how_much() -> None:
     truth = [np.convolve(rng.standard_normal(300), np.ones(4) / 4, "same").astype(np.float32) for _ in range(3)]
     for late in (-2, 0, 3):
         said = [np.roll(curve, late) for curve in truth]
-        assert judging._lag_ms(said, truth, 25.0) == pytest.approx(40.0 * late, abs=4)
+        assert judging.lag_ms(said, truth, 25.0) == pytest.approx(40.0 * late, abs=4)
     between = [(curve + np.roll(curve, 1)) / 2 for curve in truth]
-    assert judging._lag_ms(between, truth, 25.0) == pytest.approx(20, abs=6)
+    assert judging.lag_ms(between, truth, 25.0) == pytest.approx(20, abs=6)
 
 
 def test_true_curves_agree_with_themselves_and_shuffled_ones_do_not() -> None:
@@ -99,11 +99,9 @@ def test_an_avatar_is_judged(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_an_avatar_needs_videos_and_a_judge(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_judge_is_refused(folder: Path, tmp_path: Path) -> None:
     talker = toy_talker(tmp_path / "talker")
     command = ["--student", str(talker), "--json", str(tmp_path / "out.json")]
-    result = CliRunner().invoke(evaluate, command)
-    assert result.exit_code == 1 and "--data" in result.output and "--judges" in result.output
     result = CliRunner().invoke(evaluate, [*command, "--data", str(folder), "--judges", str(tmp_path)])
     assert result.exit_code == 1 and "no judge of faces" in result.output
 

@@ -32,6 +32,8 @@ from training.sheets import contact_sheet, line_sheet
 from training.talk.dataset import TalkDataset, sound_of
 from training.talk.judge import SAID, FaceJudge, opening
 
+HELD_OUT = Path(__file__).with_name("held_out")
+"""Rendered heads that no shipped student was trained on, and a judge that was not either."""
 _CONTEXT, _JUDGED, _CLIPS = 10, 20, 10
 _VIDEOS = 8
 _MOST_LAG = 8
@@ -152,7 +154,7 @@ def _agreement(judged: list[Curve], truth: list[Curve]) -> dict[str, float]:
     moves = np.concatenate([_swing(each) for each in said])
     return {
         "correlation": _correlation(said, real),
-        "lag_ms": _lag_ms(said, real, 25.0),
+        "lag_ms": lag_ms(said, real, 25.0),
         "closures": float((nearest[shut] < border).mean()) if shut.any() else float("nan"),
         "open_vowels": float((every[wide] > border).mean()),
         "still_in_silence": float((moves[silent] < _STILL).mean()) if silent.any() else float("nan"),
@@ -168,7 +170,7 @@ def _shuffled(curves: list[Curve]) -> list[Curve]:
     return [np.resize(curves[(n + 1) % len(curves)], len(own)) for n, own in enumerate(curves)]
 
 
-def _lag_ms(said: list[Curve], real: list[Curve], fps: float) -> float:
+def lag_ms(said: list[Curve], real: list[Curve], fps: float) -> float:
     """By how much the picture is late, from the best of the shifts up to _MOST_LAG frames and a parabola through it."""
     shifts = range(-_MOST_LAG, _MOST_LAG + 1)
     scores = []
@@ -277,7 +279,7 @@ def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Pat
         "recordings": len(said),
         "seconds": sum(map(len, said)) / fps,
         "envelope": _correlation(said, loud),
-        "lag_ms": _lag_ms(said, loud, fps),
+        "lag_ms": lag_ms(said, loud, fps),
         "shuffled": _correlation(said, _shuffled(loud)),
     }
 
