@@ -73,7 +73,7 @@ base: venv
 	@[ -f $(BASE_STAMP) ] || { \
 	  echo "Installing streamgen into .venv (a minute or so, once) …"; rm -f .venv/.base-*; \
 	  $(PIP) --constraint constraints/base.txt setuptools && \
-	  $(PIP) --constraint constraints/base.txt --no-build-isolation --editable . && \
+	  $(PIP) --constraint constraints/base.txt --no-build-isolation --editable '.[speech]' && \
 	  touch $(BASE_STAMP); }
 
 dev: venv
