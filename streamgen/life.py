@@ -47,7 +47,7 @@ def life(seed: int, frame: int, fps: float, loudness: float = 0.0) -> NDArray[np
     """
     drift = {name: spread * _drift(seed, k, frame, s * fps) for k, (name, (spread, s)) in enumerate(_SMOOTH.items())}
     t = frame / fps
-    pitch = drift["pitch"] + drift["pitch, quick"] + _NOD * (loudness - 0.3 * (loudness > 0))
+    pitch = drift["pitch"] + drift["pitch, quick"] + _NOD * loudness
     yaw = drift["yaw"] + drift["yaw, quick"]
     look_x, look_y = _gaze(seed, t)
     gaze_pitch = look_y + _EYES_FOLLOW * pitch
