@@ -89,6 +89,11 @@ def test_a_speaker_nods() -> None:
     assert (curve("browInnerUp", 1, frames, 1.0) > curve("browInnerUp", 1, frames)).all()
 
 
+def test_a_voice_that_begins_moves_nothing_at_once() -> None:
+    for frame in range(0, 500, 50):
+        assert np.abs(life(3, frame, 25.0, 1e-3) - life(3, frame, 25.0)).max() < 1e-2
+
+
 def test_a_new_stream_goes_on_from_where_its_start_stood() -> None:
     student = config()
     stood = np.concatenate([np.ones(len(SPEECH)), np.full(len(LIFE), 1.5)]).astype(np.float32)
