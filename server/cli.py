@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -22,6 +23,9 @@ from server.logs import configure_logs
 from server.settings import CONFIG_VARIABLE, Settings, SettingsError, load_settings
 from server.students import Offer, open_students
 from streamgen.student import StudentError
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""Of glibc's malloc.h."""
 
 
 def build_engine(path: Path, engine: str, threads: int | None, streams: int) -> Engine:
@@ -98,7 +102,16 @@ def serve(config: Path | None, **flags: Any) -> None:
     # thousand objects a quarter is many closed connections.
     gc.collect()
     gc.freeze()
+    _keep_memory_together()
     server.run(sockets=[listener])
+
+
+def _keep_memory_together() -> None:
+    """Every thread that encodes would get an arena of its own from glibc, of which little is ever given back."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc only
+        mallopt(_M_ARENA_MAX, 2)
+        mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def page_url(settings: Settings, port: int) -> str:

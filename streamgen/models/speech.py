@@ -33,10 +33,10 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        layers: list[nn.Module] = [nn.Conv1d(MEL_BINS, dim, 3, padding=1)]
-        for _ in range(_HALVINGS):
-            layers += [_Residual(dim), nn.Conv1d(dim, dim, 4, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers, _Residual(dim), nn.SiLU(), nn.Flatten())
+        layers: list[nn.Module] = []
+        for channels in (MEL_BINS, *(dim,) * (_HALVINGS - 1)):
+            layers += [nn.Conv1d(channels, dim, 4, stride=2, padding=1), _Residual(dim)]
+        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Flatten())
         self.out = nn.Linear(dim * config.window // 2**_HALVINGS, config.curves)
 
     def forward(self, mel_BFTC: Tensor) -> Tensor:
