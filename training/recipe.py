@@ -202,6 +202,10 @@ class TeacherForcingRecipe(StudentRecipe):
     start: Path | None = Field(
         None, description="run or student folder whose weights to start from; what they lack is made new"
     )
+    start_blocks: Path | None = Field(
+        None,
+        description="the same, but only its blocks and its sense of noise: all that students of other things share",
+    )
     pose: Path | None = Field(None, description="run folder of the pose, which a new model with pose_scale needs")
 
     @model_validator(mode="after")
@@ -211,6 +215,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        if self.start is not None and self.start_blocks is not None:
+            raise ValueError("start and start_blocks: give one of them")
         if self.model.pose_scale and self.pose is None and self.start is None:
             raise ValueError("model.pose_scale needs a pose, trained before (stage `pose`), or a start that has one")
         return self

@@ -20,10 +20,12 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from streamgen.cli import main
+from streamgen.models.loading import load_transformer
 from training.clips import LatentClips
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe
 from training.stages.pose import PoseStage, walk
+from training.stages.teacher_forcing import TeacherForcingStage
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = """
@@ -271,6 +273,17 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
         assert "has weights that do not fit this model: blocks" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
+
+
+def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
+    wanted = (f"start_blocks={runs / 'teacher'}", "model.patch=2")
+    own = TeacherForcingStage(load_recipe(runs / "teacher.yaml", wanted)).model.state_dict()
+    theirs = load_transformer(runs / "teacher").state_dict()
+    assert theirs["patch_embedding.weight"].shape != own["patch_embedding.weight"].shape
+    shared = [name for name in own if name.startswith(("blocks.", "time_embedding."))]
+    assert shared and all(torch.equal(own[name], theirs[name]) for name in shared)
+    with pytest.raises(RecipeError, match="give one of them"):
+        load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
 
 
 def test_recipes_are_checked(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from training.recipe import RecipeError, TeacherForcingRecipe
 ROLLOUT_SIGMAS = (1.0, 0.5)
 """Steps of the teacher in its own rollouts: recycling and the contact sheet."""
 
+_SHARED = "blocks.", "time_"
+"""Weights that do not depend on what is generated, nor on what drives it."""
+
 
 class TeacherForcingStage:
     """Trains `CausalVideoTransformer` to predict the velocity of every frame from its (imperfect) past."""
@@ -28,11 +31,13 @@ class TeacherForcingStage:
         torch.manual_seed(recipe.seed)
         model = CausalVideoTransformer(recipe.model)
         self.model: nn.Module = model
-        if recipe.start is not None:
-            weights, own = load_transformer(recipe.start).state_dict(), model.state_dict()
+        if (folder := recipe.start or recipe.start_blocks) is not None:
+            weights, own = load_transformer(folder).state_dict(), model.state_dict()
+            if recipe.start_blocks is not None:
+                weights = {name: value for name, value in weights.items() if name.startswith(_SHARED)}
             other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
             if other:
-                raise RecipeError(f"start: {recipe.start} has weights that do not fit this model: {other[0]}, ...")
+                raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
             model.load_state_dict(weights, strict=False)
         if recipe.model.pose_scale:
             if recipe.pose is not None:
