@@ -70,7 +70,8 @@ class SpeechStage:
         def both(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             return truth[..., names.index(name)].numpy(), said[..., names.index(name)].numpy()
 
-        line_sheet({name: (both(name)[0][0], both(name)[1][0]) for name in _SHOWN}, sheet)
+        liveliest = int(both("jawOpen")[0].std(1).argmax())
+        line_sheet({name: (both(name)[0][liveliest], both(name)[1][liveliest]) for name in _SHOWN}, sheet)
         alike = {name: _correlation(*both(name)) for name in names if both(name)[0].std() > 0}
         # A closure of p, b or m presses the lips far more than anything else does.
         pressed, said_pressed = both("mouthPress")
