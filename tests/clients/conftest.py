@@ -58,12 +58,20 @@ class Server:
 
 @pytest.fixture(scope="session")
 def world_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server on a free port of this machine with the shipped world, in a process of its own, as people start it."""
+    """With the shipped world."""
+    with served(tmp_path_factory.mktemp("server"), "world") as server:
+        yield server
+
+
+@contextmanager
+def served(folder: Path, *students: str) -> Iterator[Server]:
+    """A server on a free port of this machine, in a process of its own, as people start it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    output = tmp_path_factory.mktemp("server") / "output.txt"
-    command = [sys.executable, "-c", "from server.cli import serve; serve()", "--port", str(port), "--student", "world"]
+    output = folder / "output.txt"
+    command = [sys.executable, "-c", "from server.cli import serve; serve()", "--port", str(port)]
+    command += [part for name in students for part in ("--student", name)]
     # The browsers share the machine with the server, and what is seen in them is judged, not how many would fit.
     command += ["--max-load", "4"]
     with output.open("w") as file:
