@@ -45,6 +45,7 @@ def data_for(recipe: StudentRecipe | PoseRecipe, config: TransformerConfig, auto
     if isinstance(data, TalkDataset):
         kept = cache_root() / "latents" / weights_hash(recipe.autoencoder, "vae")[:16]
         data = with_latents(data, autoencoder, kept, *rank_and_size())
+        data.scattered = recipe.scattered if isinstance(recipe, StudentRecipe) else 0.0
     return data
 
 

@@ -70,6 +70,7 @@ _MAY_CHANGE = {
     "data_workers",
     "precision",
     "recycle_share",
+    "scattered",
     "serve",
 }
 
@@ -182,6 +183,13 @@ class StudentRecipe(BaseRecipe):
         0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
     )
     fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
+    scattered: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="driven_by speech: share of the clips whose frames are taken from anywhere in a video, in no "
+        "order; the frame before says little then, and what drives a frame must say it",
+    )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
     focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)

@@ -102,6 +102,15 @@ def test_latents_are_encoded_once_and_are_those_of_the_frames(folder: Path, tmp_
         assert torch.allclose(autoencoder.encode(frames), torch.from_numpy(kept.latents).float(), atol=2e-2)
     assert np.array_equal(plain.actions, kept.actions)
     assert held_out(encoded, 1, 9)[0].frames.shape == (9, 32, 32, 3)
+    encoded.scattered = 1.0
+    mixed = next(recorded(encoded, 2, range(1), 9))
+    assert mixed.latents is not None and data.videos[0].curves is not None
+    at = np.round(mixed.actions[1:, YAW] / LIFE["headYaw"] - data.videos[0].curves[0, YAW] / LIFE["headYaw"]).astype(
+        int
+    )
+    assert (np.diff(at) != 1).any()
+    assert any(np.array_equal(mixed.latents[1:], np.load(path)[at]) for path in tmp_path.rglob("*.npy"))
+    assert np.array_equal(held_out(encoded, 1, 9)[0].actions, held_out(data, 1, 9)[0].actions)
 
 
 @pytest.mark.parametrize(

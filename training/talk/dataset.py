@@ -60,7 +60,11 @@ class _Video:
 
 
 class TalkDataset:
-    """Clips from the videos of a folder, scaled to width x height (a `training.data.ClipData`)."""
+    """Clips from the videos of a folder, scaled to width x height (a `training.data.ClipData`).
+
+    scattered: share of the clips to train on whose frames come from anywhere in a video, in no order. Only latents are
+    scattered; the sound is that of the frames in order.
+    """
 
     keys = CURVES
 
@@ -69,6 +73,7 @@ class TalkDataset:
         self.folder, self.width, self.height = folder, width, height
         self.fps = 0.0
         self.latents: Path | None = None
+        self.scattered = 0.0
         paths = videos_in(folder)
         out = {path for path in paths if is_held_out(path)}
         self.videos: list[_Video] = []
@@ -149,14 +154,16 @@ class TalkRecorder(FileRecorder):
         index, first = place
         video = data.videos[index]
         reference, at = self._reference(video, episode)
+        rng = np.random.default_rng([self._seed, episode, 2])
+        shown = np.arange(first + 1, first + num_frames)
+        if data.latents is not None and self._seed != HELD_OUT_SEED and rng.random() < data.scattered:
+            shown = rng.integers(*parts[index], size=num_frames - 1)
         curves = np.zeros((num_frames, len(CURVES)), np.float32)
         if video.curves is not None and reference.curves is not None:
-            curves = np.concatenate([reference.curves[at : at + 1], video.curves[first + 1 : first + num_frames]])
+            curves = np.concatenate([reference.curves[at : at + 1], video.curves[shown]])
         latents = None
         if data.latents is not None:
-            latents = np.concatenate(
-                [self._latents(reference)[at : at + 1], self._latents(video)[first + 1 : first + num_frames]]
-            )
+            latents = np.concatenate([self._latents(reference)[at : at + 1], self._latents(video)[shown]])
         frames = np.zeros((num_frames, 0, 0, 3), np.uint8)
         if data.latents is None or self._seed == HELD_OUT_SEED:
             frames = np.concatenate([self._read(reference, at, 1), self._read(video, first + 1, num_frames - 1)])
