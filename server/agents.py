@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
+import time
 from typing import Any
 
 from fastapi import WebSocket
-from starlette.websockets import WebSocketDisconnect
 
 from server.codes import ErrorCode
 from server.errors import Refused
@@ -40,6 +39,8 @@ EVENTS = {
 }
 """What is taken, and what it does."""
 _LOOK_EVERY_S = 0.02
+_PAUSE_S = 0.5
+"""Between pieces of sound, after which the next one is a new utterance."""
 
 
 class _Agent:
@@ -49,10 +50,11 @@ class _Agent:
         """Raises Refused for a student that says nothing."""
         voice_of(session.stream)
         self._session, self._stream, self._transport = session, session.stream, transport
-        self._most_s, self._pcm = settings.max_sound_s, Pcm(rate)
+        self._most_s, self._rate, self._pcm = settings.max_sound_s, rate, Pcm(rate)
         self._utterance = self._stream.utterance
         self._response = ""
         """Which; "" for sound that does not say of what it is a part."""
+        self._heard_s = float("-inf")
         self._saying = self._complete = self._overtaken = False
 
     def take(self, data: str | bytes) -> None:
@@ -74,8 +76,12 @@ class _Agent:
         return None
 
     def _say(self, pcm: bytes, response: str) -> None:
-        """What still comes of a response that was interrupted is not said."""
-        if self._overtaken and response == self._response:
+        """What still comes of a response that was interrupted is not said. Sound that belongs to none goes on after a
+        pause: what was under way comes at once.
+        """
+        now_s = time.monotonic()
+        paused, self._heard_s = now_s - self._heard_s > _PAUSE_S, now_s
+        if self._overtaken and response == self._response and (response or not paused):
             return
         self._response, self._overtaken, self._complete = response, False, False
         queue(voice_of(self._stream), self._pcm.push(pcm), self._most_s)
@@ -86,7 +92,7 @@ class _Agent:
     def look(self) -> None:
         """Tell the agent when it was interrupted, by itself or anybody else, and when all is said."""
         if self._stream.utterance != self._utterance:
-            self._utterance = self._stream.utterance
+            self._utterance, self._pcm = self._stream.utterance, Pcm(self._rate)
             if self._saying:
                 self._saying, self._overtaken = False, not self._complete
                 self._tell("output_audio_buffer.cleared")
@@ -133,8 +139,6 @@ async def serve_agent(
     session.agents.add(transport)
     try:
         await run_socket(socket, transport, take(), look())
-    except WebSocketDisconnect:
-        pass
     finally:
         session.agents.discard(transport)
 
@@ -142,7 +146,7 @@ async def serve_agent(
 def _parsed(data: str) -> dict[str, Any]:
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise Refused(400, "bad_message", "not an event: a JSON object with a type")
@@ -152,7 +156,7 @@ def _parsed(data: str) -> dict[str, Any]:
 def _decoded(event: dict[str, Any]) -> bytes:
     try:
         return base64.b64decode(event["delta"], validate=True)
-    except (KeyError, TypeError, binascii.Error):
+    except (KeyError, TypeError, ValueError):
         raise Refused(400, "bad_message", f"{event['type']}: delta is PCM s16le in base64") from None
 
 

@@ -261,7 +261,7 @@ async def resume_session(service: Running, session: Owned) -> SessionInfo:
 @router.post("/v1/sessions/{session_id}/say", status_code=202, responses={**_REFUSALS, **_UNSAID})
 async def say(service: Running, session: Owned, words: Words) -> Queued:
     """Let an avatar say a text, after all that it still has to say."""
-    return Queued(seconds=await service.speaking.say(session.stream, words.text))
+    return Queued(seconds=await service.speaking.say(session.stream, words.text, session.stream.utterance))
 
 
 @router.post(

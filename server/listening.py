@@ -27,6 +27,8 @@ _FAREWELL_LOOKS = 100
 """Two seconds for viewers to read the last message and to close."""
 
 _MOST_CONNECTIONS = 512
+MOST_SOCKET_BYTES = 256 * 1024
+"""Of one message of a WebSocket; a longer one ends it."""
 _SEND_BUFFER_BYTES = 32 * 1024
 """Of the kernel, for one connection. Enough for 2 Mbit/s over 100 ms."""
 
@@ -104,7 +106,7 @@ def uvicorn_config(settings: Settings, offers: Sequence[Offer], web: Path | None
         server_header=False,
         http=_Http,
         ws=_Socket,
-        ws_max_size=settings.max_body_bytes,
+        ws_max_size=MOST_SOCKET_BYTES,
         ws_per_message_deflate=False,
         limit_concurrency=_MOST_CONNECTIONS,
         ssl_certfile=settings.tls_cert,

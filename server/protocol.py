@@ -20,7 +20,7 @@ Millis = Annotated[float, Field(allow_inf_nan=False, description="client's clock
 Seq = Annotated[int, Field(ge=1, lt=2**53, description="the client's counter over input and release messages")]
 
 
-MOST_TEXT: Final = 2000
+MOST_TEXT: Final = 1500
 """Characters that an avatar is given to say at once."""
 
 

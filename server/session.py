@@ -8,6 +8,7 @@ import hmac
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("streamgen.server.session")
 
 RETRY_FULL_S = 10
-_MOST_TEXTS = 4
-"""Of one session, that wait to become sound."""
 
 
 class Session:
@@ -187,23 +186,26 @@ class Session:
 
     def say(self, viewer: Viewer, text: str) -> None:
         """Let the stream say a text; the viewer is told what stands against it."""
-        if len(self._tasks) >= _MOST_TEXTS:
-            message = f"{_MOST_TEXTS} texts wait to be spoken already"
-            viewer.send(Error(code="voice_full", message=message, retryable=True))
-            return
-        task = asyncio.create_task(self._say(viewer, text))
+        task = asyncio.create_task(self._say(viewer, text, self.stream.utterance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _say(self, viewer: Viewer, text: str) -> None:
+    async def _say(self, viewer: Viewer, text: str, utterance: int) -> None:
         try:
-            await self._owner.speaking.say(self.stream, text)
+            await self._owner.speaking.say(self.stream, text, utterance)
         except Refused as refused:
             viewer.send(Error(code=refused.code, message=refused.message, retryable=refused.retryable))
+        except Exception:
+            # Of the voice's own making: nobody else would hear of it.
+            log.exception("session %s: a text was not said", self.id)
+            viewer.send(Error(code="internal", message="the text could not be said", retryable=True))
 
     def interrupt(self) -> None:
         """The voice falls silent at once; what waits for the viewers is not heard or seen any more."""
         self.stream.interrupt()
+        if self._last_frame is not None:
+            # For those who come while nothing new is generated.
+            self._last_frame = replace(self._last_frame, sound=None, utterance=self.stream.utterance)
         for viewer in self.viewers.values():
             viewer.forget()
 

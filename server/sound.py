@@ -14,8 +14,11 @@ from fractions import Fraction
 import numpy as np
 from aiortc import MediaStreamTrack
 from aiortc.clock import current_ntp_time
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
 from aiortc.rtcrtpsender import RTCRtpSender
+from aiortc.rtp import RtpPacket
 from av import AudioCodecContext, AudioFrame, AudioResampler, CodecContext
 from av.frame import Frame as AVFrame
 
@@ -28,6 +31,7 @@ from server.voice import VOICE_RATE, Voice
 PACKET_SAMPLES = VOICE_RATE // 50
 """20 ms: what a packet of Opus usually holds."""
 _BITRATE = 40_000
+_MOST_LOST_S = 0.2
 _NTP_SECOND = 2**32
 
 
@@ -126,14 +130,47 @@ class SoundTrack(MediaStreamTrack):
         return packet
 
 
+class InOrder(JitterBuffer):
+    """What aiortc's receiver keeps a microphone's packets in, without its waiting for four of them, and for the sixteen
+    that follow a lost one: the voice holds sound back itself. A packet that comes after a later one is left out.
+    """
+
+    _BUFFER = "_RTCRtpReceiver__jitter_buffer"
+
+    def __init__(self) -> None:
+        super().__init__(capacity=4)
+        self._last: int | None = None
+
+    @classmethod
+    def adopt(cls, receiver: RTCRtpReceiver) -> None:
+        """Let a receiver use one. Raises RuntimeError for another aiortc."""
+        if not hasattr(receiver, cls._BUFFER):
+            raise RuntimeError(f"the installed aiortc has no {cls._BUFFER}: use aiortc 1.16")
+        setattr(receiver, cls._BUFFER, cls())
+
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
+        number = packet.sequence_number
+        if self._last is not None and not 0 < (number - self._last) % 2**16 < 2**15:
+            return False, None
+        self._last = number
+        data: bytes = packet._data  # type: ignore[attr-defined]  # where the receiver puts the payload
+        return False, JitterFrame(data=data, timestamp=packet.timestamp)
+
+
 async def listen(track: MediaStreamTrack, voice: Voice, source: str) -> None:
-    """Hand a viewer's microphone to the voice until it ends."""
+    """Hand a viewer's microphone to the voice until it ends; where packets are lost it is silent."""
     resampler = AudioResampler("flt", "mono", VOICE_RATE)
+    due: int | None = None
     try:
         while True:
             frame = await track.recv()
-            if isinstance(frame, AudioFrame):
-                for piece in resampler.resample(frame):
-                    voice.hear(source, piece.to_ndarray()[0])
+            if not isinstance(frame, AudioFrame) or frame.pts is None:
+                continue
+            lost = 0 if due is None else frame.pts - due
+            if 0 < lost <= _MOST_LOST_S * frame.sample_rate:
+                voice.hear(source, np.zeros(lost * VOICE_RATE // frame.sample_rate, np.float32))
+            due = frame.pts + frame.samples
+            for piece in resampler.resample(frame):
+                voice.hear(source, piece.to_ndarray()[0])
     except (MediaStreamError, asyncio.CancelledError):
         voice.forget(source)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +17,14 @@ from server.voice import VOICE_RATE, Samples, Voice
 from streamgen.audio import SoundError, read_sound
 from streamgen.say import SAMPLE_RATE as SPEAKER_RATE, Speaker, SpeechError
 
+T = TypeVar("T")
+
 _LOUDEST = 0.9
+_PHONEMES_A_S = 18.0
+"""As the speaker speaks, pauses included."""
+_MOST_TEXTS = 4
+"""Of one stream, that wait to become sound."""
+_RETRY_TEXT_S = 5
 
 
 class Speaking:
@@ -25,50 +35,73 @@ class Speaking:
         self._pool, self._most_s = pool, most_s
         self._speaker: Speaker | None = None
         self._turn = asyncio.Lock()
+        self._waiting: Counter[str] = Counter()
 
-    async def say(self, stream: Stream, text: str) -> float:
-        """Let the stream say a text; returns its seconds. What an interruption overtakes is not said.
+    async def say(self, stream: Stream, text: str, utterance: int) -> float:
+        """Let the stream say a text; returns its seconds. utterance: the stream's, when it was asked for; what an
+        interruption overtakes is not said.
 
-        Raises Refused.
+        Raises Refused, before a word of it is said.
         """
-        voice, utterance = voice_of(stream), stream.utterance
-        loop = asyncio.get_running_loop()
+        voice = voice_of(stream)
+        if self._waiting[stream.id] >= _MOST_TEXTS:
+            message = f"{_MOST_TEXTS} texts wait to be spoken already"
+            raise Refused(503, "voice_full", message, retry_after_s=_RETRY_TEXT_S)
+        self._waiting[stream.id] += 1
         seconds = 0.0
         try:
             async with self._turn:
-                if self._speaker is None:
-                    self._speaker = await loop.run_in_executor(self._pool, Speaker)
-                speaker = self._speaker
-                for sentence in await loop.run_in_executor(self._pool, speaker.phonemize, text):
-                    samples = await loop.run_in_executor(self._pool, _pronounced, speaker, sentence)
+                speaker = await self._loaded()
+                sentences = await self._off_loop(speaker.phonemize, text)
+                check_room(voice, sum(map(len, sentences)) / _PHONEMES_A_S, self._most_s)
+                for sentence in sentences:
+                    samples = await self._off_loop(_pronounced, speaker, sentence)
                     if stream.utterance != utterance:
                         break
-                    seconds += queue(voice, samples, self._most_s)
+                    voice.say(samples)
+                    seconds += len(samples) / VOICE_RATE
         except SpeechError as error:
             missing = self._speaker is None
             raise Refused(501 if missing else 422, "no_speech" if missing else "unspeakable", str(error)) from error
+        finally:
+            self._waiting[stream.id] -= 1
+            self._waiting += Counter()  # forgets those that have nothing
         return seconds
 
     async def play(self, stream: Stream, data: bytes) -> float:
         """Let the stream say the sound of a file, at its own pace; returns its seconds. Raises Refused."""
         voice, utterance = voice_of(stream), stream.utterance
         try:
-            samples = await asyncio.get_running_loop().run_in_executor(
-                self._pool, read_sound, io.BytesIO(data), VOICE_RATE, self._most_s
-            )
+            samples = await self._off_loop(read_sound, io.BytesIO(data), VOICE_RATE, self._most_s)
         except SoundError as error:
             raise Refused(422, "unspeakable", str(error)) from error
         return queue(voice, samples, self._most_s) if stream.utterance == utterance else 0.0
+
+    async def _loaded(self) -> Speaker:
+        if self._speaker is None:
+            self._speaker = await self._off_loop(Speaker)
+        return self._speaker
+
+    async def _off_loop(self, work: Callable[..., T], *given: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
 
 
 def queue(voice: Voice, samples: Samples, most_s: float) -> float:
     """Let a voice say samples at VOICE_RATE; at most most_s may wait. Returns their seconds. Raises Refused."""
     seconds = len(samples) / VOICE_RATE
-    if voice.queued_s + seconds > most_s:
-        message = f"{voice.queued_s:.0f} s wait to be said already: the limit is {most_s:g} s"
-        raise Refused(503, "voice_full", message, retry_after_s=max(1, round(seconds)))
+    check_room(voice, seconds, most_s)
     voice.say(samples)
     return seconds
+
+
+def check_room(voice: Voice, seconds: float, most_s: float) -> None:
+    """Raises Refused where so much more may not wait to be said."""
+    if seconds > most_s:
+        raise Refused(422, "unspeakable", f"that takes about {seconds:.0f} s to say: the limit is {most_s:g} s")
+    if voice.queued_s + seconds > most_s:
+        message = f"{voice.queued_s:.0f} s wait to be said already: the limit is {most_s:g} s"
+        room_s = voice.queued_s + seconds - most_s
+        raise Refused(503, "voice_full", message, retry_after_s=max(1, round(room_s)))
 
 
 def voice_of(stream: Stream) -> Voice:

@@ -130,6 +130,8 @@ class Stream:
         """Generate, from an epoch that the scheduler opens."""
         if not self.playing:
             self.playing = True
+            if self.voice is not None:
+                self.voice.listen_anew()
             self.clock.close()
             self.inputs.settle()
 

@@ -23,6 +23,8 @@ _DOWN = VOICE_RATE // SAMPLE_RATE
 _TAPS = 48
 JITTER_S = 0.04
 """A microphone's sound is held back this long, so that packets that come late still come in time."""
+_JITTER = round(JITTER_S * VOICE_RATE)
+_QUIET = 0.01
 MOST_SOUND_BYTES = 64 * 1024
 """Of one message with sound: two thirds of a second."""
 MOST_JITTER_S = 0.3
@@ -90,11 +92,15 @@ class Voice:
         """The microphone has gone."""
         self._live.pop(source, None)
 
+    def listen_anew(self) -> None:
+        """Nobody listened for a while: what microphones said meanwhile is not caught up with."""
+        for live in self._live.values():
+            live.clear()
+
     def interrupt(self) -> None:
         """Fall silent at once: nothing of what came before now is heard or shown from the next slice on."""
         self._queue.clear()
-        for live in self._live.values():
-            live.clear()
+        self.listen_anew()
         self._delay[:] = 0
         self._lowpass.clear()
         self._ear.forget_from(self._end_s)
@@ -113,8 +119,9 @@ class Voice:
     def _take(self, count: int) -> Samples:
         mixed = np.zeros(count, np.float32)
         for live in self._live.values():
+            flowed = live.flows
             samples = live.pull(count)
-            self.gaps += 0 < len(samples) < count
+            self.gaps += flowed and not live.flows
             mixed[: len(samples)] += samples
         at = 0
         while self._queue and at < count:
@@ -167,24 +174,48 @@ class _Live:
 
     def __init__(self) -> None:
         self._held: deque[Samples] = deque()
-        self._count = 0
-        self._flows = False
+        self._count, self.flows = 0, False
+        self._least, self._pulled = VOICE_RATE, 0
 
     def push(self, samples: Samples) -> int:
         """Returns how many samples were thrown away to make room."""
         self._held.append(samples)
         self._count += len(samples)
-        dropped = 0
-        while self._count > MOST_JITTER_S * VOICE_RATE and len(self._held) > 1:
-            dropped += len(self._held[0])
-            self._count -= len(self._held.popleft())
-        return dropped
+        too_many = max(0, self._count - round(MOST_JITTER_S * VOICE_RATE))
+        self._take(too_many)
+        return too_many
 
     def pull(self, count: int) -> Samples:
         """At most `count` samples: none before enough is held, fewer where it runs dry."""
-        if not self._flows and self._count < count + JITTER_S * VOICE_RATE:
+        if not self.flows and self._count < count + _JITTER:
             return np.zeros(0, np.float32)
-        self._flows = self._count >= count
+        self.flows = self._count >= count
+        pieces = self._take(count)
+        self._least = min(self._least, self._count)
+        self._pulled += count
+        if self._pulled >= VOICE_RATE:
+            self._catch_up()
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+    def clear(self) -> None:
+        self._held.clear()
+        self._count, self.flows = 0, False
+        self._least, self._pulled = VOICE_RATE, 0
+
+    def _catch_up(self) -> None:
+        """For a second there was always twice as much as is to be held back, since the stream stood still, say: leave
+        out of the next silence what is too much.
+        """
+        if self._least < 2 * _JITTER:
+            self._least = _JITTER
+        while self._least > _JITTER and self._held and np.abs(self._held[0]).max() < _QUIET:
+            count = min(self._least - _JITTER, len(self._held[0]))
+            self._take(count)
+            self._least -= count
+        if self._least <= _JITTER:
+            self._least, self._pulled = VOICE_RATE, 0
+
+    def _take(self, count: int) -> list[Samples]:
         pieces: list[Samples] = []
         while self._held and count:
             head = self._held.popleft()
@@ -193,11 +224,7 @@ class _Live:
                 self._held.appendleft(head[count:])
             count -= len(pieces[-1])
             self._count -= len(pieces[-1])
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-    def clear(self) -> None:
-        self._held.clear()
-        self._count, self._flows = 0, False
+        return pieces
 
 
 class _Lowpass:

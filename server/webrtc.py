@@ -34,7 +34,7 @@ from server.metrics import Metrics
 from server.rtp import MailboxTrack, RtpEncoder, SenderTap
 from server.session import Session
 from server.settings import Settings
-from server.sound import EpochSender, OpusEncoder, SoundTrack, listen, ntp_of_clock
+from server.sound import EpochSender, InOrder, OpusEncoder, SoundTrack, listen, ntp_of_clock
 from server.video import CODECS, encoder_for
 from server.viewers import CLOSE_NORMAL, Viewer
 
@@ -267,6 +267,7 @@ class Peers:
         if sound is not None:
             opus = OpusEncoder()
             EpochSender.adopt(sound.sender, opus, zero_ntp)
+            InOrder.adopt(sound.receiver)
         await connection.setLocalDescription(answer)
         return connection.localDescription.sdp
 

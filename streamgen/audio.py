@@ -6,13 +6,15 @@ on what comes later. The stream is silent before its first sample.
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
@@ -42,17 +44,15 @@ def read_sound(source: Path | BinaryIO, rate: int = SAMPLE_RATE, most_s: float =
     Raises SoundError, also for one that is longer than `most_s` seconds.
     """
     name = str(source) if isinstance(source, Path) else "the file"
-    resampler = av.AudioResampler("flt", "mono", rate)
     pieces: list[NDArray[np.float32]] = []
     count = 0
     try:
-        with av.open(str(source) if isinstance(source, Path) else source, "r") as container:
+        with _opened(source) as container:
             if not container.streams.audio:
                 raise SoundError(f"{name}: no sound in it")
-            for frame in chain(container.decode(container.streams.audio[0]), [None]):
-                new = [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-                pieces += new
-                count += sum(map(len, new))
+            for new in _resampled(container.decode(container.streams.audio[0]), rate):
+                pieces.append(new)
+                count += len(new)
                 if count > most_s * rate:
                     raise SoundError(f"{name}: longer than {most_s:g} s")
     except (av.error.FFmpegError, OSError) as error:
@@ -60,6 +60,23 @@ def read_sound(source: Path | BinaryIO, rate: int = SAMPLE_RATE, most_s: float =
     if not count:
         raise SoundError(f"{name}: no sound in it")
     return np.concatenate(pieces)
+
+
+def _opened(source: Path | BinaryIO) -> InputContainer:
+    """Bytes that somebody sent are no more than themselves: a playlist or a session description among them must open
+    neither files nor ports here.
+    """
+    if isinstance(source, Path):
+        return av.open(str(source), "r")
+    return av.open(source, "r", options={"protocol_whitelist": "none"})
+
+
+def _resampled(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[NDArray[np.float32]]:
+    """Samples of one channel at `rate`. Some files change their format on the way."""
+    for _, alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
+        resampler = av.AudioResampler("flt", "mono", rate)
+        for frame in chain(alike, [None]):
+            yield from (piece.to_ndarray()[0] for piece in resampler.resample(frame))
 
 
 def _filters() -> NDArray[np.float32]:

@@ -51,7 +51,7 @@ def life(seed: int, frame: int, fps: float, loudness: float = 0.0) -> NDArray[np
     yaw = drift["yaw"] + drift["yaw, quick"]
     look_x, look_y = _gaze(seed, t)
     gaze_pitch = look_y + _EYES_FOLLOW * pitch
-    blink, brow = _blink(seed, t, fps), drift["brow"]
+    blink, brow = _blink(seed, t), drift["brow"]
     raised = max(brow, 0.0) + _BROWS_WITH_VOICE * loudness
     values = {
         "emotion": min(max(0.2 + drift["emotion"], 0.0), 0.6),
@@ -112,7 +112,7 @@ def _drawn(seed: int, what: int, slot: int) -> tuple[float, ...]:
     return (*rng.random(4), *rng.standard_normal(2))
 
 
-def _blink(seed: int, t: float, fps: float) -> float:
+def _blink(seed: int, t: float) -> float:
     """How far the lids are closed, 0 to 1, at t seconds."""
     slot, closed = int(t // _BLINK_SLOT_S), 0.0
     for k in (slot - 1, slot):

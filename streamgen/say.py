@@ -5,7 +5,7 @@ Needs the extra `speech`. About a hundred times as fast as speech on one core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ PAUSE = "_"
 SLOWEST, FASTEST = 0.5, 2.0
 PHONEME_LAG_S = 0.060
 """How far a Kokoro-family model's token times trail its sound: 0.05 by fricatives, 0.07 by forced alignment."""
+_MOST_PHONEMES = 400
 _DURATIONS = "/Clip_output_0"
 """Tensor inside hibari's graph: how many frames each token lasts."""
 
@@ -66,7 +67,7 @@ class Speaker:
         sentences: list[str] = self._engine.phonemize(text)
         if not any(c.isalpha() for sentence in sentences for c in sentence):
             raise SpeechError(f"nothing in {text!r} can be pronounced; give it English words or numbers")
-        return sentences
+        return [piece for sentence in sentences for piece in _pieces(sentence)]
 
     def pronounce(self, phonemes: str, speed: float = 1.0, seed: int = 0) -> Speech:
         """A sentence from its phonemes. The same seed gives the same sound. Raises ValueError for a speed out of
@@ -84,6 +85,15 @@ class Speaker:
     def say(self, text: str, speed: float = 1.0, seed: int = 0) -> Speech:
         """All sentences of a text, one after the other. Raises SpeechError and ValueError as above."""
         return joined([self.pronounce(phonemes, speed, seed) for phonemes in self.phonemize(text)])
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    """A sentence in parts that the network has memory for: it takes as much as the square of a part's length."""
+    while len(sentence) > _MOST_PHONEMES:
+        cut = sentence.rfind(" ", 1, _MOST_PHONEMES) + 1 or _MOST_PHONEMES
+        yield sentence[:cut]
+        sentence = sentence[cut:]
+    yield sentence
 
 
 def check_speed(speed: float) -> None:

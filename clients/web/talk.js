@@ -72,7 +72,7 @@ export class Talk {
     try {
       this.#microphone = await Microphone.open();
       this.#microphone.track.onended = () => this.#switchOff(); // unplugged, or taken back
-      await this.#link?.voice?.speak(this.#microphone.track);
+      this.#speak(this.#microphone.track);
       this.#state = "on";
       this.#wanted = false;
       this.#timer = setInterval(() => this.#listener.level(this.microphoneLevel), LEVEL_MS);

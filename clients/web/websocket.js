@@ -57,6 +57,7 @@ export async function openWebSocket(session, canvas, events, encoding) {
     voice?.speak(null);
   };
   socket.onclose = ({ code, reason }) => {
+    if (closed) return; // late, over a network that was dead: what it would stop is the next link's
     stop();
     lose(new Error(reason || `the server closed the WebSocket (${code})`));
   };

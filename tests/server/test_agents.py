@@ -127,6 +127,24 @@ async def test_plain_sound_goes_on_after_its_own_interruption(viewer: SocketClie
         assert agent.kinds == ["started", "cleared"] * 2
 
 
+async def test_plain_sound_goes_on_after_somebody_elses_interruption(viewer: SocketClient) -> None:
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(AGENT_HZ) / AGENT_HZ)).astype("<i2").tobytes()
+    async with agent_of(viewer.ticket) as agent:
+        await agent.socket.send(tone[:-1])  # half a sample is under way
+        await until(lambda: loud(viewer), "the beginning")
+        await viewer.send({"type": "interrupt"})
+        await until(lambda: agent.kinds == ["started", "cleared"], "the end, told")
+        await agent.socket.send(tone)  # at once: of what was interrupted
+        await asyncio.sleep(0.8)
+        assert not loud(viewer, 10)
+        first = max(viewer.sounds) + 1
+        await agent.socket.send(tone)
+        await until(lambda: max(viewer.sounds) > first + 40, "what comes after a pause")
+        said = np.concatenate([sound for frame, (_, sound) in sorted(viewer.sounds.items()) if frame >= first])
+        assert np.abs(said).max() < 9000  # no bytes out of step
+        assert 0.9 < (np.abs(said) > 2000).sum() / 48_000 / 0.84 < 1.1  # of a sine's samples so many are that loud
+
+
 async def test_bad_events_are_answered_and_harm_nothing(viewer: SocketClient) -> None:
     async with agent_of(viewer.ticket) as agent:
         for bad in (
@@ -134,15 +152,17 @@ async def test_bad_events_are_answered_and_harm_nothing(viewer: SocketClient) ->
             "[1]",
             '{"type": "response.audio.delta"}',
             '{"type": "response.audio.delta", "delta": "?"}',
+            '{"type": "response.audio.delta", "delta": "é"}',
+            "[" * 20_000,
         ):
             await agent.socket.send(bad)
         await agent.socket.send(json.dumps({"type": ["a"]}))
         await agent.say(words(30.0))  # at 24 kHz 60 s; of 70 s
         await agent.say(words(10.0))
-        await until(lambda: len(agent.told) >= 7, "the answers")
+        await until(lambda: len(agent.told) >= 9, "the answers")
         errors = [event["error"]["code"] for event in agent.told if event["type"] == "error"]
-        assert errors[:5] == ["bad_message"] * 5
-        assert set(errors[5:]) == {"voice_full"}
+        assert errors[:7] == ["bad_message"] * 7
+        assert set(errors[7:]) == {"voice_full"}
         assert loud(viewer, 50)
 
 

@@ -90,6 +90,38 @@ def test_a_burst_is_not_held_for_ever(student: StudentConfig) -> None:
     assert np.count_nonzero(heard(voice, 40)) == pytest.approx(MOST_JITTER_S * VOICE_RATE, abs=970)
 
 
+def test_running_dry_between_two_frames_is_a_gap_too(student: StudentConfig) -> None:
+    voice = Voice(student)
+    for _ in range(3):
+        voice.hear("mic", noise(0.16))
+        heard(voice, 20)
+    assert voice.gaps == 3
+
+
+def test_what_was_said_while_nobody_listened_is_not_caught_up_with(student: StudentConfig) -> None:
+    voice = Voice(student)
+    for _ in range(20):
+        voice.hear("mic", noise(0.04))
+    voice.listen_anew()
+    for _ in range(4):
+        voice.hear("mic", 0.5 * np.ones(FRAME, np.float32))
+        out = heard(voice, 1)
+    assert np.abs(out - 0.5).max() < 1e-3 or np.abs(heard(voice, 1) - 0.5).max() < 1e-3
+
+
+def test_a_backlog_goes_with_the_next_silence(student: StudentConfig) -> None:
+    """Packets that came late all at once must not make everything later for good."""
+    voice = Voice(student)
+    voice.hear("mic", noise(0.28))
+    said = 0
+    for frame in range(100):
+        loud = 30 <= frame < 50 or frame >= 80
+        voice.hear("mic", noise(0.04, frame) if loud else np.zeros(FRAME, np.float32))
+        if np.abs(heard(voice, 1)).max() > 0.1 and frame >= 80:
+            said = said or frame
+    assert 0 < said - 80 <= 5  # 70 ms of the lookahead, 40 of the microphone; 280 were held
+
+
 def test_silence_between_words_is_counted_once(student: StudentConfig) -> None:
     voice = Voice(student)
     for _ in range(3):

@@ -16,7 +16,7 @@ import websockets
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from server.protocol import HEADER, KIND_H264_DELTA, KIND_H264_KEY, KIND_JPEG
-from server.websocket import SocketTransport, _run
+from server.websocket import SocketTransport, run_socket
 from tests.server.harness import LiveServer, Ticket, until
 from tests.server.synthetic import START_FRAMES, make_student
 from tests.server.viewers import Client, SocketClient, follow
@@ -284,9 +284,9 @@ async def test_several_parts_that_find_the_connection_broken_are_no_accident(cap
     async def second() -> None:
         raise WebSocketDisconnected('Cannot call "send" once a close message has been sent.')
 
-    await _run(Broken(), SocketTransport(), first(), second())  # type: ignore[arg-type]
+    await run_socket(Broken(), SocketTransport(), first(), second())  # type: ignore[arg-type]
     assert "failed" not in caplog.text
-    await _run(Broken(), SocketTransport(), first(), _fails())  # type: ignore[arg-type]
+    await run_socket(Broken(), SocketTransport(), first(), _fails())  # type: ignore[arg-type]
     assert "a WebSocket viewer failed" in caplog.text
 
 

@@ -48,11 +48,11 @@ def test_true_curves_agree_with_themselves_and_shuffled_ones_do_not() -> None:
             curves[at : at + 3, list(SPEECH).index("mouthPress")] = 3.0
         curves[210:] = 0
         truth.append(curves)
-    figures = judging._agreement(truth, truth)
+    figures = judging._agreement(truth, truth, 25.0)
     assert figures["correlation"] == pytest.approx(1) and figures["lag_ms"] == pytest.approx(0, abs=1)
     assert figures["closures"] == 1 and figures["open_vowels"] == 1 and figures["still_in_silence"] == 1
     frozen = [np.zeros_like(curves) + curves.mean(0) + 1e-3 * rng.standard_normal(curves.shape) for curves in truth]
-    dumb = judging._agreement([curves.astype(np.float32) for curves in frozen], truth)
+    dumb = judging._agreement([curves.astype(np.float32) for curves in frozen], truth, 25.0)
     assert abs(dumb["correlation"]) < 0.2 and dumb["closures"] + dumb["open_vowels"] < 1.5
     openings = [opening(curves) for curves in truth]
     assert abs(judging._correlation(openings, judging._shuffled(openings))) < 0.5

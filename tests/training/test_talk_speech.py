@@ -78,6 +78,14 @@ def test_phonemes_lie_where_they_sound(speech: Speech) -> None:
     assert contrast(0) > max(contrast(-0.06), contrast(0.06)) + 0.02
 
 
+def test_a_sentence_without_end_is_said_in_pieces() -> None:
+    """The network takes memory for it by the square of its length."""
+    speaker = Speaker()
+    pieces = speaker.phonemize("1234567 " * 40)
+    assert max(map(len, pieces)) <= 400
+    assert "".join(pieces) == "".join(speaker._engine.phonemize("1234567 " * 40))
+
+
 def test_the_same_seed_says_the_same() -> None:
     speaker = Speaker()
     once, again, other = (speaker.say("Hello there.", seed=seed) for seed in (1, 1, 2))

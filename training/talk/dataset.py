@@ -177,8 +177,10 @@ class TalkRecorder(FileRecorder):
         """Another video of the same person, or this one where there is no other, and the number of a frame of it."""
         rng = np.random.default_rng([self._seed, episode, 1])
         same = [other for other in self._data.videos if other.who == video.who and other is not video] or [video]
+        if self._seed != HELD_OUT_SEED:
+            same = [other for other in same if other.split] or [video]
         other = same[int(rng.integers(len(same)))]
-        return other, int(rng.integers(other.frames))
+        return other, int(rng.integers(other.frames if self._seed == HELD_OUT_SEED else other.split))
 
     def _read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
         data = self._data

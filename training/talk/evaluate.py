@@ -67,7 +67,7 @@ def evaluate(
     figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, data, folder)
     figures["lips"] = _lips(student, engine, data, judge, folder)
-    figures["drift"] = _drift(student, engine, data, judge, seconds, folder)
+    figures["drift"] = _drift(student, engine, data, seconds, folder)
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
     return figures
@@ -132,19 +132,19 @@ def _lips(student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge,
     return {
         "videos": len(held),
         "frames": sum(map(len, truth)),
-        "student": _agreement(shown, truth),
-        "ceiling": _agreement(seen, truth),
+        "student": _agreement(shown, truth, data.fps),
+        "ceiling": _agreement(seen, truth, data.fps),
         "shuffled": _correlation(openings[0], _shuffled(openings[2])),
         "blinks_a_minute": _blinks(shown, student.config.fps),
         "blinks_a_minute_real": _blinks(seen, data.fps),
     }
 
 
-def _agreement(judged: list[Curve], truth: list[Curve]) -> dict[str, float]:
+def _agreement(judged: list[Curve], truth: list[Curve], fps: float) -> dict[str, float]:
     """Of curves [F, len(SAID)] that a judge read from frames with those that are true."""
     said, real = ([opening(curves) for curves in each] for each in (judged, truth))
     press = list(SPEECH).index("mouthPress")
-    shut = np.concatenate([_around(curves[:, press] > 0.6 * SPEECH["mouthPress"] * 0.3, 0) for curves in truth])
+    shut = np.concatenate([curves[:, press] > 0.6 * SPEECH["mouthPress"] * 0.3 for curves in truth])
     every, true = np.concatenate(said), np.concatenate(real)
     # Where a closed mouth ends and an open one begins, for this judge: half way between the two.
     border = float((np.median(true[shut]) + np.median(true[true > np.quantile(true, 0.8)])) / 2) if shut.any() else 0.15
@@ -154,7 +154,7 @@ def _agreement(judged: list[Curve], truth: list[Curve]) -> dict[str, float]:
     moves = np.concatenate([_swing(each) for each in said])
     return {
         "correlation": _correlation(said, real),
-        "lag_ms": lag_ms(said, real, 25.0),
+        "lag_ms": lag_ms(said, real, fps),
         "closures": float((nearest[shut] < border).mean()) if shut.any() else float("nan"),
         "open_vowels": float((every[wide] > border).mean()),
         "still_in_silence": float((moves[silent] < _STILL).mean()) if silent.any() else float("nan"),
@@ -218,10 +218,8 @@ def _blinks(curves: list[Curve], fps: float) -> float:
     return count / (sum(map(len, shut)) / fps / 60)
 
 
-def _drift(
-    student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge, seconds: float, folder: Path
-) -> dict[str, Any]:
-    """A long talk: face, colour and detail against its own first seconds, and the lips to the end."""
+def _drift(student: Student, engine: Engine, data: TalkDataset, seconds: float, folder: Path) -> dict[str, Any]:
+    """A long talk: colour and detail of the face against its own first seconds."""
     fps = student.config.fps
     held = [video for video in data.videos if video.split == 0]
     sounds = [sound_of(video.path) for video in held]
@@ -270,9 +268,7 @@ def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Pat
             continue
         frames = np.stack(list(speak(engine, student, sound, len(said))))
         said.append(opening(judge.curves_of(frames)))
-        envelope = log_mel(sound).mean(1)
-        times = (np.arange(len(frames)) + 0.5) / fps * 100 - 0.5
-        loud.append(np.interp(times, np.arange(len(envelope)), _smoothed(envelope)).astype(np.float32))
+        loud.append(envelope_at(sound, len(frames), fps))
     if not said:
         raise RecipeError(f"{folder}: no recording of {_LEAST_SPEECH_S:g} s or more in it")
     return {
@@ -284,7 +280,9 @@ def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Pat
     }
 
 
-def _smoothed(curve: Curve) -> Curve:
-    """Over 80 ms, as fast as mouths move."""
-    out: Curve = np.convolve(curve, np.ones(8, np.float32) / 8, "same").astype(np.float32)
-    return out
+def envelope_at(sound: NDArray[np.float32], frames: int, fps: float) -> Curve:
+    """How loud a sound is at the middle of every frame, smoothed over 70 ms, as fast as mouths move."""
+    loud = np.convolve(log_mel(sound).mean(1), np.ones(7) / 7, "same")
+    # Mel frame k looks at the 25 ms before (k + 1) 10 ms.
+    middles_s = (np.arange(len(loud)) + 1) * 0.010 - 0.0125
+    return np.interp((np.arange(frames) + 0.5) / fps, middles_s, loud).astype(np.float32)

@@ -213,15 +213,18 @@ class StreamClient:
         return await self._session.play(file if isinstance(file, bytes) else await asyncio.to_thread(file.read_bytes))
 
     async def speak(self, samples: NDArray[np.int16]) -> None:
-        """Let the avatar say the next samples [T] of a microphone, mono at SOUND_RATE: as they come, not ahead of time.
+        """Let the avatar say the next samples [T] of a microphone, mono at SOUND_RATE: as they come, not ahead of time,
+        and a tenth of a second or less at once. The server keeps no more than the last 0.3 s that it has not used.
 
         Raises Silent.
         """
         await self._voice().speak(samples)
 
     async def interrupt(self) -> None:
-        """Let the avatar fall silent at once, and forget what it still had to say."""
-        await self._link.send({"type": "interrupt"})
+        """Let the avatar fall silent at once, and forget what it still had to say. Raises SessionRefused,
+        ServerUnreachable.
+        """
+        await self._session.interrupt()
 
     async def next_sound(self) -> Sound:
         """What is heard with the next frame, frame by frame; kept for some seconds. Raises Silent, StreamLost."""

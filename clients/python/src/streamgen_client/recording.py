@@ -76,19 +76,19 @@ async def talk(stream: StreamClient, file: Path, path: Path) -> dict[str, Any]:
     silent_ms: from the request to the first sound of it.
     """
     with _Film(path, stream, sound=True) as film:
-        first = await stream.next_sound()
+        first, first_s = await stream.next_sound(), time.monotonic()
         watching = asyncio.create_task(_watch(stream, film))
         try:
             asked_s = time.monotonic()
             seconds = await stream.play(file)
-            began_s, heard_us, missed, last = None, 0, 0, first
-            # It is heard a little later than it was asked for, and its end with that.
-            while heard_us < (seconds + _TAIL_S) * 1e6:
+            began_s, missed, last = None, 0, first
+            # It begins to be heard a little after it was taken.
+            end_us = first.pts_us + (time.monotonic() - first_s + seconds + _TAIL_S) * 1e6
+            while last.pts_us < end_us:
                 sound = await stream.next_sound()
                 missed += sound.number - last.number - 1
                 if began_s is None and sound.samples.any():
                     began_s = time.monotonic()
-                heard_us += (sound.pts_us - last.pts_us) if began_s is not None else 0
                 film.hear(sound)
                 last = sound
         finally:

@@ -15,6 +15,8 @@ from urllib.parse import quote, urlsplit
 from streamgen_client.errors import BadAddress, ServerUnreachable, SessionRefused
 
 _TIMEOUT_S = 10.0
+_SPEECH_TIMEOUT_S = 120.0
+"""Texts and files may wait behind those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,19 @@ class Session:
 
     async def say(self, text: str) -> float:
         """Let it say a text; returns its seconds."""
-        _, answer = await self._call("POST", "/say", json.dumps({"text": text}).encode(), "application/json")
+        _, answer = await self._call(
+            "POST", "/say", json.dumps({"text": text}).encode(), "application/json", _SPEECH_TIMEOUT_S
+        )
         return float(json.loads(answer)["seconds"])
 
     async def play(self, file: bytes) -> float:
         """Let it say the sound of a file; returns its seconds."""
-        _, answer = await self._call("POST", "/sound", file, "application/octet-stream")
+        _, answer = await self._call("POST", "/sound", file, "application/octet-stream", _SPEECH_TIMEOUT_S)
         return float(json.loads(answer)["seconds"])
+
+    async def interrupt(self) -> None:
+        """Let it fall silent."""
+        await self._call("POST", "/interrupt")
 
     async def log(self) -> bytes:
         """The session's log."""
@@ -95,9 +103,14 @@ class Session:
         return log
 
     async def _call(
-        self, method: str, path: str, body: bytes | None = None, media_type: str = ""
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        media_type: str = "",
+        timeout_s: float = _TIMEOUT_S,
     ) -> tuple[Message, bytes]:
-        return await _request(method, self.address + path, body, media_type, self.token)
+        return await _request(method, self.address + path, body, media_type, self.token, timeout_s)
 
 
 async def read_student(url: str, name: str | None = None) -> Student:
@@ -130,17 +143,23 @@ def _base(url: str) -> str:
 
 
 async def _request(
-    method: str, address: str, body: bytes | None = None, media_type: str = "", bearer: str = ""
+    method: str,
+    address: str,
+    body: bytes | None = None,
+    media_type: str = "",
+    bearer: str = "",
+    timeout_s: float = _TIMEOUT_S,
 ) -> tuple[Message, bytes]:
     headers = {"Content-Type": media_type} if media_type else {}
     if bearer:
         headers["Authorization"] = f"Bearer {bearer}"
-    return await asyncio.to_thread(_exchange, urllib.request.Request(address, body, headers, method=method))
+    request = urllib.request.Request(address, body, headers, method=method)
+    return await asyncio.to_thread(_exchange, request, timeout_s)
 
 
-def _exchange(request: urllib.request.Request) -> tuple[Message, bytes]:
+def _exchange(request: urllib.request.Request, timeout_s: float) -> tuple[Message, bytes]:
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return response.headers, response.read()
     except urllib.error.HTTPError as error:
         raise _refusal(error) from None
