@@ -1,6 +1,6 @@
 # make demo    serve the world student and open it in a browser (no torch)
 # make test    every check: lint, types, layering, web types, tests
-# make soak    30 minutes of trouble and 10 of talk (SOAK_MINUTES=…, SOAK_TALK_MINUTES=…): does anything grow?
+# make soak    30 minutes of trouble (SOAK_MINUTES=…): does anything grow?
 # make clean   remove what these made
 #
 # Needs sh, make, and Python 3.11 or newer with venv. Everything else is installed into .venv at the exact versions in
@@ -51,7 +51,6 @@ test: dev chromium web
 
 soak: dev
 	$(BIN)/python -m tests.soak
-	$(BIN)/python -m tests.soak_talk
 
 clean:
 	rm -rf .venv $(WEB)/node_modules build dist streamgen.egg-info clients/python/build clients/python/src/*.egg-info \

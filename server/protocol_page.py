@@ -80,9 +80,9 @@ and ignores those that are not listed here; plain text-to-speech sends PCM as bi
 |---|---|
 {agent_events}
 
-PCM is s16le in one channel, at {agent_hz} Hz or at `?rate=HZ` (8000 to 48000), in messages of at most 256 KiB;
-it may come faster than it is said. What
-still comes of a response that was interrupted is not said. The server answers `output_audio_buffer.started`; then
+PCM is s16le in one channel, at {agent_hz} Hz or at `?rate=HZ` (8000 to 48000), in messages of at most 256 KiB; it may
+come faster than it is said. What still comes of a response that was interrupted is not said; sound that names none is
+said again after half a second without any. The server answers `output_audio_buffer.started`; then
 `output_audio_buffer.stopped` when all is said, or `output_audio_buffer.cleared` when somebody interrupts; and `error`,
 with code and message in its object `error`.
 

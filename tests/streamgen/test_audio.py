@@ -94,9 +94,7 @@ def test_a_file_may_change_its_format(tmp_path: Path) -> None:
 def write_tone(path: Path, rate: int = SAMPLE_RATE, layout: str = "mono") -> None:
     """One second."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            {".wav": "pcm_s16le", ".aac": "aac"}[path.suffix], rate=rate, layout=layout
-        )
+        stream = container.add_stream({".wav": "pcm_s16le", ".aac": "aac"}[path.suffix], rate=rate, layout=layout)
         tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(np.stack([tone] * (2 if layout == "stereo" else 1)), "fltp", layout)
         frame.sample_rate = rate
