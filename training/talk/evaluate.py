@@ -33,7 +33,7 @@ from training.talk.dataset import TalkDataset, sound_of
 from training.talk.judge import SAID, FaceJudge, opening
 
 HELD_OUT = Path(__file__).with_name("held_out")
-"""Rendered heads that no shipped student was trained on, and a judge that was not either."""
+"""Rendered heads that no shipped student was trained on."""
 _CONTEXT, _JUDGED, _CLIPS = 10, 20, 10
 _VIDEOS = 8
 _MOST_LAG = 8
