@@ -74,12 +74,15 @@ def _settings(precision: str) -> dict[str, str]:
 
 @dataclass
 class _Stream:
-    """frame: the next one; first: the oldest one in the ring; previous: the last clean latent [C, h, w]."""
+    """frame: the next one; first: the oldest one in the ring; previous: the last clean latent [C, h, w]; reference:
+    the first one, and what drove it [A].
+    """
 
     seed: int
     frame: int
     first: int
     previous: NDArray[np.float32]
+    reference: tuple[NDArray[np.float32], NDArray[np.float32]]
     cache_k: NDArray[np.float32]
     cache_v: NDArray[np.float32]
 
@@ -119,7 +122,11 @@ class OpenVINOEngine:
         config = self.student.config.transformer
         shape = (config.num_layers, 1, config.num_heads, config.slots * config.tokens, config.head_dim)
         nothing = np.zeros(self.student.config.latent_shape, np.float32)
-        stream = _Stream(state.seed, 0, 0, nothing, np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        reference = nothing, np.zeros(self.student.config.action_dim, np.float32)
+        if len(state.sink):
+            reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
+        caches = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        stream = _Stream(state.seed, 0, 0, nothing, reference, *caches)
         for block in replay(state, config):
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
@@ -171,6 +178,8 @@ class OpenVINOEngine:
             "cache_k": stream.cache_k,
             "cache_v": stream.cache_v,
         }
+        if config.face_dim:
+            inputs |= {"reference": stream.reference[0][None], "reference_actions": stream.reference[1][None]}
         # The request reads these very arrays, so they must live until it is done.
         shared = {key: np.ascontiguousarray(array) for key, array in inputs.items()}
         for key, array in shared.items():

@@ -28,6 +28,10 @@ VIEW_HARMONICS = 5
 """Of a ray's direction: it is given once around, twice, four times, …"""
 VIEW_DETAIL = 64
 """Channels of the convolutions over the view's columns."""
+FACE_CODE = 256
+"""Width of what steers a face."""
+FACE_BLOCKS, FACE_DEEP_BLOCKS = 2, 3
+"""Of its blocks: those before and after the halving, each, and those at half of the resolution."""
 
 
 class _Config(BaseModel):
@@ -56,7 +60,11 @@ class TransformerConfig(_Config):
     sink: int = Field(0, ge=0, description="first frames of the stream that stay visible for ever")
     block_size: int = Field(1, ge=1, description="frames generated together")
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
-    residual: bool = Field(False, description="x0 is predicted as the previous clean latent plus the head's output")
+    residual: bool = Field(
+        False,
+        description="x0 is predicted as the previous clean latent, or as the face where there is one, plus the head's "
+        "output",
+    )
     ffn_conv: bool = Field(False, description="depthwise 3x3 convolution inside the FFN")
     detail_dim: int = Field(
         0, ge=0, description="channels of the convolutional detail head at the latents' own resolution; 0: none"
@@ -68,6 +76,13 @@ class TransformerConfig(_Config):
         "None: no pose",
     )
     view_dim: int = Field(384, ge=8, description="width of the network that knows what is to be seen from a pose")
+
+    face_dim: int = Field(
+        0,
+        ge=0,
+        multiple_of=8,
+        description="channels of the network that draws a face from the first frame and what drives it; 0: none",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -87,6 +102,10 @@ class TransformerConfig(_Config):
                 f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels: "
                 "a pose is the one before it, moved by the keys, and stands beside a picture"
             )
+        if self.face_dim and (self.pose_scale or not (self.action_dim and self.sink)):
+            raise ValueError("face_dim needs action_dim and a sink, which is the reference, and no pose_scale")
+        if self.face_dim and (self.height % 2 or self.width % 2):
+            raise ValueError(f"face_dim needs an even height and width, not {self.height}x{self.width}")
         if self.window <= self.block_size:
             raise ValueError(f"window {self.window} leaves no past beside a block of {self.block_size}")
         if self.head_dim % 2 or self.head_dim < 12:
@@ -106,8 +125,11 @@ class TransformerConfig(_Config):
 
     @property
     def input_channels(self) -> int:
-        """Of what the transformer sees at once: the noisy picture, the previous one, the view from the pose."""
-        return self.picture_channels * (1 + int(self.concat_previous) + int(self.pose_scale is not None))
+        """Of what the transformer sees at once: the noisy picture, the previous one, the view from the pose or the
+        face.
+        """
+        viewed = self.pose_scale is not None or self.face_dim > 0
+        return self.picture_channels * (1 + int(self.concat_previous) + int(viewed))
 
     @property
     def tokens(self) -> int:

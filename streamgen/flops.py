@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from streamgen.config import (
     DETAIL_LAYERS,
+    FACE_BLOCKS,
+    FACE_CODE,
+    FACE_DEEP_BLOCKS,
     MOTION_DIM,
     MOTION_LAYERS,
     OCTAVES,
@@ -51,6 +54,19 @@ def _view_products(config: TransformerConfig) -> int:
     return config.width * (column + config.height * 2 * 9 * channels * VIEW_DETAIL)
 
 
+def face_flops(config: TransformerConfig) -> int:
+    """Drawing the face of one frame: once, however many passes look at it."""
+    dim, channels, pixels = config.face_dim, config.picture_channels, config.height * config.width
+    if not dim:
+        return 0
+    blocks, wide = 2 * FACE_BLOCKS, 2 * dim
+    convolutions = 9 * pixels * dim * (channels + 2 + channels) + blocks * pixels * 18 * dim**2
+    convolutions += pixels // 4 * (2 * 16 * dim * wide + FACE_DEEP_BLOCKS * 18 * wide**2)
+    codes = 2 * (config.action_dim or 0) * FACE_CODE + FACE_CODE**2
+    codes += 4 * FACE_CODE * (blocks * dim + FACE_DEEP_BLOCKS * wide)
+    return 2 * (convolutions + codes)
+
+
 def _head_flops(config: TransformerConfig) -> int:
     """What comes after the last layer: the linear head, and the detail head where there is one."""
     tokens, out, detail = config.block_size * config.tokens, config.picture_channels, config.detail_dim
@@ -78,4 +94,4 @@ def frame_flops(config: StudentConfig, steps: int) -> int:
     """
     transformer = config.transformer
     block = (steps + 1) * pass_flops(transformer) - _head_flops(transformer)
-    return block // transformer.block_size + decoder_flops(config)
+    return block // transformer.block_size + face_flops(transformer) + decoder_flops(config)

@@ -37,6 +37,9 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
 WITH_POSE = {"in_channels": 10, "residual": True, "pose_scale": 512.0, "view_dim": 16}
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
+WITH_FACE = {"sink": 2, "residual": True, "face_dim": 8}
+"""Changes that give it a face."""
+
 
 def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTransformer:
     """Random weights everywhere: nothing is zero, so nothing drops out of a comparison."""
@@ -92,7 +95,8 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
 
 def toy_talker(folder: Path, **changes: object) -> Path:
     """Write the folder of a student that speech drives: two people, two starts of 20 frames each, 64x64 pixels."""
-    settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4, "num_layers": 1} | changes
+    settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4, "num_layers": 1}
+    settings |= {"residual": True, "face_dim": 8} | changes
     transformer = toy_transformer(toy_transformer_config(**settings))
     config = transformer.config
     vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8, 8), decoder_dims=(8, 8, 8), decoder_blocks=(1, 1, 1))

@@ -87,6 +87,12 @@ class ClipPass:
         self._history, self._level, self._actions = history, level, actions
         self._previous = before(history, config.block_size) if config.concat_previous else None
 
+    def _faces(self, model: CausalVideoTransformer, driven: Tensor) -> Tensor | None:
+        if not self.config.face_dim:
+            return None
+        faces = [model.face(self._history[:, 0], self._actions[:, 0], each) for each in (self._actions, driven)]
+        return torch.cat([faces[0], *([faces[1]] * self.copies)], 1)
+
     def velocity(
         self,
         model: CausalVideoTransformer,
@@ -115,6 +121,7 @@ class ClipPass:
             torch.cat([self._actions, *([self._actions if driven is None else driven] * copies)], 1),
             None if self._previous is None else repeated(self._previous),
             known_BF=known,
+            face_BFCHW=self._faces(model, self._actions if driven is None else driven),
         )
         velocity: Tensor = out[:, frames:].unflatten(1, (copies, frames))
         return velocity.float()

@@ -19,7 +19,7 @@ from streamgen.paths import cache_root
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
 from training.loop import rank_and_size
-from training.recipe import PoseRecipe, RecipeError, StudentRecipe, weights_hash
+from training.recipe import FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents
 
@@ -34,7 +34,9 @@ _START_SEED = 2**30
 ORIGIN = "origin.json"
 
 
-def data_for(recipe: StudentRecipe | PoseRecipe, config: TransformerConfig, autoencoder: Autoencoder) -> ClipData:
+def data_for(
+    recipe: StudentRecipe | PoseRecipe | FaceRecipe, config: TransformerConfig, autoencoder: Autoencoder
+) -> ClipData:
     """The recipe's clips at the size of the student's frames. Raises RecipeError when their keys do not fit it."""
     side = autoencoder.config.latent_pixel
     data = open_data(recipe.data, config.width * side, config.height * side, recipe.driven_by)
@@ -45,7 +47,7 @@ def data_for(recipe: StudentRecipe | PoseRecipe, config: TransformerConfig, auto
     if isinstance(data, TalkDataset):
         kept = cache_root() / "latents" / weights_hash(recipe.autoencoder, "vae")[:16]
         data = with_latents(data, autoencoder, kept, *rank_and_size())
-        data.scattered = recipe.scattered if isinstance(recipe, StudentRecipe) else 0.0
+        data.scattered = 0.0 if isinstance(recipe, PoseRecipe) else recipe.scattered
     return data
 
 

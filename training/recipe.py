@@ -54,7 +54,7 @@ class BaseRecipe(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
         settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
-        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("pose", "pose")):
+        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("pose", "pose"), ("face", "face")):
             if settings.get(field) is not None:
                 settings[field] = weights_hash(Path(settings[field]), part)
         return settings
@@ -170,6 +170,25 @@ class PoseRecipe(BaseRecipe):
         return self
 
 
+class FaceRecipe(BaseRecipe):
+    """What a talking head about looks like, from a reference and what drives it."""
+
+    stage: Literal["face"]
+    autoencoder: Path = Field(description="run folder of the autoencoder")
+    model: TransformerConfig = Field(description="of the student; what counts is its size and face_dim")
+    scattered: float = Field(1.0, ge=0, le=1, description="as a student's: the frames are best far apart")
+    focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
+    focus_weight: float = Field(3.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_face(self) -> Self:
+        if not self.model.face_dim:
+            raise ValueError("there is no face to learn: set model.face_dim")
+        if self.driven_by != "speech" or self.clip_length < 2:
+            raise ValueError("a face is learned from pairs: set driven_by: speech, and clip_length to 2 or more")
+        return self
+
+
 class StudentRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
     copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
@@ -215,6 +234,7 @@ class TeacherForcingRecipe(StudentRecipe):
         description="the same, but only its blocks and its sense of noise: all that students of other things share",
     )
     pose: Path | None = Field(None, description="run folder of the pose, which a new model with pose_scale needs")
+    face: Path | None = Field(None, description="run folder of the face, which a new model with face_dim needs")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -227,6 +247,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError("start and start_blocks: give one of them")
         if self.model.pose_scale and self.pose is None and self.start is None:
             raise ValueError("model.pose_scale needs a pose, trained before (stage `pose`), or a start that has one")
+        if self.model.face_dim and self.face is None and self.start is None:
+            raise ValueError("model.face_dim needs a face, trained before (stage `face`), or a start that has one")
         return self
 
 
@@ -258,6 +280,7 @@ AnyRecipe = (
     | SpeechRecipe
     | FaceJudgeRecipe
     | JudgesRecipe
+    | FaceRecipe
     | PoseRecipe
     | TeacherForcingRecipe
     | CausalConsistencyRecipe

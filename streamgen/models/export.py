@@ -30,7 +30,7 @@ from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, STARTS, WEIGHTS, step_
 
 _OPSET = 23
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
-_COMMIT_INPUTS = ("latents", *_STEP_INPUTS[1:])
+_REFERENCE_INPUTS = ("reference", "reference_actions")
 _BLOCK_OUTPUTS = ("new_k", "new_raw_k", "new_v")
 
 
@@ -55,17 +55,19 @@ def write_student(
     # What is exported is what was stored: the graphs read the bf16 weights.
     transformer, autoencoder = load_transformer(folder), load_autoencoder(folder)
     inputs = _example_inputs(config)
+    step_inputs = (*_STEP_INPUTS, *(_REFERENCE_INPUTS if config.transformer.face_dim else ()))
     for count, sigmas in config.step_plans.items():
         noise = torch.zeros(count, 1, config.transformer.block_size, *config.latent_shape)
         rollout = Rollout(transformer, autoencoder, sigmas).eval()
         _export(
-            rollout, (noise, *inputs), _STEP_INPUTS, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count)
+            rollout, (noise, *inputs), step_inputs, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count)
         )
     if config.speech is not None:
         mel = torch.zeros(1, config.transformer.block_size, config.speech.window, MEL_BINS)
         _export(_Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
-    _export(Commit(transformer).eval(), (latents, *inputs), _COMMIT_INPUTS, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
+    commit_inputs = ("latents", *step_inputs[1:])
+    _export(Commit(transformer).eval(), (latents, *inputs), commit_inputs, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
 
 
 class _Hearing(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.face import Face
 from streamgen.models.pose import Pose
 from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
@@ -65,6 +66,16 @@ def save_pose(model: Pose, folder: Path) -> None:
 def load_pose(model: Pose, folder: Path) -> None:
     """Fill the pose of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
     load_weights(model, folder / "pose" / WEIGHTS)
+
+
+def save_face(model: Face, folder: Path) -> None:
+    """Write `face/` into a run folder, in fp32."""
+    save_weights(model, folder / "face" / WEIGHTS)
+
+
+def load_face(model: Face, folder: Path) -> None:
+    """Fill the face of a transformer from a run folder. Raises StudentError when it is none, or of another size."""
+    load_weights(model, folder / "face" / WEIGHTS)
 
 
 def save_speech(model: SpeechEncoder, folder: Path) -> None:

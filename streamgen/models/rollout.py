@@ -36,10 +36,13 @@ class Commit(nn.Module):
         visible: Tensor,
         cache_k: Tensor,
         cache_v: Tensor,
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w]; other inputs as for `Rollout`."""
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        _velocity(self.transformer, latents, 0.0, attend, actions, previous)
+        face = _face(self.transformer, reference, reference_actions, actions)
+        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
         return attend.block()
 
 
@@ -64,14 +67,22 @@ class Rollout(nn.Module):
         visible: Tensor,
         cache_k: Tensor,
         cache_v: Tensor,
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
     ) -> Tensor:
         """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on."""
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        face = _face(self.transformer, reference, reference_actions, actions)
+        return self._denoise(noise, previous, actions, attend, face)
+
+    def _denoise(
+        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: CacheAttention, face: Tensor | None
+    ) -> Tensor:
         x = noise[0]
         for step, sigma in enumerate(self.sigmas):
             if step:
                 x = (1 - sigma) * x + sigma * noise[step]
-            x = x - sigma * _velocity(self.transformer, x, sigma, attend, actions, previous)
+            x = x - sigma * _velocity(self.transformer, x, sigma, attend, actions, previous, face)
         return x
 
     def forward(
@@ -83,18 +94,23 @@ class Rollout(nn.Module):
         visible: Tensor,
         cache_k: Tensor,
         cache_v: Tensor,
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], and keys, raw keys and values [L, B, H, F N, D].
 
         noise [K, B, F, C, h, w]; previous [B, C, h, w], the clean latent before the block; actions [B, F, A]; rotation
-        [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D].
+        [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D]. For
+        a transformer with a face the stream's first latent [B, C, h, w] and what drove it [B, A].
         """
         assert self.autoencoder is not None
+        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        face = _face(self.transformer, reference, reference_actions, actions)
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
-        latents = self.denoise(noise, previous, actions, rotation, visible, cache_k, cache_v).half().float()
+        latents = self._denoise(noise, previous, actions, attend, face).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        _velocity(self.transformer, latents, 0.0, attend, actions, previous)
+        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
         return frames, latents, *attend.block()
 
 
@@ -104,6 +120,15 @@ def _attention(
     return CacheAttention(transformer.config, transformer.space, rotation, visible, k, v)
 
 
+def _face(
+    transformer: CausalVideoTransformer, reference: Tensor | None, reference_actions: Tensor | None, actions: Tensor
+) -> Tensor | None:
+    if reference is None or reference_actions is None:
+        return None
+    face: Tensor = transformer.face(reference, reference_actions, actions)
+    return face
+
+
 def _velocity(
     transformer: CausalVideoTransformer,
     x: Tensor,
@@ -111,11 +136,13 @@ def _velocity(
     attend: CacheAttention,
     actions: Tensor,
     previous: Tensor,
+    face: Tensor | None,
 ) -> Tensor:
     config = transformer.config
     levels = torch.full(x.shape[:2], sigma)
     before = previous[:, None].expand_as(x) if config.concat_previous else None
-    velocity: Tensor = transformer(x, levels, attend, actions if config.action_dim is not None else None, before)
+    driven = actions if config.action_dim is not None else None
+    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face)
     return velocity
 
 
@@ -124,13 +151,15 @@ class RollingCache:
     """The cache of B rows that stand at the same frame: fixed slots, a new block is written in place.
 
     k, v [L, B, H, slots N, D]; frame: index of the next frame; first: the oldest frame seen after the sinks;
-    previous: the last clean latent [B, C, h, w].
+    previous: the last clean latent [B, C, h, w]. reference: where there is a face, the stream's first latent and what
+    drove it [B, A]; else nothing.
     """
 
     config: TransformerConfig
     k: Tensor
     v: Tensor
     previous: Tensor
+    reference: tuple[Tensor, ...]
     frame: int
     first: int
 
@@ -138,14 +167,16 @@ class RollingCache:
     def empty(cls, config: TransformerConfig, rows: int, frame: int = 0) -> Self:
         shape = config.num_layers, rows, config.num_heads, config.slots * config.tokens, config.head_dim
         previous = torch.zeros(rows, config.in_channels, config.height, config.width)
-        return cls(config, torch.zeros(shape), torch.zeros(shape), previous, frame, frame)
+        # A tensor of its own: what an export is shown as one tensor becomes one input.
+        reference = (previous.clone(), torch.zeros(rows, config.action_dim or 0)) if config.face_dim else ()
+        return cls(config, torch.zeros(shape), torch.zeros(shape), previous, reference, frame, frame)
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """rotation, visible, cache_k, cache_v of the next block."""
+    def inputs(self) -> tuple[Tensor, ...]:
+        """rotation, visible, cache_k, cache_v of the next block, and the reference."""
         rows = self.k.shape[1]
         rotation = torch.from_numpy(block_rotation(self.frame, self.config))
         visible = torch.from_numpy(visible_slots(self.frame, self.config, self.first))
-        return rotation.expand(rows, -1, -1, -1), visible.expand(rows, -1), self.k, self.v
+        return rotation.expand(rows, -1, -1, -1), visible.expand(rows, -1), self.k, self.v, *self.reference
 
     def write(self, latents: Tensor, k: Tensor, raw_k: Tensor, v: Tensor) -> None:
         """Store the block that `inputs` were asked for: latents [B, F, C, h, w], keys and values as `Rollout` gives
@@ -162,6 +193,8 @@ class RollingCache:
 
     def clean(self, commit: Commit, latents: Tensor, actions: Tensor) -> None:
         """Commit a clean block: latents [B, F, C, h, w], actions [B, F, A]."""
+        if self.config.face_dim and self.frame == 0:
+            self.reference = latents[:, 0], actions[:, 0]
         self.write(latents, *commit(latents, self.previous, actions, *self.inputs()))
 
 

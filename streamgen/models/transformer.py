@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from streamgen.config import DETAIL_LAYERS, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
+from streamgen.models.face import Face
 from streamgen.models.pose import Pose
 
 TIME_SCALE = 1000.0
@@ -174,6 +175,8 @@ class CausalVideoTransformer(nn.Module):
             self.detail = _DetailHead(config)
         if config.pose_scale:
             self.pose = Pose(config)
+        if config.face_dim:
+            self.face = Face(config)
         self.register_buffer("space", space_rotation(config), persistent=False)
         self._initialise()
 
@@ -203,12 +206,14 @@ class CausalVideoTransformer(nn.Module):
         previous_BFCHW: Tensor | None = None,
         context_BXd: Tensor | None = None,
         known_BF: Tensor | None = None,
+        face_BFCHW: Tensor | None = None,
     ) -> Tensor:
         """Velocity eps - x0, [B, F, C, h, w].
 
         x: latents at noise levels sigma in [0, 1]. actions: what drove each frame; known: 1, or 0 where the action is
         withheld from the tokens (default: all known). previous: the clean latent before each frame's block, where the
-        configuration has `concat_previous`. context: text features, where it has `text_dim`.
+        configuration has `concat_previous`. context: text features, where it has `text_dim`. face: what `face` draws of
+        each frame, where it has `face_dim`.
         """
         config = self.config
         if (context_BXd is None) != (config.text_dim is None):
@@ -222,6 +227,8 @@ class CausalVideoTransformer(nn.Module):
             pose_BF6 = self.pose(before_BF6, actions_BFA)
             pictures.append(self.pose.view(pose_BF6))
             moved_BF6 = pose_BF6 - before_BF6
+        if face_BFCHW is not None:
+            pictures.append(face_BFCHW)
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
@@ -244,9 +251,10 @@ class CausalVideoTransformer(nn.Module):
         if not config.residual:
             return out_BFCHW
         # What moves little stays, by construction, and the network need not carry the noise through its width.
-        assert previous_BFCHW is not None
+        base_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
+        assert base_BFCHW is not None
         sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
-        return (x_BFCHW - previous_BFCHW - out_BFCHW) / sigma
+        return (x_BFCHW - base_BFCHW - out_BFCHW) / sigma
 
     def _patchify(self, x_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""

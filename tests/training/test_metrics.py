@@ -12,7 +12,7 @@ from streamgen.config import AutoencoderConfig
 from streamgen.models.attention import CacheAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import Commit, RollingCache
-from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
+from tests.toy import WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import (
     LatentClips,
     before,
@@ -57,7 +57,7 @@ def test_other_actions_always_differ() -> None:
     assert all(tuple(a.tolist()) in known for a in changed.flatten(0, 1))
 
 
-@pytest.mark.parametrize("change", [{}, WITH_POSE])
+@pytest.mark.parametrize("change", [{}, WITH_POSE, WITH_FACE])
 def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dict[str, Any]) -> None:
     model = toy_transformer(toy_transformer_config(**change))
     channels = model.config.in_channels
@@ -69,9 +69,10 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
         cache, commit = RollingCache.empty(model.config, 1), Commit(model)
         for at in range(8):
             cache.clean(commit, clips.latents[:, at : at + 1], clips.actions[:, at : at + 1])
-        attend = CacheAttention(model.config, model.space, *cache.inputs())
-        previous = cache.previous[:, None]
-        velocity = model(noise[:, 8:], torch.ones(1, 1), attend, clips.actions[:, 8:], previous)
+        attend = CacheAttention(model.config, model.space, *cache.inputs()[:4])
+        previous, driven = cache.previous[:, None], clips.actions[:, 8:]
+        face = model.face(*cache.reference, driven) if model.config.face_dim else None
+        velocity = model(noise[:, 8:], torch.ones(1, 1), attend, driven, previous, face_BFCHW=face)
     torch.testing.assert_close(made[:, 8:], noise[:, 8:] - velocity, atol=1e-5, rtol=0)
     other = teacher_forced(model, clips, (1.0,), actions=1 - clips.actions, seed=3)
     assert (other - made).abs().max() > 1e-3

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from streamgen.audio import SAMPLE_RATE, log_mel
-from streamgen.config import AutoencoderConfig, SpeechConfig
+from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.face import CURVES, LIFE, SPEECH
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.loading import load_speech
+from streamgen.models.face import Face
+from streamgen.models.loading import load_face, load_speech, load_transformer, save_autoencoder
 from streamgen.models.speech import SpeechEncoder, windows
 from tests.training.talking import write_talk
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
 from training.footage import VideoDataError
 from training.loop import train
-from training.recipe import SpeechRecipe
+from training.recipe import FaceRecipe, SpeechRecipe, TeacherForcingRecipe
 from training.stages import build_stage
 from training.talk.augment import augmented, in_a_room, over_a_telephone, retimed, with_noise
 from training.talk.dataset import TalkDataset
@@ -220,3 +222,41 @@ def test_an_ear_learns_when_a_mouth_opens(tmp_path: Path) -> None:
     figures = stage.evaluate(load_speech(tmp_path / "run"), tmp_path / "sheet.png")
     assert figures["jaw"] > 0.8
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
+    for number in (1, 2, 20, 21):
+        write_talk(tmp_path / "heads", f"anna_{number:04d}", frames=100, base=40, seed=number)
+    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
+    save_autoencoder(Autoencoder(vae), tmp_path / "vae")
+    model = {
+        "in_channels": 4, "height": 4, "width": 4, "dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 1,
+        "window": 4, "sink": 1, "action_dim": len(CURVES), "concat_previous": True, "residual": True, "face_dim": 8,
+    }  # fmt: skip
+    common = {
+        "driven_by": "speech", "data": tmp_path / "heads", "autoencoder": tmp_path / "vae", "learning_rate": 5e-3,
+        "warmup": 1,
+        "ema": 0.5, "clips": 2, "model": model,
+    }  # fmt: skip
+    face = FaceRecipe.model_validate(common | {"stage": "face", "name": "face", "steps": 80, "clip_length": 5})
+    stage = build_stage(face)
+    batch, nothing = stage.batch(list(recorded(stage.data, 9, range(8), 5)), 0), torch.Generator()
+    _, before = stage.loss(batch, stage.model, nothing)
+    train(stage, tmp_path / "face")
+    _, after = stage.loss(batch, stage.model, nothing)
+    assert after["error"] < 0.8 * before["error"]
+    assert stage.evaluate(load_face_run(model, tmp_path / "face"), tmp_path / "sheet.png")["psnr"] > 0
+    teacher = {"stage": "teacher_forcing", "name": "teacher", "steps": 2, "clip_length": 12, "recycle": 3, "copies": 1}
+    with pytest.raises(ValidationError, match="needs a face"):
+        TeacherForcingRecipe.model_validate(common | teacher)
+    stage = build_stage(TeacherForcingRecipe.model_validate(common | teacher | {"face": tmp_path / "face"}))
+    train(stage, tmp_path / "teacher")
+    kept, learned = load_transformer(tmp_path / "teacher").face, load_face_run(model, tmp_path / "face")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), learned.parameters(), strict=True))
+
+
+def load_face_run(model: dict[str, object], run: Path) -> Face:
+    face = Face(TransformerConfig.model_validate(model))
+    load_face(face, run)
+    return face

@@ -7,6 +7,7 @@ from training.recipe import (
     AnyRecipe,
     AutoencoderRecipe,
     FaceJudgeRecipe,
+    FaceRecipe,
     JudgesRecipe,
     PoseRecipe,
     SpeechRecipe,
@@ -32,6 +33,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.judges import JudgesStage
 
         return JudgesStage(recipe)
+    if isinstance(recipe, FaceRecipe):
+        from training.stages.face import FaceStage
+
+        return FaceStage(recipe)
     if isinstance(recipe, PoseRecipe):
         from training.stages.pose import PoseStage
 

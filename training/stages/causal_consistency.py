@@ -33,6 +33,8 @@ class CausalConsistencyStage:
         model = load_transformer(recipe.teacher).requires_grad_(True).train()
         if model.config.pose_scale:
             model.pose.requires_grad_(False)
+        if model.config.face_dim:
+            model.face.requires_grad_(False)
         self.model: nn.Module = model
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, self._teacher.config, self._autoencoder)

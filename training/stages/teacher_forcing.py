@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamgen.models.loading import load_autoencoder, load_pose, load_transformer, save_transformer
+from streamgen.models.loading import load_autoencoder, load_face, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, imperfect_history
 from training.data import Clip, held_out
@@ -43,6 +43,10 @@ class TeacherForcingStage:
             if recipe.pose is not None:
                 load_pose(model.pose, recipe.pose)
             model.pose.requires_grad_(False)
+        if recipe.model.face_dim:
+            if recipe.face is not None:
+                load_face(model.face, recipe.face)
+            model.face.requires_grad_(False)
         self._focus = focus_weight(recipe.model.height, recipe.model.width, recipe.focus, recipe.focus_weight)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, recipe.model, self._autoencoder)
