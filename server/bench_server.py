@@ -33,7 +33,7 @@ class BenchServer:
             import psutil
         except ImportError as error:
             raise click.ClickException(f"measuring a server needs the extra `dev`: {error}") from error
-        self.url, self.pid = url, pid
+        self.url = url
         self._process = psutil.Process(pid)
 
     def cpu_s(self) -> dict[str, float]:

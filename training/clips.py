@@ -87,11 +87,13 @@ class ClipPass:
         self._history, self._level, self._actions = history, level, actions
         self._previous = before(history, config.block_size) if config.concat_previous else None
 
-    def _faces(self, model: CausalVideoTransformer, driven: Tensor) -> Tensor | None:
+    def _faces(self, model: CausalVideoTransformer, driven: Tensor | None) -> Tensor | None:
+        """Of the history and of every copy, which are the same people in the same poses unless others drive them."""
         if not self.config.face_dim:
             return None
-        faces = [model.face(self._history[:, 0], self._actions[:, 0], each) for each in (self._actions, driven)]
-        return torch.cat([faces[0], *([faces[1]] * self.copies)], 1)
+        reference = self._history[:, 0], self._actions[:, 0]
+        own = model.face(*reference, self._actions)
+        return torch.cat([own, *([own if driven is None else model.face(*reference, driven)] * self.copies)], 1)
 
     def velocity(
         self,
@@ -121,7 +123,7 @@ class ClipPass:
             torch.cat([self._actions, *([self._actions if driven is None else driven] * copies)], 1),
             None if self._previous is None else repeated(self._previous),
             known_BF=known,
-            face_BFCHW=self._faces(model, self._actions if driven is None else driven),
+            face_BFCHW=self._faces(model, driven),
         )
         velocity: Tensor = out[:, frames:].unflatten(1, (copies, frames))
         return velocity.float()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from server.settings import Settings
 from streamgen.student import Student
-from tests.server.harness import LiveServer
+from tests.server.harness import LiveServer, until
 from tests.server.synthetic import make_student
+from tests.server.viewers import SocketClient
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +61,13 @@ def avatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     server = LiveServer(own, tmp_path_factory.mktemp("orders"), settings).start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+async def viewer(avatar: LiveServer) -> AsyncIterator[SocketClient]:
+    """Of an avatar of its own, that hears it too."""
+    ticket = await asyncio.to_thread(avatar.create, 3)
+    async with SocketClient(ticket, sound=True) as client:
+        await until(lambda: client.frames and client.sounds, "a frame with its sound")
+        yield client
+    await asyncio.to_thread(ticket.call, "DELETE")

@@ -54,15 +54,6 @@ async def agent_of(ticket: Ticket, query: str = "", token: str | None = None) ->
     await asyncio.gather(reading, return_exceptions=True)
 
 
-@pytest.fixture
-async def viewer(avatar: LiveServer) -> AsyncIterator[SocketClient]:
-    ticket = await asyncio.to_thread(avatar.create, 3)
-    async with SocketClient(ticket, sound=True) as client:
-        await until(lambda: client.frames and client.sounds, "a frame with its sound")
-        yield client
-    await asyncio.to_thread(ticket.call, "DELETE")
-
-
 def loud(client: SocketClient, frames: int = 1) -> bool:
     """Whether any of the last frames is heard."""
     return any(np.abs(client.sounds[frame][1]).max() > 1000 for frame in sorted(client.sounds)[-frames:])

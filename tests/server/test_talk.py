@@ -6,7 +6,6 @@ import asyncio
 import io
 import time
 import wave
-from collections.abc import AsyncIterator
 from fractions import Fraction
 
 import numpy as np
@@ -71,15 +70,6 @@ def check_lips(client: SocketClient) -> None:
             assert ("KeyW" in got.seen.keys) is bool(share), got.frame
             checked += share
     assert checked > 10
-
-
-@pytest.fixture
-async def viewer(avatar: LiveServer) -> AsyncIterator[SocketClient]:
-    ticket = await asyncio.to_thread(avatar.create, 3)
-    async with SocketClient(ticket, sound=True) as client:
-        await until(lambda: client.frames and client.sounds, "a frame with its sound")
-        yield client
-    await asyncio.to_thread(ticket.call, "DELETE")
 
 
 async def test_a_file_is_heard_with_the_lips_that_say_it(viewer: SocketClient) -> None:

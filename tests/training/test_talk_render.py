@@ -45,6 +45,7 @@ def renderer() -> Renderer:
     try:
         open_context().release()
     except RendererError as error:
+        # Drawn by the system's EGL, which nothing but training data needs; the error says what to install.
         pytest.skip(str(error))
     return Renderer(96)
 
