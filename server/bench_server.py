@@ -15,6 +15,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,11 +37,18 @@ class BenchServer:
         self.url = url
         self._process = psutil.Process(pid)
 
+    def _processes(self) -> dict[str, list[Any]]:
+        workers = [child for child in self._process.children() if "spawn_main" in " ".join(child.cmdline())]
+        return {"server": [self._process], "worker": workers}
+
     def cpu_s(self) -> dict[str, float]:
         """Processor time that its processes have used."""
-        workers = [child for child in self._process.children() if "spawn_main" in " ".join(child.cmdline())]
-        times = {"server": [self._process.cpu_times()], "worker": [child.cpu_times() for child in workers]}
+        times = {name: [each.cpu_times() for each in them] for name, them in self._processes().items()}
         return {name: float(sum(each.user + each.system for each in members)) for name, members in times.items()}
+
+    def memory_mb(self) -> dict[str, float]:
+        """Memory that its processes hold."""
+        return {name: sum(each.memory_info().rss for each in them) / 1e6 for name, them in self._processes().items()}
 
     def metric(self, name: str) -> float:
         """Its only sample: one student is served."""

@@ -17,9 +17,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import numpy as np
@@ -54,11 +55,12 @@ MOST_GROWTH = {
 
 @dataclass
 class Record:
-    """samples: by what was measured, pairs of seconds since the beginning and value."""
+    """limits: by what is measured, its MOST_GROWTH. samples: likewise, pairs of seconds since the beginning and value."""
 
     ends_s: float
+    limits: dict[str, float]
     began_s: float = field(default_factory=time.monotonic)
-    samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {name: [] for name in MOST_GROWTH})
+    samples: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     did: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
@@ -72,7 +74,8 @@ class Record:
     def rows(self) -> list[dict[str, float | str]]:
         """For each measure: medians, growth, slope per hour."""
         rows: list[dict[str, float | str]] = []
-        for name, samples in self.samples.items():
+        for name in self.limits:
+            samples = self.samples[name]
             times, values = np.array(samples or [(0.0, 0.0)]).T
             quarters = [
                 values[(times >= a * times[-1]) & (times <= b * times[-1])] for a, b in ((0.25, 0.5), (0.75, 1))
@@ -84,7 +87,23 @@ class Record:
         return rows
 
     def grew(self) -> list[str]:
-        return [str(row["what"]) for row in self.rows() if row["late"] - row["early"] > MOST_GROWTH[str(row["what"])]]  # type: ignore[operator]
+        return [str(row["what"]) for row in self.rows() if row["late"] - row["early"] > self.limits[str(row["what"])]]  # type: ignore[operator]
+
+    def report(self, path: Path, others: list[str]) -> NoReturn:
+        """Print what was measured and what went wrong, `others` too, write it as JSON, and exit."""
+        rows = self.rows()
+        width = max(len(str(row["what"])) for row in rows)
+        click.echo(f"{'':{width}}  {'samples':>7}  {'early':>8}  {'late':>8}  {'per hour':>9}")
+        for row in rows:
+            figures = f"{row['early']:8.1f}  {row['late']:8.1f}  {row['per hour']:+9.1f}"
+            click.echo(f"{row['what']:{width}}  {row['samples']:7}  {figures}")
+        click.echo(", ".join(f"{name} {count}" for name, count in sorted(self.did.items())))
+        wrong = [f"{name} grew" for name in self.grew()] + self.failures + others
+        minutes = (self.ends_s - self.began_s) / 60
+        path.write_text(json.dumps({"minutes": minutes, "measures": rows, "did": self.did, "wrong": wrong}, indent=2))
+        for line in wrong:
+            click.echo(line.strip(), err=True)
+        raise SystemExit(bool(wrong))
 
 
 class Lost(Exception):
@@ -197,7 +216,7 @@ async def sample(server: Process, record: Record) -> None:
 
 
 async def run(server: Process, minutes: float) -> Record:
-    record = Record(time.monotonic() + 60 * minutes)
+    record = Record(time.monotonic() + 60 * minutes, MOST_GROWTH)
 
     async def guarded(name: str, part: asyncio.Future[None]) -> None:
         try:
@@ -234,19 +253,7 @@ def soak(minutes: float, path: Path) -> None:
         for at, line in enumerate(server.log)
         if " ERROR " in line or ("Traceback" in line and " ERROR " not in "".join(server.log[max(0, at - 2) : at]))
     ]
-    rows = record.rows()
-    width = max(len(str(row["what"])) for row in rows)
-    click.echo(f"{'':{width}}  {'samples':>7}  {'early':>8}  {'late':>8}  {'per hour':>9}")
-    for row in rows:
-        figures = f"{row['early']:8.1f}  {row['late']:8.1f}  {row['per hour']:+9.1f}"
-        click.echo(f"{row['what']:{width}}  {row['samples']:7}  {figures}")
-    click.echo(", ".join(f"{name} {count}" for name, count in sorted(record.did.items())))
-    wrong = [f"{name} grew" for name in record.grew()] + record.failures + accidents
-    wrong += [f"the server ended with code {code}"] * (code != 0)
-    path.write_text(json.dumps({"minutes": minutes, "measures": rows, "did": record.did, "wrong": wrong}, indent=2))
-    for line in wrong:
-        click.echo(line.strip(), err=True)
-    raise SystemExit(bool(wrong))
+    record.report(path, accidents + [f"the server ended with code {code}"] * (code != 0))
 
 
 if __name__ == "__main__":
