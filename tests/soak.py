@@ -55,7 +55,7 @@ MOST_GROWTH = {
 
 @dataclass
 class Record:
-    """limits: by what is measured, its MOST_GROWTH. samples: likewise, pairs of seconds since the beginning and value."""
+    """limits: as MOST_GROWTH. samples: by what was measured, pairs of seconds since the beginning and value."""
 
     ends_s: float
     limits: dict[str, float]

@@ -156,6 +156,19 @@ def faded_history(history: Tensor, share: float, generator: torch.Generator) -> 
     return torch.where(chosen, history * left, history)
 
 
+@torch.no_grad()
+def redrawn_history(history: Tensor, face: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the clips on their way, by any part of it, to what the face draws of them, [B, F, C, h, w].
+
+    Whoever generates for long has only its own details to go by, and they fade; this has the true frame to mend them
+    by, at any distance, and costs no rollout. The first frame, from which the face draws, stays.
+    """
+    rows = len(history), 1, 1, 1, 1
+    chosen, way = torch.rand(rows, generator=generator) < share, torch.rand(rows, generator=generator)
+    out = torch.where(chosen, history.lerp(face, way), history)
+    return torch.cat([history[:, :1], out[:, 1:]], 1)
+
+
 def imperfect_history(
     model: CausalVideoTransformer,
     clips: LatentClips,
@@ -163,14 +176,19 @@ def imperfect_history(
     sigmas: tuple[float, ...],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The past that a step trains on: recycled in a share of the steps, its picture drifted, faded and noised as the
-    recipe says.
+    """The past that a step trains on: recycled in a share of the steps, its picture redrawn, drifted, faded and noised
+    as the recipe says.
 
-    Returns the history [B, F, C, h, w] and its noise level [B, F].
+    Returns the history [B, F, C, h, w] and its noise level [B, F]. Raises RecipeError.
     """
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
         history = recycled_history(model, clips, recipe, sigmas, generator)
+    if recipe.redrawn:
+        if not model.config.face_dim:
+            raise RecipeError("redrawn: only a face draws, and the model has none; leave it out, or set face_dim")
+        face = model.face(clips.latents[:, 0], clips.actions[:, 0], clips.actions)
+        history = redrawn_history(history, face, recipe.redrawn, generator)
     picture, pose = history.tensor_split((model.config.picture_channels,), 2)
     picture = faded_history(drifted_history(picture, recipe.drift, generator), recipe.fade, generator)
     picture, level = noisy_history(picture, recipe.context_noise, generator)

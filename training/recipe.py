@@ -202,6 +202,13 @@ class StudentRecipe(BaseRecipe):
         0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
     )
     fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
+    redrawn: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the histories that are drawn towards what the face alone shows of them, some of them all "
+        "the way: what is left of a long rollout's details; of use with a face",
+    )
     scattered: float = Field(
         0.0,
         ge=0,

@@ -117,6 +117,26 @@ def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
     assert 0.82 < changed.float().mean() < 0.93
 
 
+def test_a_share_of_the_histories_is_drawn_towards_the_face() -> None:
+    config = toy_transformer_config(**WITH_FACE)
+    model, recipe = (
+        toy_transformer(config),
+        toy_recipe(config, recycle=0, context_noise=0, redrawn=0.25, face="nowhere"),
+    )
+    clips = LatentClips(torch.randn(400, 3, 4, 4, 6), torch.rand(400, 3, 5))
+    out, _ = imperfect_history(model, clips, recipe, (1.0,), torch.Generator().manual_seed(0))
+    face = model.face(clips.latents[:, 0], clips.actions[:, 0], clips.actions)
+    assert torch.equal(out[:, 0], clips.latents[:, 0])
+    way = ((out - clips.latents) / (face - clips.latents))[:, 1:].flatten(1).median(1).values
+    torch.testing.assert_close(clips.latents.lerp(face, way[:, None, None, None, None])[:, 1:], out[:, 1:])
+    assert 0.2 < (way > 0).float().mean() < 0.3
+    assert 0.4 < way[way > 0].mean() < 0.6 and way.max() > 0.95
+    config = toy_transformer_config()
+    recipe = toy_recipe(config, recycle=0, redrawn=0.25)
+    with pytest.raises(RecipeError, match="face_dim"):
+        imperfect_history(toy_transformer(config), clips, recipe, (1.0,), torch.Generator())
+
+
 def test_a_share_of_the_histories_fades() -> None:
     x = torch.randn(400, 3, 2, 2, 2)
     out = faded_history(x, 0.25, torch.Generator().manual_seed(0))
