@@ -1,6 +1,6 @@
-# make demo    serve the world student and open it in a browser (no torch)
+# make demo    serve the world and the avatar and open the page in a browser (no torch)
 # make test    every check: lint, types, layering, web types, tests
-# make soak    30 minutes of trouble (SOAK_MINUTES=…): does anything grow?
+# make soak    30 minutes of trouble (SOAK_MINUTES=…), 10 of talk (SOAK_TALK_MINUTES=…): does anything grow?
 # make clean   remove what these made
 #
 # Needs sh, make, and Python 3.11 or newer with venv. Everything else is installed into .venv at the exact versions in
@@ -29,7 +29,7 @@ help:
 	@head -n 4 Makefile
 
 demo: base
-	@$(BIN)/streamgen serve --student world --open
+	@$(BIN)/streamgen serve --student world --student avatar --open
 
 test: dev chromium web
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ test: dev chromium web
 	  echo "tsc --noEmit --project $(WEB)"; \
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
-	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py \
+	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py tests/clients/test_avatar.py \
 	  tests/clients/test_python_load.py
 	@# Without a browser, and with an engine that computes nothing, they wait more than they work.
 	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/server \
@@ -51,6 +51,7 @@ test: dev chromium web
 
 soak: dev
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.soak_talk
 
 clean:
 	rm -rf .venv $(WEB)/node_modules build dist streamgen.egg-info clients/python/build clients/python/src/*.egg-info \

@@ -18,8 +18,13 @@ from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.data import Clip
-from training.losses import add_noise
-from training.recipe import RecipeError, StudentRecipe
+from training.losses import add_noise, focus_weight
+from training.recipe import FaceRecipe, RecipeError, StudentRecipe
+
+_LOOKED_AT = 24
+"""Frames that tell what a decoder shows of a channel."""
+_NUDGE = 0.2
+"""In units of a channel's own spread."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,28 @@ def _latents(autoencoder: Autoencoder, clip: Clip) -> Tensor:
         return torch.from_numpy(clip.latents).float()
     frames = to_float(torch.from_numpy(clip.frames))
     return torch.cat([autoencoder.encode(part) for part in frames.split(64)])
+
+
+@torch.no_grad()
+def error_weight(
+    autoencoder: Autoencoder, config: TransformerConfig, recipe: StudentRecipe | FaceRecipe, clips: LatentClips
+) -> Tensor:
+    """How much an error counts at every place of a latent, [C, h, w] or [h, w], 1 on average: what the recipe looks at
+    closely and, if it says so, what the decoder shows of each channel, which `clips` tell.
+    """
+    focus = focus_weight(config.height, config.width, recipe.focus, recipe.focus_weight)
+    if not recipe.as_seen:
+        return focus
+    latents = clips.latents.flatten(0, 1)
+    some = latents[:: max(1, len(latents) // _LOOKED_AT), : config.picture_channels]
+    plain = autoencoder.decode(some)
+    shown = []
+    for channel in range(config.picture_channels):
+        moved = some.clone()
+        moved[:, channel] += _NUDGE
+        shown.append((autoencoder.decode(moved) - plain).square().mean())
+    weight = torch.stack(shown)
+    return (weight / weight.mean())[:, None, None] * focus
 
 
 def before(history: Tensor, block_size: int) -> Tensor:

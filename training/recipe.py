@@ -177,6 +177,7 @@ class FaceRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(description="of the student; what counts is its size and face_dim")
     scattered: float = Field(1.0, ge=0, le=1, description="as a student's: the frames are best far apart")
+    as_seen: bool = Field(False, description="as a student's")
     focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)
 
@@ -217,6 +218,7 @@ class StudentRecipe(BaseRecipe):
         "order; the frame before says little then, and what drives a frame must say it",
     )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
+    as_seen: bool = Field(False, description="an error of a latent channel counts by how much the decoder shows of it")
     focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)
 

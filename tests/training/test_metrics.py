@@ -18,6 +18,7 @@ from training.clips import (
     before,
     drifted_history,
     encode,
+    error_weight,
     faded_history,
     imperfect_history,
     noisy_history,
@@ -115,6 +116,25 @@ def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
     assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:]) and level.any()
     changed = (out[:, :, :4] != clips.latents[:, :, :4]).flatten(1).any(1)
     assert 0.82 < changed.float().mean() < 0.93
+
+
+def test_an_error_counts_by_what_the_decoder_shows_of_it() -> None:
+    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(vae).requires_grad_(False)
+    first = autoencoder.decoder.layers[0]
+    assert isinstance(first, torch.nn.Conv2d)
+    first.weight[:, 1] = 0
+    first.weight[:, 2] = 3 * first.weight[:, 3]
+    config = toy_transformer_config(height=8, width=8)
+    clips = LatentClips(torch.randn(1, 9, 4, 8, 8), torch.zeros(1, 9, 5))
+    focus: dict[str, object] = {"focus": (0.25, 0.5, 0.75, 1.0), "focus_weight": 3.0, "recycle": 0}
+    plain = error_weight(autoencoder, config, toy_recipe(config, **focus), clips)
+    assert plain.shape == (8, 8) and plain[6, 4] == pytest.approx(3 * float(plain[0, 0]))
+    seen = error_weight(autoencoder, config, toy_recipe(config, as_seen=True, **focus), clips)
+    assert seen.mean() == pytest.approx(1.0) and seen[1].max() == 0
+    assert seen[2].mean() > 4 * seen[3].mean() > 0
+    torch.testing.assert_close(seen[3] / seen[3].mean(), plain)
 
 
 def test_a_share_of_the_histories_is_drawn_towards_the_face() -> None:

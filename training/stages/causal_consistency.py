@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history
 from training.data import Clip, held_out
-from training.losses import add_noise, consistency_target, denoised, focus_weight
+from training.losses import add_noise, consistency_target, denoised
 from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import CausalConsistencyRecipe
@@ -40,8 +40,7 @@ class CausalConsistencyStage:
         self.data = data_for(recipe, self._teacher.config, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, self._teacher.config)
-        config = self._teacher.config
-        self._focus = focus_weight(config.height, config.width, recipe.focus, recipe.focus_weight)
+        self._weight = error_weight(self._autoencoder, self._teacher.config, recipe, self._held_out)
         self._plan = recipe.step_plans[max(recipe.step_plans)]
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -66,7 +65,7 @@ class CausalConsistencyStage:
             goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
         made = denoised(noisy, clip.velocity(self.model, noisy, sigma), sigma)
         made, goal = (t[:, :, recipe.first_target :, : self._teacher.config.picture_channels] for t in (made, goal))
-        return (F.mse_loss(made, goal, reduction="none") * self._focus).mean(), {}
+        return (F.mse_loss(made, goal, reduction="none") * self._weight).mean(), {}
 
     def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise level [B, K] of each noisy clip and the next lower one; float32 throughout.

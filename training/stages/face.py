@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from streamgen.models.face import Face
 from streamgen.models.loading import load_autoencoder, save_face
-from training.clips import LatentClips, encode
+from training.clips import LatentClips, encode, error_weight
 from training.data import Clip, held_out
-from training.losses import focus_weight
 from training.metrics import decode, frames_psnr, inside, other_actions
 from training.package import data_for
 from training.recipe import FaceRecipe
@@ -34,11 +33,11 @@ class FaceStage:
         self.data = data_for(recipe, recipe.model, self._autoencoder)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Face(recipe.model)
-        self._focus = focus_weight(recipe.model.height, recipe.model.width, recipe.focus, recipe.focus_weight)
         self._held_out = held_out(self.data, *_JUDGED)
         clips = encode(self._autoencoder, self._held_out, recipe.model)
         shown = [0, *range(1, _JUDGED[1], 8)]
         self._judged = LatentClips(clips.latents[:, shown], clips.actions[:, shown])
+        self._weight = error_weight(self._autoencoder, recipe.model, recipe, self._judged)
         self._real = np.stack([clip.frames[shown[1:]] for clip in self._held_out])
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -46,7 +45,7 @@ class FaceStage:
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         error = (_drawn(self.model, batch) - batch.latents[:, 1:]).square()
-        return (error * self._focus).mean(), {"error": error.mean().item()}
+        return (error * self._weight).mean(), {"error": error.mean().item()}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:

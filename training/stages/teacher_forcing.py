@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from streamgen.models.loading import load_autoencoder, load_face, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history
 from training.data import Clip, held_out
-from training.losses import add_noise, flow_matching, focus_weight, shifted
+from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import RecipeError, TeacherForcingRecipe
@@ -47,11 +47,11 @@ class TeacherForcingStage:
             if recipe.face is not None:
                 load_face(model.face, recipe.face)
             model.face.requires_grad_(False)
-        self._focus = focus_weight(recipe.model.height, recipe.model.width, recipe.focus, recipe.focus_weight)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, recipe.model, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
+        self._weight = error_weight(self._autoencoder, recipe.model, recipe, self._held_out)
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
         return encode(self._autoencoder, clips, self.recipe.model)
@@ -70,7 +70,7 @@ class TeacherForcingStage:
         weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
         velocity, target, eps = (t[:, :, :, : recipe.model.picture_channels] for t in (velocity, target, eps))
-        return flow_matching(velocity, target, eps, weight[..., None, None, None] * self._focus), {}
+        return flow_matching(velocity, target, eps, weight[..., None, None, None] * self._weight), {}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
