@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.face import SPEECH
@@ -76,12 +78,19 @@ _MAY_CHANGE = {
 
 
 def weights_hash(folder: Path, part: str) -> str:
-    """SHA-256 of the weights of a run or student folder. Raises RecipeError when it has none."""
+    """SHA-256 of the weights of a run or student folder; of an autoencoder, of what makes its latents. Raises
+    RecipeError when it has none.
+    """
     path = folder / part / WEIGHTS
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
         raise RecipeError(f"{path} is not there: run that stage first, or name a folder that has it") from error
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        if part != "vae" or not name.startswith("decoder."):
+            digest.update(name.encode() + value.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class AutoencoderRecipe(BaseRecipe):
@@ -102,6 +111,9 @@ class AutoencoderRecipe(BaseRecipe):
     focus: Box | None = Field(None, description="most crops lie around a point in this part of a frame")
     latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
+    decoder_only: bool = Field(
+        False, description="the latents stay those of `start`, so whatever was trained on them can be shown by this"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -109,6 +121,8 @@ class AutoencoderRecipe(BaseRecipe):
         for what, value in (("width", self.width), ("height", self.height), ("crop", self.crop or side)):
             if value % side:
                 raise ValueError(f"{what} {value} is not a multiple of the {side} pixels of a latent pixel")
+        if self.decoder_only and self.start is None:
+            raise ValueError("decoder_only: name the autoencoder whose latents it decodes as `start`")
         if self.crop is not None and self.crop > min(self.width, self.height):
             raise ValueError(f"crop {self.crop} is larger than a frame of {self.width}x{self.height}")
         return self

@@ -23,7 +23,7 @@ from streamgen.cli import main
 from streamgen.models.loading import load_transformer
 from training.clips import LatentClips
 from training.data import held_out
-from training.recipe import RecipeError, load_recipe
+from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.pose import PoseStage, walk
 from training.stages.teacher_forcing import TeacherForcingStage
 
@@ -273,6 +273,28 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
         assert "has weights that do not fit this model: blocks" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
+
+
+def test_a_decoder_goes_on_alone_for_whoever_knows_its_latents(runs: Path, tmp_path: Path) -> None:
+    recipe, start = runs / "autoencoder.yaml", f"start={runs / 'autoencoder'}"
+    assert "name the autoencoder" in _refusal("train", recipe, "decoder_only=true", "--runs", tmp_path)
+    for only in ("true", "false"):
+        _streamgen("train", recipe, start, f"decoder_only={only}", f"name=only-{only}", "--runs", tmp_path)
+    old, new, other = (
+        load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
+        for run in (runs / "autoencoder", tmp_path / "only-true", tmp_path / "only-false")
+    )
+    same = {name for name in old if torch.equal(old[name], new[name])}
+    assert {name.partition(".")[0] for name in same} == {"encoder", "latents_mean", "latents_std"}
+    assert any(name.startswith("decoder.") and name not in same for name in old)
+    assert not torch.equal(other["latents_mean"], old["latents_mean"])
+    hashes = [
+        weights_hash(run, "vae") for run in (runs / "autoencoder", tmp_path / "only-true", tmp_path / "only-false")
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+    _streamgen(
+        "export", runs / "student", "--autoencoder", tmp_path / "only-true", "--name", "toy", "--out", tmp_path / "toy"
+    )  # fmt: skip
 
 
 def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
