@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from streamgen.config import StudentConfig, TransformerConfig
 from streamgen.face import SPEECH
@@ -49,6 +50,15 @@ def data_for(
         data = with_latents(data, autoencoder, kept, *rank_and_size())
         data.scattered = 0.0 if isinstance(recipe, PoseRecipe) else recipe.scattered
     return data
+
+
+def start_from(model: nn.Module, other: nn.Module, folder: Path) -> None:
+    """Give a new model the weights of another, read from `folder`. Raises RecipeError where they do not fit."""
+    own, weights = model.state_dict(), other.state_dict()
+    wrong = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
+    if wrong:
+        raise RecipeError(f"start: {folder} has weights that do not fit this model: {wrong[0]}, ...")
+    model.load_state_dict(weights)
 
 
 def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]], steps: int) -> None:

@@ -135,6 +135,7 @@ class SpeechRecipe(BaseRecipe):
     data: Path = Field(description="folder of speech with ground truth (training/talk/voices.py)")
     model: SpeechConfig = Field(default_factory=lambda: SpeechConfig.model_validate({"curves": len(SPEECH)}))
     change_weight: float = Field(1.0, ge=0, description="of the error of what changes from frame to frame")
+    start: Path | None = Field(None, description="run or student folder whose weights to start from")
 
 
 class FaceJudgeRecipe(BaseRecipe):
@@ -192,6 +193,7 @@ class FaceRecipe(BaseRecipe):
     model: TransformerConfig = Field(description="of the student; what counts is its size and face_dim")
     scattered: float = Field(1.0, ge=0, le=1, description="as a student's: the frames are best far apart")
     as_seen: bool = Field(False, description="as a student's")
+    start: Path | None = Field(None, description="run or student folder whose face to start from")
     focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)
 

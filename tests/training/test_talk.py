@@ -20,7 +20,7 @@ from tests.training.talking import write_talk
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
 from training.footage import VideoDataError
 from training.loop import train
-from training.recipe import FaceRecipe, SpeechRecipe, TeacherForcingRecipe
+from training.recipe import FaceRecipe, RecipeError, SpeechRecipe, TeacherForcingRecipe
 from training.stages import build_stage
 from training.talk.augment import augmented, in_a_room, over_a_telephone, retimed, with_noise
 from training.talk.dataset import TalkDataset
@@ -221,6 +221,8 @@ def test_an_ear_learns_when_a_mouth_opens(tmp_path: Path) -> None:
     train(stage, tmp_path / "run")
     figures = stage.evaluate(load_speech(tmp_path / "run"), tmp_path / "sheet.png")
     assert figures["jaw"] > 0.8
+    on = build_stage(recipe.model_copy(update={"start": tmp_path / "run"}))
+    assert on.evaluate(on.model, tmp_path / "sheet.png") == figures
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
@@ -254,6 +256,12 @@ def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytes
     train(stage, tmp_path / "teacher")
     kept, learned = load_transformer(tmp_path / "teacher").face, load_face_run(model, tmp_path / "face")
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), learned.parameters(), strict=True))
+    for start in (tmp_path / "face", tmp_path / "teacher"):
+        on = build_stage(face.model_copy(update={"start": start}))
+        assert on.loss(batch, on.model, nothing)[1]["error"] < 0.8 * before["error"]
+    wider = FaceRecipe.model_validate(face.model_dump() | {"start": start, "model": model | {"face_dim": 16}})
+    with pytest.raises(RecipeError, match="do not fit"):
+        build_stage(wider)
 
 
 def load_face_run(model: dict[str, object], run: Path) -> Face:

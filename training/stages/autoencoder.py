@@ -14,6 +14,7 @@ from streamgen.models.loading import load_autoencoder, save_autoencoder
 from training.data import Clip, held_out, open_data, recorded
 from training.losses import psnr, reconstruction
 from training.metrics import frames_psnr, inside
+from training.package import start_from
 from training.recipe import AutoencoderRecipe, Box
 from training.sheets import contact_sheet
 
@@ -36,7 +37,7 @@ class AutoencoderStage:
         model = Autoencoder(recipe.model)
         self.model: nn.Module = model
         if recipe.start is not None:
-            model.load_state_dict(load_autoencoder(recipe.start).state_dict())
+            start_from(model, load_autoencoder(recipe.start), recipe.start)
         if recipe.decoder_only:
             model.encoder.requires_grad_(False)
         clips = held_out(self.data, *_JUDGED)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamgen.config import TransformerConfig
 from streamgen.models.face import Face
-from streamgen.models.loading import load_autoencoder, save_face
+from streamgen.models.loading import load_autoencoder, load_face, load_transformer, save_face
 from training.clips import LatentClips, encode, error_weight
 from training.data import Clip, held_out
 from training.metrics import decode, frames_psnr, inside, other_actions
-from training.package import data_for
+from training.package import data_for, start_from
 from training.recipe import FaceRecipe
 from training.sheets import contact_sheet
 
@@ -33,6 +34,8 @@ class FaceStage:
         self.data = data_for(recipe, recipe.model, self._autoencoder)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = Face(recipe.model)
+        if recipe.start is not None:
+            start_from(self.model, _face_of(recipe.start, recipe.model), recipe.start)
         self._held_out = held_out(self.data, *_JUDGED)
         clips = encode(self._autoencoder, self._held_out, recipe.model)
         shown = [0, *range(1, _JUDGED[1], 8)]
@@ -65,6 +68,15 @@ class FaceStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Face)
         save_face(ema, folder)
+
+
+def _face_of(folder: Path, config: TransformerConfig) -> Face:
+    """From the run of a face, or from a transformer that has one. Raises StudentError."""
+    if not (folder / "face").is_dir():
+        return load_transformer(folder).face
+    face = Face(config)
+    load_face(face, folder)
+    return face
 
 
 def _drawn(face: nn.Module, clips: LatentClips) -> Tensor:

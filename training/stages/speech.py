@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from streamgen.audio import log_mel
 from streamgen.face import SPEECH
-from streamgen.models.loading import save_speech
+from streamgen.models.loading import load_speech, save_speech
 from streamgen.models.speech import SpeechEncoder, windows
 from training.data import Clip, held_out
+from training.package import start_from
 from training.recipe import SpeechRecipe
 from training.sheets import line_sheet
 from training.talk.voices import FPS, VoiceDataset, ends_of
@@ -45,6 +46,8 @@ class SpeechStage:
         self.data = VoiceDataset(recipe.data)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = SpeechEncoder(recipe.model)
+        if recipe.start is not None:
+            start_from(self.model, load_speech(recipe.start), recipe.start)
         self._held_out = self.batch(held_out(self.data, *_JUDGED), 0)
 
     def batch(self, clips: list[Clip], number: int) -> _Heard:
