@@ -154,6 +154,7 @@ def _torch() -> Any:
     metavar="WHO NAME",
     help="Someone of the videos that it can be, and the name; default: all of them.",
 )
+@click.option("--steps", type=int, default=None, help="Steps to serve it with; default: as the run says.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(
     run: Path,
@@ -163,6 +164,7 @@ def export(
     name: str,
     speech: Path | None,
     identities: tuple[tuple[str, str], ...],
+    steps: int | None,
     out: Path,
 ) -> None:
     """Make a student folder from a run: weights, graphs for the engines, starts and card."""
@@ -175,7 +177,7 @@ def export(
 
     try:
         text = card.read_text() if card else f"# {name}\n\nExported from the run {run.name}. {NO_CARD}\n"
-        package(run, autoencoder, out, text, name, average, speech, dict(identities) or None)
+        package(run, autoencoder, out, text, name, average, speech, dict(identities) or None, steps)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")

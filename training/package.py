@@ -111,17 +111,21 @@ def package(
     average: tuple[Path, float] | None = None,
     speech_run: Path | None = None,
     identities: dict[str, str] | None = None,
+    steps: int | None = None,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
     average: another run, and the share of its weights in the student's. speech_run: what hears for one that speech
-    drives. identities: the people of its videos that it can be, and what they are called; None: all of them.
+    drives. identities: the people of its videos that it can be, and what they are called; None: all of them. steps: how
+    many to serve it with; None: as the run says.
 
     Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
     that it was trained on are gone.
     """
     origin = _origin(run, autoencoder_run)
     step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
+    if steps is not None and steps not in step_plans:
+        raise RecipeError(f"{run} has no plan for {steps} steps; it has some for {sorted(step_plans)}")
     transformer, autoencoder = load_transformer(run), load_autoencoder(autoencoder_run)
     if average is not None:
         other, share = average
@@ -151,7 +155,7 @@ def package(
         identities=tuple((identities or {}).values()),
         speech=speech.config if speech else None,
         step_plans=step_plans,
-        steps=origin["steps"],
+        steps=steps or origin["steps"],
         transformer=transformer.config,
         vae=autoencoder.config,
     )
