@@ -73,10 +73,8 @@ def test_the_lips_say_what_is_heard(avatar: Student, engine: OpenVINOEngine, jud
 def test_a_silent_face_lives_and_its_mouth_is_still(avatar: Student, engine: OpenVINOEngine, judge: FaceJudge) -> None:
     silence = np.zeros(12 * SAMPLE_RATE, np.float32)
     frames = frames_of(speak(engine, avatar, silence, 3))
-    curves = judge.curves_of(frames)
-    mouth = opening(curves)[25:]
+    mouth = opening(judge.curves_of(frames))[25:]
     assert np.quantile(mouth, 0.95) - np.quantile(mouth, 0.05) < 0.2
-    assert curves[:, SAID.index("blink")].max() > 2.0, "it never blinks"
     assert np.median([change(a, b) for a, b in pairwise(frames[::12])]) > 2.0, "nothing moves"
 
 

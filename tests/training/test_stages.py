@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from streamgen.cli import main
 from streamgen.models.loading import load_transformer
+from streamgen.student import Student
 from training.clips import LatentClips
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
@@ -273,6 +274,10 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
         assert "has weights that do not fit this model: blocks" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
+    said = _refusal(
+        "export", runs / "student", "--autoencoder", runs / "autoencoder", "--steps", "3", "--out", runs / "x"
+    )
+    assert "no plan for 3 steps" in said
 
 
 def test_a_decoder_goes_on_alone_for_whoever_knows_its_latents(runs: Path, tmp_path: Path) -> None:
@@ -293,8 +298,9 @@ def test_a_decoder_goes_on_alone_for_whoever_knows_its_latents(runs: Path, tmp_p
     ]
     assert hashes[0] == hashes[1] != hashes[2]
     _streamgen(
-        "export", runs / "student", "--autoencoder", tmp_path / "only-true", "--name", "toy", "--out", tmp_path / "toy"
-    )  # fmt: skip
+        "export", runs / "student", "--autoencoder", tmp_path / "only-true", "--steps", "2", "--out", tmp_path / "toy"
+    )
+    assert Student.from_pretrained(tmp_path / "toy").config.steps == 2
 
 
 def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
