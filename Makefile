@@ -40,8 +40,8 @@ test: dev chromium web
 	  echo "tsc --noEmit --project $(WEB)"; \
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
-	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py tests/clients/test_avatar.py \
-	  tests/clients/test_python_load.py
+	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py \
+	  tests/clients/test_avatar.py tests/clients/test_python_load.py
 	@# Without a browser, and with an engine that computes nothing, they wait more than they work.
 	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/server \
 	  $(filter-out %_load.py,$(wildcard tests/clients/test_python_*.py)) tests/clients/test_web_types.py
