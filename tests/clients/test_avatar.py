@@ -22,12 +22,10 @@ from playwright.sync_api import expect
 
 from server.bench_browser import bench_browser
 from streamgen.audio import SAMPLE_RATE
-from streamgen.face import FACE
 from streamgen.student import Student
 from tests.clients.conftest import Server, served
 from tests.clients.test_world import GRAB
 from tests.clients.walking import SMALL, Open, Walk
-from training.metrics import inside
 from training.talk.dataset import sound_of
 from training.talk.evaluate import HELD_OUT
 from training.talk.judge import FaceJudge, load_face_judge, opening
@@ -71,6 +69,12 @@ def picture(walk: Walk) -> NDArray[np.uint8]:
     """The frame on the screen, [256, 256, 3]."""
     image = Image.open(io.BytesIO(b64decode(walk.page.evaluate(GRAB)))).convert("RGB")
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def backdrop(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean colour of the upper corners, which no head reaches: everybody sits before another wall."""
+    corner = SIZE // 10
+    return np.concatenate([picture[:corner, :corner], picture[:corner, -corner:]]).mean((0, 1), dtype=np.float32)
 
 
 def mouths(walk: Walk, judge: FaceJudge, count: int = 12) -> NDArray[np.float32]:
@@ -123,8 +127,7 @@ def test_two_avatars_keep_to_themselves(walk: Open, judge: FaceJudge) -> None:
         b.page.wait_for_timeout(200)
     quiet = mouths(b, judge)
     assert mouths(a, judge, 24).std() > 2 * quiet.std()
-    seen = [inside(picture(w), FACE).astype(float) for w in (a, b)]
-    assert np.square(seen[0] - seen[1]).mean() > 200
+    assert np.abs(backdrop(picture(a)) - backdrop(picture(b))).max() > 12
     assert [said for w in (a, b) for said in w.complaints] == []
 
 
@@ -139,7 +142,7 @@ def test_a_talk_survives_kill_9_of_its_worker(walk: Open, world_server: Server) 
     os.kill(worker.pid, signal.SIGKILL)
     w.until(lambda stats: stats["frame"] > number + 50)
     assert w.stats()["session"] == session
-    assert np.square(before.astype(float) - picture(w)).mean() < 400, "it is somebody else"
+    assert np.abs(backdrop(picture(w)) - backdrop(before)).max() < 12, "it is somebody else"
     give(w, spoken(4.0))
     w.until(lambda stats: stats["audioLevel"] > LOUD)
 
