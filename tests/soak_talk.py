@@ -8,10 +8,8 @@ and hears is judged as the evaluation does; the exit code is 1 when something cl
 from __future__ import annotations
 
 import asyncio
-import io
 import random
 import time
-import wave
 from pathlib import Path
 
 import click
@@ -24,6 +22,7 @@ from streamgen.face import FACE
 from streamgen.student import Student
 from streamgen_client import SOUND_RATE, Frame, Sound, StreamClient
 from tests.server.harness import until
+from tests.server.test_talk import as_wave
 from tests.soak import SEED, Record
 from training.metrics import detail, inside
 from training.talk.dataset import sound_of
@@ -43,14 +42,6 @@ MOST_GROWTH = {
     "interruption to silence, ms": 100.0,
 }
 """From the second quarter's median to the last quarter's."""
-
-
-def wave_of(samples: NDArray[np.float32]) -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return out.getvalue()
 
 
 class Listener:
@@ -99,7 +90,7 @@ async def converse(server: BenchServer, record: Record, judge: FaceJudge) -> Non
         while not record.over:
             sound = recordings[record.did["turns"] % len(recordings)]
             record.did["turns"] += 1
-            await stream.play(wave_of(sound))
+            await stream.play(as_wave((sound * 32767).astype(np.int16), SAMPLE_RATE))
             if interrupted := rng.random() < INTERRUPTED:
                 await asyncio.sleep(rng.uniform(2.0, 6.0))
                 await stream.interrupt()

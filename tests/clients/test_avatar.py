@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import wave
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from streamgen.student import Student
 from tests.clients.conftest import Server, served
 from tests.clients.test_world import GRAB
 from tests.clients.walking import SMALL, Open, Walk
+from tests.server.test_talk import as_wave
 from training.talk.dataset import sound_of
 from training.talk.evaluate import HELD_OUT
 from training.talk.judge import FaceJudge, load_face_judge, opening
@@ -49,11 +49,7 @@ def judge() -> FaceJudge:
 def spoken(seconds: float) -> bytes:
     """A wave file of held-out speech, over and over."""
     samples = np.resize(sound_of(HELD_OUT / "id014_0020.mp4")[: 12 * SAMPLE_RATE], round(seconds * SAMPLE_RATE))
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return out.getvalue()
+    return as_wave((samples * 32767).astype(np.int16), SAMPLE_RATE)
 
 
 def give(walk: Walk, sound: bytes) -> None:
@@ -87,12 +83,11 @@ def mouths(walk: Walk, judge: FaceJudge, count: int = 12) -> NDArray[np.float32]
 
 
 def test_the_mouth_opens_with_what_a_microphone_hears() -> None:
-    """Marks that a fake microphone plays, by the browser's own clock; half a second at most, so that a busy machine
-    passes.
+    """Marks that a fake microphone plays, by the browser's own clock. The limits are far wider than the aims, which
+    `streamgen bench` is for.
     """
     figures = bench_browser(Student.from_pretrained("avatar"), "auto", 12.0)
     assert figures["transport"] == "webrtc"
-    assert figures["fps"] > 8
     assert figures["skew_ms"]["marks"] >= 4
     assert abs(figures["skew_ms"]["median"]) < 250, figures
     assert figures["sound_to_lips_ms"]["p50"] < 600, figures

@@ -28,12 +28,12 @@ def words(seconds: float, seed: int = 0) -> np.ndarray:
     return np.concatenate(parts)[: round(seconds * VOICE_RATE)].clip(-32767, 32767).astype(np.int16)
 
 
-def as_wave(samples: np.ndarray) -> bytes:
+def as_wave(samples: np.ndarray, rate: int = VOICE_RATE) -> bytes:
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(VOICE_RATE)
+        file.setframerate(rate)
         file.writeframes(samples.astype("<i2").tobytes())
     return out.getvalue()
 
