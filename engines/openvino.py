@@ -7,6 +7,7 @@ the slots of the buffer that the next request reads: a few tens of kB a layer, i
 from __future__ import annotations
 
 import io
+import json
 import logging
 import platform
 import time
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
+from engines.quantize import Ranges, quantise, watch, widened
 from engines.store import ArtefactStore
 from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
@@ -28,48 +30,78 @@ from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, Student, StudentError,
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""What an engine calculates in, and OpenVINO's name for it; `int8` is fp32 but for the convolutions."""
+
 _PROBE_SIZE, _PROBE_S = 512, 0.1
+_PROBE_CHANNELS, _PROBE_SIDE = 192, 16
 _WORTH_IT = 1.5
-"""bf16 costs precision and conversions: it must be this much faster on matrix products."""
+"""Fewer bits cost precision and conversions: they must be this much faster."""
+
+_MEASURED_FRAMES = 6
+"""From each start, for the ranges of what goes into convolutions."""
 
 
 def gemm_gflops(core: ov.Core, precision: str, size: int, seconds: float) -> float:
     """The machine's rate for square matrix products in `precision`, in GFLOP/s."""
     a, b = (opset13.parameter([size, size], np.float32) for _ in range(2))
     model = ov.Model([opset13.matmul(a, b, False, False)], [a, b])
+    return 2 * size**3 * _calls_a_second(core, model, precision, seconds) / 1e9
+
+
+def _convolutions_a_second(core: ov.Core, precision: str) -> float:
+    """How often a middling 3x3 convolution is done in `precision`."""
+    rng = np.random.default_rng(0)
+    x = opset13.parameter([1, _PROBE_CHANNELS, _PROBE_SIDE, _PROBE_SIDE], np.float32)
+    weights = opset13.constant(rng.standard_normal((_PROBE_CHANNELS, _PROBE_CHANNELS, 3, 3), np.float32))
+    weights.set_friendly_name("weights")
+    model = ov.Model([opset13.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])], [x])
+    if precision == "int8":
+        quantise(model, {"weights": (-4.0, 4.0)})
+    return _calls_a_second(core, model, precision, _PROBE_S)
+
+
+def _calls_a_second(core: ov.Core, model: ov.Model, precision: str, seconds: float) -> float:
     request = core.compile_model(model, "CPU", _settings(precision)).create_infer_request()
-    values = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
-    for index in range(2):
-        request.set_input_tensor(index, ov.Tensor(values[index], shared_memory=True))
+    rng = np.random.default_rng(0)
+    for index, given in enumerate(model.inputs):
+        request.set_input_tensor(index, ov.Tensor(rng.standard_normal(list(given.shape), np.float32)))
     request.infer()
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         request.infer()
         count += 1
-    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+    return count / (time.perf_counter() - start)
 
 
 def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
-    """bf16 where this CPU multiplies matrices clearly faster in it than in fp32, else fp32.
+    """bf16 where this CPU multiplies matrices clearly faster in it than in fp32, else int8 where it does convolutions
+    clearly faster, else fp32.
 
-    That a CPU has bf16 instructions does not say so: without AMX some run them no faster. Measured once a machine and
+    That a CPU has the instructions does not say so: without AMX some run bf16 no faster. Measured once a machine and
     kept.
     """
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return "fp32"
-    key = ("precision", f"openvino {ov.__version__}", core.get_property("CPU", "FULL_DEVICE_NAME"))
+    key = ("fastest", f"openvino {ov.__version__}", core.get_property("CPU", "FULL_DEVICE_NAME"))
     kept = store.get(*key)
     if kept is not None:
         return kept.decode()
-    rates = {precision: gemm_gflops(core, precision, _PROBE_SIZE, _PROBE_S) for precision in ("fp32", "bf16")}
-    choice = "bf16" if rates["bf16"] > _WORTH_IT * rates["fp32"] else "fp32"
-    log.info("precision %s: %.0f GFLOP/s in bf16, %.0f in fp32", choice, rates["bf16"], rates["fp32"])
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    choice, gain = "fp32", 1.0
+    if "BF16" in able:
+        bf16, fp32 = (gemm_gflops(core, precision, _PROBE_SIZE, _PROBE_S) for precision in ("bf16", "fp32"))
+        if bf16 > _WORTH_IT * fp32:
+            choice, gain = "bf16", bf16 / fp32
+    if choice == "fp32" and "INT8" in able:
+        int8, fp32 = (_convolutions_a_second(core, precision) for precision in ("int8", "fp32"))
+        if int8 > _WORTH_IT * fp32:
+            choice, gain = "int8", int8 / fp32
+    log.info("precision %s: %.1f times as fast as fp32 in what it does", choice, gain)
     store.put(choice.encode(), *key)
     return choice
 
 
 def _settings(precision: str) -> dict[str, str]:
-    return {"INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision], "PERFORMANCE_HINT": "LATENCY"}
+    return {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
 
 
 @dataclass
@@ -100,18 +132,19 @@ class OpenVINOEngine:
         threads: int | None = None,
         store: ArtefactStore | None = None,
     ) -> None:
-        """precision: 'bf16' or 'fp32'; None takes what the CPU is fast in. threads: None takes all cores."""
+        """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in. threads: None takes all cores."""
         self.student = student
         self.capacity = Capacity(streams, (1,))
         self._core = ov.Core()
         self._store = store or ArtefactStore()
         self.precision = precision or preferred_precision(self._core, self._store)
-        if self.precision not in ("bf16", "fp32"):
-            raise EngineError(f"precision {self.precision!r}: the openvino engine takes bf16 or fp32")
+        if self.precision not in PRECISIONS:
+            raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._settings = _settings(self.precision)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
+        self._ranges = self._measured() if self.precision == "int8" else {}
         self._commit = self._request(COMMIT_GRAPH)
         self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
         self._speech = self._request(SPEECH_GRAPH) if student.config.speech else None
@@ -218,9 +251,36 @@ class OpenVINOEngine:
                 log.warning("compiled %s cannot be read back (%s); compiling it again", path.name, error)
         start = time.perf_counter()
         try:
-            compiled = self._core.compile_model(str(path), "CPU", self._settings)
+            model = self._core.read_model(str(path))
+            quantise(model, self._ranges)
+            compiled = self._core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
         log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
         self._store.put(compiled.export_model().getvalue(), *key)
         return compiled
+
+    def _measured(self) -> Ranges:
+        """What goes into the convolutions when the student plays on from its starts in fp32, driven by what drove them.
+
+        Kept: it takes seconds.
+        """
+        key = ("ranges", self.student.hash, f"openvino {ov.__version__}")
+        if (kept := self._store.get(*key)) is not None:
+            return {name: (low, high) for name, (low, high) in json.loads(kept).items()}
+        steps, block = self.student.config.steps, self.student.config.transformer.block_size
+        model = self._core.read_model(str(self.student.file(step_graph(steps))))
+        own = len(model.outputs)
+        names = watch(model)
+        exact = OpenVINOEngine(self.student, 1, "fp32", store=self._store)
+        infer = self._core.compile_model(model, "CPU", _settings("fp32")).create_infer_request()
+        exact._steps[steps] = infer
+        ranges: Ranges = {}
+        for state in self.student.starts():
+            exact.open("measured", state)
+            for actions in state.actions[:: max(1, len(state.actions) // _MEASURED_FRAMES)]:
+                exact.step([StepRequest("measured", np.tile(actions, (block, 1)), steps)])
+                seen = [float(infer.get_output_tensor(own + k).data) for k in range(2 * len(names))]
+                ranges = widened(ranges, names, seen)
+        self._store.put(json.dumps(ranges).encode(), *key)
+        return ranges

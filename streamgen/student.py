@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +173,11 @@ class Student:
         each = len(latents) // max(1, len(known))
         pick = (known.index(identity) * each if identity else 0) + seed % each
         return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick])
+
+    def starts(self) -> Iterator[StreamState]:
+        """One after another, of all identities."""
+        for seed, (latents, actions) in enumerate(zip(*self._starts, strict=True)):
+            yield StreamState.begin(self.config, self.hash, seed, latents, actions)
 
 
 def _download(repository: str, revision: str) -> Path:

@@ -78,7 +78,7 @@ def error_weight(
     """How much an error counts at every place of a latent, [C, h, w] or [h, w], 1 on average: what the recipe looks at
     closely and, if it says so, what the decoder shows of each channel, which `clips` tell.
     """
-    focus = focus_weight(config.height, config.width, recipe.focus, recipe.focus_weight)
+    focus = focus_weight(config.height, config.width, recipe.focus.values(), recipe.focus_weight)
     if not recipe.as_seen:
         return focus
     latents = clips.latents.flatten(0, 1)

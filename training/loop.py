@@ -24,10 +24,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.data import Clip, ClipData, ClipSource, Share
 from training.ema import EMA
+from training.muon import Muon
 from training.recipe import BaseRecipe, RecipeError
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+_BLOCKS = "blocks.", "before.", "deep.", "after."
+"""Names of a transformer's blocks and of a face's."""
 
 
 class Stage(Protocol):
@@ -177,22 +180,16 @@ def train(stage: Stage, folder: Path) -> None:
 
 
 def _optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
-    """AdamW; with a matrix rate, Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest."""
+    """AdamW; with a matrix rate, Muon for the matrices and kernels inside of blocks and AdamW for the rest."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = recipe.matrix_learning_rate is not None and parameter.dim() == 2 and name.startswith("blocks.")
-        (matrices if is_matrix else rest).append(parameter)
+        is_matrix = name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
+        (matrices if is_matrix and recipe.matrix_learning_rate is not None else rest).append(parameter)
     adamw = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
     if recipe.matrix_learning_rate is None:
         return [adamw]
-    muon = torch.optim.Muon(
-        matrices,
-        lr=recipe.matrix_learning_rate,
-        weight_decay=recipe.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [adamw, muon]
+    return [adamw, Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)]
 
 
 def _progress(disable: bool) -> Progress:

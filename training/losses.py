@@ -6,6 +6,8 @@ predicts the velocity v = eps - x0, so x0 = x_s - s v.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,15 +44,15 @@ def flow_matching(velocity: Tensor, x0: Tensor, eps: Tensor, weight: Tensor) -> 
     return (error * weight).sum() / weight.expand_as(error).sum().clamp_min(1e-8)
 
 
-def focus_weight(height: int, width: int, box: tuple[float, float, float, float] | None, weight: float) -> Tensor:
-    """[h, w]: `weight` inside a box (left, top, right, bottom in shares of width and height), 1 outside, 1 on average.
+def focus_weight(height: int, width: int, boxes: Iterable[tuple[float, float, float, float]], weight: float) -> Tensor:
+    """[h, w]: `weight` inside of boxes (left, top, right, bottom in shares of width and height), 1 outside, 1 on
+    average.
 
-    A latent pixel is inside when its middle is. None: 1 everywhere.
+    A latent pixel is inside when its middle is.
     """
     out = torch.ones(height, width)
-    if box is not None:
-        left, top, right, bottom = box
-        x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+    x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+    for left, top, right, bottom in boxes:
         out[((top <= y) & (y <= bottom))[:, None] & ((left <= x) & (x <= right))] = weight
     return out / out.mean()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,20 +155,20 @@ def evaluate_transformer(
     real: list[Clip],
     sigmas: Sequence[float],
     sheet: Path,
-    focus: Box | None = None,
+    focus: Mapping[str, Box],
 ) -> dict[str, float]:
     """Teacher-forced PSNR against copy-last, shuffled actions, and a free rollout whose frames go to the sheet.
 
-    focus: a part of the frame in which PSNR is told beside.
+    focus: parts of the frame in which PSNR is told beside.
     """
     short = LatentClips(clips.latents[:, : 2 * _CONTEXT], clips.actions[:, : 2 * _CONTEXT])
     frames = np.stack([clip.frames for clip in real])
     truth, last = frames[:, _CONTEXT : 2 * _CONTEXT], frames[:, _CONTEXT - 1 : 2 * _CONTEXT - 1]
     one_step = decode(autoencoder, teacher_forced(model, short, (1.0,))[:, _CONTEXT:])
     figures = {"copy": frames_psnr(last, truth), "tf1": frames_psnr(one_step, truth)}
-    if focus is not None:
-        copied, made, seen = (inside(x, focus) for x in (last, one_step, truth))
-        figures |= {"copy_focus": frames_psnr(copied, seen), "tf1_focus": frames_psnr(made, seen)}
+    for part, box in focus.items():
+        copied, made, seen = (inside(x, box) for x in (last, one_step, truth))
+        figures |= {f"copy_{part}": frames_psnr(copied, seen), f"tf1_{part}": frames_psnr(made, seen)}
     made = decode(autoencoder, teacher_forced(model, short, sigmas)[:, _CONTEXT:])
     figures["tf"] = frames_psnr(made, truth)
     figures["detail"] = detail(made.reshape(-1, *made.shape[2:])) / detail(truth.reshape(-1, *truth.shape[2:]))

@@ -35,7 +35,7 @@ class BaseRecipe(BaseModel):
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0, description="of AdamW")
     matrix_learning_rate: float | None = Field(
-        None, gt=0, description="of Muon, for the matrices of the transformer's blocks; None: AdamW trains them too"
+        None, gt=0, description="of Muon, for matrices and kernels inside of blocks; None: AdamW trains them too"
     )
     warmup: int = Field(100, ge=0)
     decay: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate falls to zero")
@@ -194,7 +194,7 @@ class FaceRecipe(BaseRecipe):
     scattered: float = Field(1.0, ge=0, le=1, description="as a student's: the frames are best far apart")
     as_seen: bool = Field(False, description="as a student's")
     start: Path | None = Field(None, description="run or student folder whose face to start from")
-    focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
+    focus: dict[str, Box] = Field({}, description="named parts of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class StudentRecipe(BaseRecipe):
     )
     first_target: int = Field(2, ge=0, description="frames at the start of a clip that are history only")
     as_seen: bool = Field(False, description="an error of a latent channel counts by how much the decoder shows of it")
-    focus: Box | None = Field(None, description="part of a frame whose error counts `focus_weight` times")
+    focus: dict[str, Box] = Field({}, description="named parts of a frame whose error counts `focus_weight` times")
     focus_weight: float = Field(3.0, gt=0)
 
 

@@ -128,7 +128,7 @@ def test_an_error_counts_by_what_the_decoder_shows_of_it() -> None:
     first.weight[:, 2] = 3 * first.weight[:, 3]
     config = toy_transformer_config(height=8, width=8)
     clips = LatentClips(torch.randn(1, 9, 4, 8, 8), torch.zeros(1, 9, 5))
-    focus: dict[str, object] = {"focus": (0.25, 0.5, 0.75, 1.0), "focus_weight": 3.0, "recycle": 0}
+    focus: dict[str, object] = {"focus": {"chin": (0.25, 0.5, 0.75, 1.0)}, "focus_weight": 3.0, "recycle": 0}
     plain = error_weight(autoencoder, config, toy_recipe(config, **focus), clips)
     assert plain.shape == (8, 8) and plain[6, 4] == pytest.approx(3 * float(plain[0, 0]))
     seen = error_weight(autoencoder, config, toy_recipe(config, as_seen=True, **focus), clips)

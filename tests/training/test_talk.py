@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_clip_is_a_reference_and_successive_frames_with_their_curves_and_sound(folder: Path) -> None:
     data = TalkDataset(folder, 32, 32)
     assert (data.keys, data.fps) == (CURVES, 25.0)
-    people = set()
+    people, sounds, jaws = set(), [], []
     for clip in recorded(data, 4, range(30), 20):
         assert clip.frames.shape == (20, 32, 32, 3)
         yaw = clip.actions[:, YAW] / LIFE["headYaw"]
@@ -59,11 +60,13 @@ def test_a_clip_is_a_reference_and_successive_frames_with_their_curves_and_sound
         # Frame n is 2 n brighter than the video's own grey, which differs by person.
         base = brightness - 2 * yaw
         assert np.ptp(base[1:]) < 4 and abs(base[0] - base[1:].mean()) < 12
-        assert np.corrcoef(loudness(clip)[1:], clip.actions[1:, JAW])[0, 1] > 0.9
+        sounds.append(loudness(clip)[1:])
+        jaws.append(clip.actions[1:, JAW])
         assert clip.sound is not None
         assert len(clip.sound) == round((20 / 25 + SOUND_BEFORE_S + SOUND_AFTER_S) * SAMPLE_RATE)
         people.add(round(base[1:].mean()) > 90)
     assert people == {False, True}
+    assert np.corrcoef(np.concatenate(sounds), np.concatenate(jaws))[0, 1] > 0.9
     again = next(recorded(data, 4, range(1), 20))
     assert np.array_equal(again.frames, next(recorded(data, 4, range(1), 20)).frames)
 
@@ -113,6 +116,24 @@ def test_latents_are_encoded_once_and_are_those_of_the_frames(folder: Path, tmp_
     assert (np.diff(at) != 1).any()
     assert any(np.array_equal(mixed.latents[1:], np.load(path)[at]) for path in tmp_path.rglob("*.npy"))
     assert np.array_equal(held_out(encoded, 1, 9)[0].actions, held_out(data, 1, 9)[0].actions)
+
+
+def test_whoever_has_more_is_drawn_by_the_root_of_it_and_rare_frames_more_often(folder: Path) -> None:
+    data = TalkDataset(folder, 16, 16)
+    # Anna has two videos to train on and Ben one.
+    assert [video.who for video in data.videos if video.split] == ["anna", "anna", "ben"]
+    clips = list(recorded(data, 5, range(200), 2))
+    ben = sum(clip.frames[1].mean() - 2 * clip.actions[1, YAW] / LIFE["headYaw"] > 90 for clip in clips) / len(clips)
+    assert 0.33 < ben < 0.5  # 1 / (1 + sqrt 2) is .41, a share by length would be .33
+    video, rng = data.videos[0], np.random.default_rng(0)
+    assert video.curves is not None
+    curves = np.zeros((1000, len(CURVES)), np.float32)
+    curves[:40, CURVES.index("blink")] = 4.0
+    rare = replace(video, frames=1000, curves=curves, split=1000)
+    drawn = rare.scattered(5000, rng)
+    assert 0.17 < (drawn < 40).mean() < 0.27 and len(np.unique(drawn)) > 900
+    assert ((drawn >= 0) & (drawn < 1000)).all()
+    assert np.ptp(replace(rare, curves=None).scattered(5000, rng)) > 900
 
 
 @pytest.mark.parametrize(

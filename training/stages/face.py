@@ -59,10 +59,9 @@ class FaceStage:
         contact_sheet([rows[at] for at in range(0, 12, 3) for rows in (self._real, made)], sheet)
         figures = {"psnr": made, "other": other, "ceiling": ceiling}
         out = {name: frames_psnr(frames, self._real) for name, frames in figures.items()}
-        if (box := self.recipe.focus) is not None:
-            out |= {
-                f"{name}_focus": frames_psnr(inside(f, box), inside(self._real, box)) for name, f in figures.items()
-            }
+        for part, box in self.recipe.focus.items():
+            real = inside(self._real, box)
+            out |= {f"{name}_{part}": frames_psnr(inside(frames, box), real) for name, frames in figures.items()}
         return out
 
     def finish(self, ema: nn.Module, folder: Path) -> None:

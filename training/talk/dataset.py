@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,6 +40,9 @@ _GROUPS = {
 """Arrays of a ground truth, and the curves that their columns are."""
 _SOUNDS = (".flac", ".wav", ".ogg", ".mp3", ".m4a")
 _CYCLE, _HELD_OUT = 11, 10
+_RARE = tuple(CURVES.index(name) for name in ("blink", "jawOpen", "headYaw"))
+_RARE_SHARE = 0.5
+"""Of scattered frames, drawn by how far one of these curves is from its mean: closed eyes are 4% of all frames."""
 _EMOTION_DIMPLE = 0.12
 """How much an emotion of 1 dimples the cheeks of a rendered head: what its dimples say of its emotion."""
 
@@ -58,11 +62,21 @@ class _Video:
     def part(self, held_out: bool) -> tuple[int, int]:
         return (self.split, self.frames) if held_out else (0, self.split)
 
+    def scattered(self, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Numbers of `count` frames to train on, from anywhere, rare ones more often."""
+        if self.curves is None:
+            return rng.integers(self.split, size=count)
+        curves = self.curves[: self.split, _RARE].astype(np.float64)
+        far = np.square(curves - curves.mean(0)) + 1e-9
+        rare = (far / far.sum(0)).mean(1)
+        return rng.choice(self.split, count, p=_RARE_SHARE * rare + (1 - _RARE_SHARE) / self.split)
+
 
 class TalkDataset:
     """Clips from the videos of a folder, scaled to width x height (a `training.data.ClipData`).
 
-    scattered: share of the clips to train on whose frames come from anywhere in a video, in no order. Only latents are
+    Whoever has more videos is drawn more often, by the square root of their length. scattered: share of the clips to
+    train on whose frames come from anywhere in a video, in no order, those that are rare more often. Only latents are
     scattered; the sound is that of the frames in order.
     """
 
@@ -143,8 +157,10 @@ class TalkRecorder(FileRecorder):
         pure function of (seed, episode, num_frames). The sound goes on behind the reference. Raises VideoDataError.
         """
         data = self._data
+        rng = np.random.default_rng([self._seed, episode])
         parts = [video.part(self._seed == HELD_OUT_SEED) for video in data.videos]
-        place = draw(parts, num_frames, np.random.default_rng([self._seed, episode]))
+        places = parts if self._seed == HELD_OUT_SEED else self._of_one(parts, num_frames, rng)
+        place = draw(places, num_frames, rng)
         if place is None:
             longest = max(last - first for first, last in parts)
             raise VideoDataError(
@@ -157,7 +173,7 @@ class TalkRecorder(FileRecorder):
         rng = np.random.default_rng([self._seed, episode, 2])
         shown = np.arange(first + 1, first + num_frames)
         if data.latents is not None and self._seed != HELD_OUT_SEED and rng.random() < data.scattered:
-            shown = rng.integers(*parts[index], size=num_frames - 1)
+            shown = video.scattered(num_frames - 1, rng)
         curves = np.zeros((num_frames, len(CURVES)), np.float32)
         if video.curves is not None and reference.curves is not None:
             curves = np.concatenate([reference.curves[at : at + 1], video.curves[shown]])
@@ -172,6 +188,18 @@ class TalkRecorder(FileRecorder):
             self._sounds[video.path] = sound_of(video.path)
         sound = around(self._sounds[video.path], first / data.fps, num_frames / data.fps)
         return Clip(frames, curves, unknown, sound, latents)
+
+    def _of_one(self, parts: list[tuple[int, int]], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """The parts of one person who has any of `count` frames; nothing is left of the others'."""
+        whose = [video.who for video in self._data.videos]
+        room: dict[str, int] = defaultdict(int)
+        for who, (first, last) in zip(whose, parts, strict=True):
+            room[who] += max(0, last - first - count + 1)
+        shares = np.sqrt(list(room.values()))
+        if not shares.any():
+            return parts
+        one = rng.choice(list(room), p=shares / shares.sum())
+        return [part if who == one else (0, 0) for who, part in zip(whose, parts, strict=True)]
 
     def _reference(self, video: _Video, episode: int) -> tuple[_Video, int]:
         """Another video of the same person, or this one where there is no other, and the number of a frame of it."""

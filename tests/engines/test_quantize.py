@@ -1,0 +1,123 @@
+"""Eight-bit convolutions: which ones, how exact, and that they are eight-bit ones in the end."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from numpy.typing import NDArray
+from openvino import opset13
+
+import engines.openvino
+from engines.openvino import OpenVINOEngine, preferred_precision
+from engines.protocol import StepRequest
+from engines.quantize import quantise, watch, widened
+from engines.store import ArtefactStore
+from streamgen.state import StreamState
+from streamgen.student import Student
+
+_CHANNELS = (8, 64, 96, 64, 64, 8)
+_ONE = [1, 1]
+
+
+def _network() -> ov.Model:
+    """Convolutions between these channels, with SiLU before each: from few to many and back."""
+    rng = np.random.default_rng(0)
+    given = opset13.parameter([1, _CHANNELS[0], 12, 12], np.float32)
+    x: ov.Node = given
+    for k, (before, after) in enumerate(itertools.pairwise(_CHANNELS)):
+        values = rng.standard_normal((after, before, 3, 3), np.float32) / np.float32(3 * before**0.5)
+        weights = opset13.constant(values * np.geomspace(0.1, 3, after, dtype=np.float32)[:, None, None, None])
+        weights.set_friendly_name(f"weights {k}")
+        x = opset13.convolution(opset13.swish(x), weights, _ONE, _ONE, _ONE, _ONE)
+    return ov.Model([x], [given])
+
+
+def _call(model: ov.Model, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [np.array(value) for value in compiled(x).values()]
+
+
+def test_a_watched_model_tells_what_goes_into_its_wide_convolutions() -> None:
+    x = np.random.default_rng(1).standard_normal((1, 8, 12, 12), np.float32)
+    model = _network()
+    names = watch(model)
+    # The first and the last have few channels, and the last of the others is left out.
+    assert names == ["weights 1", "weights 2"]
+    plain, *seen = _call(model, x)
+    assert np.array_equal(plain, _call(_network(), x)[0])
+    ranges = widened({}, names, list(map(float, seen)))
+    for low, high in ranges.values():
+        assert low == pytest.approx(-0.2785, abs=1e-3) and high > 1  # the least that SiLU gives
+    low, high = ranges["weights 1"]
+    assert widened(ranges, names[:1], [0.0, 1e3]) == ranges | {"weights 1": (low, 1e3)}
+    assert widened({}, names[:1], [2.0, 3.0]) == {"weights 1": (0.0, 3.0)}
+
+
+def test_eight_bits_are_as_exact_as_eight_bits_are() -> None:
+    x = np.random.default_rng(1).standard_normal((1, 8, 12, 12), np.float32)
+    plain = _call(_network(), x)[0]
+
+    def error(ranges: dict[str, tuple[float, float]]) -> float:
+        model = _network()
+        quantise(model, ranges)
+        got = _call(model, x)[0]
+        return float(np.sqrt(np.square(got - plain).mean() / np.square(plain).mean()))
+
+    assert error({}) == 0
+    model = _network()
+    names = watch(model)
+    fitting = widened({}, names, list(map(float, _call(model, x)[1:])))
+    assert 0 < error(fitting) < 0.05
+    assert error(dict.fromkeys(fitting, (-0.3, 60.0))) > 4 * error(fitting)
+    assert error(dict.fromkeys(fitting, (-0.3, 0.6))) > 0.1
+
+
+def test_an_engine_in_int8_shows_what_one_in_fp32_shows(tmp_path: Path) -> None:
+    """The shipped world: frames from the same past, the same for the stream that is rebuilt, and eight bits in the
+    compiled graph.
+    """
+    world, store = Student.from_pretrained("world"), ArtefactStore(tmp_path)
+    exact, quick = (OpenVINOEngine(world, 2, precision, store=store) for precision in ("fp32", "int8"))
+    kinds = {
+        op.get_rt_info()["runtimePrecision"].astype(str)
+        for op in quick._steps[1].get_compiled_model().get_runtime_model().get_ops()
+        if "Convolution" in op.get_rt_info()["layerType"].astype(str)
+    }
+    if "INT8" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert kinds & {"u8", "i8"}
+    rng, state = np.random.default_rng(0), world.start(1)
+    errors = []
+    for _ in range(12):
+        keys = (rng.random((1, world.config.action_dim)) < 0.3).astype(np.float32)
+        results = []
+        for engine in (exact, quick):
+            engine.open("s", StreamState.from_bytes(state.to_bytes(), world.config, world.hash))
+            results.append(engine.step([StepRequest("s", keys, 1)])[0])
+        errors.append(np.square(results[0].frames.astype(float) - results[1].frames).mean())
+        state = state.extended(world.config, results[0].latents, keys)
+    assert 10 * np.log10(255**2 / np.mean(errors)) > 42
+    again = OpenVINOEngine(world, 1, "int8", store=store)  # with the ranges that are kept
+    frames = []
+    for engine in (quick, again):
+        engine.open("s", state)
+        frames.append(engine.step([StepRequest("s", keys, 1)])[0].frames)
+    assert np.array_equal(*frames)
+
+
+def test_int8_is_taken_where_it_is_clearly_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = ov.Core()
+
+    def choice(name: str, int8: float) -> str:
+        rates = {"int8": int8, "fp32": 1.0}
+        monkeypatch.setattr(engines.openvino, "_convolutions_a_second", lambda core, precision: rates[precision])
+        monkeypatch.setattr(engines.openvino, "gemm_gflops", lambda *about: 1.0)
+        return preferred_precision(core, ArtefactStore(tmp_path / name))
+
+    able = "INT8" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert choice("fast", 3.0) == ("int8" if able else "fp32")
+    assert choice("slow", 1.2) == "fp32"
+    assert choice("fast", 1.2) == ("int8" if able else "fp32"), "it is measured once a machine"
