@@ -26,11 +26,18 @@ class _Times:
     elapsed_s: float
 
 
-def bench(student: Student, engine_name: str, streams: int, seconds: float, steps: int | None = None) -> dict[str, Any]:
+def bench(
+    student: Student,
+    engine_name: str,
+    streams: int,
+    seconds: float,
+    steps: int | None = None,
+    precision: str | None = None,
+) -> dict[str, Any]:
     """Step `streams` streams in turn for `seconds`; the figures are those of `streamgen bench --json`."""
     steps = steps or student.config.steps
     start = time.perf_counter()
-    engine = load_engine(student.path, engine_name, streams=streams)
+    engine = load_engine(student.path, engine_name, streams=streams, precision=precision)
     load_s = time.perf_counter() - start
     start = time.perf_counter()
     for index in range(streams):

@@ -122,7 +122,8 @@ def replay(
             raise LogError(f"{log}: student {named} does not come with streamgen: give its folder with --student")
         opened = Student.from_pretrained(student or named)
         recorded_on = read.header.engine if read.header.engine in ENGINES else "auto"
-        running = load_engine(opened.path, engine or recorded_on, streams=1)
+        precision = read.header.precision if recorded_on == "openvino" else None
+        running = load_engine(opened.path, engine or recorded_on, streams=1, precision=precision)
         compared = Comparison()
         frames = (
             (block.generation, number, rgb)

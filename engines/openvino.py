@@ -7,7 +7,6 @@ the slots of the buffer that the next request reads: a few tens of kB a layer, i
 from __future__ import annotations
 
 import io
-import json
 import logging
 import platform
 import time
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
-from engines.quantize import Ranges, quantise, watch, widened
+from engines.quantize import quantise, watch, widened
 from engines.store import ArtefactStore
 from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, Student, StudentError, step_graph
+from streamgen.student import COMMIT_GRAPH, RANGES, SPEECH_GRAPH, Ranges, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +143,10 @@ class OpenVINOEngine:
         self._settings = _settings(self.precision)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
-        self._ranges = self._measured() if self.precision == "int8" else {}
+        if self.precision == "int8" and not student.ranges:
+            if precision is not None:
+                raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
+            self.precision = "fp32"
         self._commit = self._request(COMMIT_GRAPH)
         self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
         self._speech = self._request(SPEECH_GRAPH) if student.config.speech else None
@@ -252,7 +254,8 @@ class OpenVINOEngine:
         start = time.perf_counter()
         try:
             model = self._core.read_model(str(path))
-            quantise(model, self._ranges)
+            if self.precision == "int8":
+                quantise(model, self.student.ranges)
             compiled = self._core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
@@ -260,27 +263,22 @@ class OpenVINOEngine:
         self._store.put(compiled.export_model().getvalue(), *key)
         return compiled
 
-    def _measured(self) -> Ranges:
-        """What goes into the convolutions when the student plays on from its starts in fp32, driven by what drove them.
 
-        Kept: it takes seconds.
-        """
-        key = ("ranges", self.student.hash, f"openvino {ov.__version__}")
-        if (kept := self._store.get(*key)) is not None:
-            return {name: (low, high) for name, (low, high) in json.loads(kept).items()}
-        steps, block = self.student.config.steps, self.student.config.transformer.block_size
-        model = self._core.read_model(str(self.student.file(step_graph(steps))))
-        own = len(model.outputs)
-        names = watch(model)
-        exact = OpenVINOEngine(self.student, 1, "fp32", store=self._store)
-        infer = self._core.compile_model(model, "CPU", _settings("fp32")).create_infer_request()
-        exact._steps[steps] = infer
-        ranges: Ranges = {}
-        for state in self.student.starts():
-            exact.open("measured", state)
-            for actions in state.actions[:: max(1, len(state.actions) // _MEASURED_FRAMES)]:
-                exact.step([StepRequest("measured", np.tile(actions, (block, 1)), steps)])
-                seen = [float(infer.get_output_tensor(own + k).data) for k in range(2 * len(names))]
-                ranges = widened(ranges, names, seen)
-        self._store.put(json.dumps(ranges).encode(), *key)
-        return ranges
+def measured_ranges(student: Student) -> Ranges:
+    """What goes into a student's convolutions when it plays on from its starts in fp32, driven by what drove them."""
+    config = student.config
+    engine = OpenVINOEngine(student, 1, "fp32")
+    model = engine._core.read_model(str(student.file(step_graph(config.steps))))
+    own = len(model.outputs)
+    names = watch(model)
+    infer = engine._core.compile_model(model, "CPU", _settings("fp32")).create_infer_request()
+    engine._steps[config.steps] = infer
+    ranges: Ranges = {}
+    for state in student.starts():
+        engine.open("measured", state)
+        for actions in state.actions[:: max(1, len(state.actions) // _MEASURED_FRAMES)]:
+            block = np.tile(actions, (config.transformer.block_size, 1))
+            engine.step([StepRequest("measured", block, config.steps)])
+            seen = [float(infer.get_output_tensor(own + k).data) for k in range(2 * len(names))]
+            ranges = widened(ranges, names, seen)
+    return ranges

@@ -1,9 +1,9 @@
 """Convolutions in eight bits, for CPUs that multiply bytes several times faster than floats (AVX-512 VNNI and later).
 
-Weights get a scale for each output channel, what goes into a convolution gets one range, measured while the student
-plays on from its own starts. The last convolution, whose errors are pixels, and those of few channels, which read or
-write latents, stay as they are: of the world student's frames they cost 13 dB of 49 (against fp32) and no time. So does
-all that is no convolution: attention and its cache.
+Weights get a scale for each output channel, what goes into a convolution gets one range, measured at export while the
+student plays on from its own starts. The last convolution, whose errors are pixels, and those of few channels, which
+read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32) and save no
+time. So does all that is no convolution: attention and its cache.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13
 
-Ranges = dict[str, tuple[float, float]]
-"""Least and greatest value that ever goes into the convolution with the weights of this name."""
+from streamgen.student import Ranges
 
 _LEVELS = 256
 _FEWEST_CHANNELS = 48

@@ -14,8 +14,15 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "openvino", "torch")
 
 
-def load_engine(path: Path | str, engine: str = "auto", threads: int | None = None, streams: int = 16) -> Engine:
-    """A student (folder or shipped name) on an engine; threads: CPU threads, default all cores.
+def load_engine(
+    path: Path | str,
+    engine: str = "auto",
+    threads: int | None = None,
+    streams: int = 16,
+    precision: str | None = None,
+) -> Engine:
+    """A student (folder or shipped name) on an engine; threads: CPU threads, default all cores. precision: of the
+    engine openvino; None takes what the CPU is fast in.
 
     Raises EngineError when the engine is unknown or its package is missing, StudentError when the student cannot be
     used.
@@ -33,7 +40,7 @@ def load_engine(path: Path | str, engine: str = "auto", threads: int | None = No
         return TorchEngine(student, streams, threads)
     from engines.openvino import OpenVINOEngine
 
-    chosen = OpenVINOEngine(student, streams, threads=threads)
+    chosen = OpenVINOEngine(student, streams, precision, threads)
     if engine == "auto":
         log.info("engine openvino in %s: the fastest one on a CPU", chosen.precision)
     return chosen

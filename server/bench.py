@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from engines.bench import bench as bench_engine
+from engines.openvino import PRECISIONS
 from engines.protocol import EngineError
 from engines.select import ENGINES
 from server.bench_browser import bench_browser
@@ -30,6 +31,7 @@ def _counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.option("--streams", type=click.IntRange(1, 64), default=1, help="Streams on the engine, stepped in turn.")
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0)
 @click.option("--steps", type=click.IntRange(1), default=None, help="Denoising steps; default: the student's own.")
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default=None, help="Default: the fastest here.")
 @click.option("--browser", is_flag=True, help="Also start a server and play in headless Chromium (extra `dev`).")
 @click.option("--load", is_flag=True, help="Also start servers and have many watch at once (extra `dev`).")
 @click.option(
@@ -43,6 +45,7 @@ def bench(
     streams: int,
     seconds: float,
     steps: int | None,
+    precision: str | None,
     browser: bool,
     load: bool,
     viewers: list[int],
@@ -57,7 +60,7 @@ def bench(
             raise click.ClickException(f"{steps} steps; student {opened.config.name} has plans for {plans}")
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
-        figures = bench_engine(opened, engine, streams, seconds, steps)
+        figures = bench_engine(opened, engine, streams, seconds, steps, precision)
     except (EngineError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     if browser:

@@ -52,20 +52,27 @@ _NEAR_S = 0.6
 """A mouth that opens further than this from a sound belongs to another one."""
 _WATCH = """async ([seconds, [left, top, right, bottom], [width, height]]) => {
     const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
-    const rows = [];
-    for (const end = performance.now() + 1000 * seconds; performance.now() < end; ) {
-        const { audioLevel, microphoneLevel } = streamgen.stats();
+    const levels = [], pictures = [];
+    const end = performance.now() + 1000 * seconds;
+    const look = (now) => {
         const picture = document.querySelector('.picture.shown');
         const w = picture.videoWidth || picture.width, h = picture.videoHeight || picture.height;
         context.drawImage(picture, left * w, top * h, (right - left) * w, (bottom - top) * h, 0, 0, width, height);
         const { data } = context.getImageData(0, 0, width, height);
         const green = String.fromCharCode(...data.filter((_, index) => index % 4 === 1));
-        rows.push([performance.now() / 1000, microphoneLevel, audioLevel, btoa(green)]);
-        await new Promise((passed) => setTimeout(passed, 5));
+        pictures.push([now / 1000, btoa(green)]);
+        if (picture.requestVideoFrameCallback) picture.requestVideoFrameCallback(look);
+        else requestAnimationFrame(look);
+    };
+    look(performance.now());
+    while (performance.now() < end) {
+        const { audioLevel, microphoneLevel } = streamgen.stats();
+        levels.push([performance.now() / 1000, microphoneLevel, audioLevel]);
+        await new Promise((passed) => setTimeout(passed, 10));
     }
-    return rows;
+    return [levels, pictures];
 }"""
-"""What a page shows and plays, every few milliseconds."""
+"""What a page plays every few milliseconds, and what it shows as often as that changes."""
 
 
 def bench_browser(student: Student, engine: str, seconds: float) -> dict[str, Any]:
@@ -152,12 +159,10 @@ def _talk(student: Student, engine: str, seconds: float) -> dict[str, Any]:
             page.get_by_role("button", name="Microphone").click()
             page.wait_for_timeout(_SETTLE_S * 1000)
             with _measured(server, page, student, figures):
-                rows = page.evaluate(_WATCH, [seconds, MOUTH, _MOUTH_SIZE])
-    times, said, heard = (np.array(column, np.float64) for column in list(zip(*rows, strict=True))[:3])
-    pictures = np.stack([np.frombuffer(base64.b64decode(row[3]), np.uint8) for row in rows])
-    # A picture stays until the next one: what counts is when it came.
-    new = np.concatenate([[True], (pictures[1:] != pictures[:-1]).any(axis=1)])
-    opens = onsets(times[new], _openness(pictures[new]))
+                levels, shown = page.evaluate(_WATCH, [seconds, MOUTH, _MOUTH_SIZE])
+    times, said, heard = np.array(levels, np.float64).T
+    pictures = np.stack([np.frombuffer(base64.b64decode(picture), np.uint8) for _, picture in shown])
+    opens = onsets(np.array([time_s for time_s, _ in shown]), _openness(pictures))
     spoken_at, heard_at = onsets(times, said), onsets(times, heard)
     skew = (_after(heard_at, opens, -_NEAR_S) - apart_s) * 1e3
     delay = _after(spoken_at, opens, 0.0) * 1e3

@@ -5,6 +5,7 @@ transformer/{config.json, diffusion_pytorch_model.safetensors}
 vae/{config.json, diffusion_pytorch_model.safetensors}
 speech/{config.json, diffusion_pytorch_model.safetensors}, speech.onnx    of one that speech drives
 step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
+ranges.json                                   what goes into its convolutions, for engines that calculate in eight bits
 starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
 README.md                                     the card
 """
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
@@ -33,6 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT_GRAPH = "commit.onnx"
 SPEECH_GRAPH = "speech.onnx"
 STARTS = "starts.safetensors"
+RANGES = "ranges.json"
 NO_CARD = "Nobody has written its card yet."
 """What the card of an exported student says until somebody has."""
 
@@ -48,6 +50,9 @@ _CLASSES = {
 class StudentError(ValueError):
     """A student folder is missing or cannot be used; the message names the file."""
 
+
+Ranges = dict[str, tuple[float, float]]
+"""Least and greatest value that goes into the convolution with the weights of this name."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -132,6 +137,17 @@ class Student:
         """File names of the graphs that serving needs."""
         speech = [SPEECH_GRAPH] if self.config.speech else []
         return [COMMIT_GRAPH, *map(step_graph, self.config.step_plans), *speech]
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Empty where nobody measured them. Raises StudentError."""
+        path = self.path / RANGES
+        if not path.is_file():
+            return {}
+        try:
+            return TypeAdapter(Ranges).validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
 
     @cached_property
     def _starts(self) -> tuple[NDArray[np.float16], NDArray[np.float32]]:

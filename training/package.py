@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engines.openvino import measured_ranges
 from streamgen.config import StudentConfig, TransformerConfig
 from streamgen.face import SPEECH
 from streamgen.models.autoencoder import Autoencoder
@@ -17,6 +18,7 @@ from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_speech, load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.paths import cache_root
+from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
 from training.loop import rank_and_size
@@ -160,3 +162,5 @@ def package(
         vae=autoencoder.config,
     )
     write_student(out, config, transformer, autoencoder, starts.latents, starts.actions, card, speech)
+    ranges = measured_ranges(Student.from_pretrained(out))
+    (out / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")

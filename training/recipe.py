@@ -111,9 +111,6 @@ class AutoencoderRecipe(BaseRecipe):
     focus: Box | None = Field(None, description="most crops lie around a point in this part of a frame")
     latent_noise: float = Field(0.05, ge=0, description="in units of the latents' own standard deviation")
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
-    decoder_only: bool = Field(
-        False, description="the latents stay those of `start`, so whatever was trained on them can be shown by this"
-    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -121,8 +118,6 @@ class AutoencoderRecipe(BaseRecipe):
         for what, value in (("width", self.width), ("height", self.height), ("crop", self.crop or side)):
             if value % side:
                 raise ValueError(f"{what} {value} is not a multiple of the {side} pixels of a latent pixel")
-        if self.decoder_only and self.start is None:
-            raise ValueError("decoder_only: name the autoencoder whose latents it decodes as `start`")
         if self.crop is not None and self.crop > min(self.width, self.height):
             raise ValueError(f"crop {self.crop} is larger than a frame of {self.width}x{self.height}")
         return self

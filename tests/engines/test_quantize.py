@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from openvino import opset13
 
 import engines.openvino
 from engines.openvino import OpenVINOEngine, preferred_precision
-from engines.protocol import StepRequest
+from engines.protocol import EngineError, StepRequest
 from engines.quantize import quantise, watch, widened
 from engines.store import ArtefactStore
 from streamgen.state import StreamState
-from streamgen.student import Student
+from streamgen.student import Student, StudentError
 
 _CHANNELS = (8, 64, 96, 64, 64, 8)
 _ONE = [1, 1]
@@ -77,9 +78,7 @@ def test_eight_bits_are_as_exact_as_eight_bits_are() -> None:
 
 
 def test_an_engine_in_int8_shows_what_one_in_fp32_shows(tmp_path: Path) -> None:
-    """The shipped world: frames from the same past, the same for the stream that is rebuilt, and eight bits in the
-    compiled graph.
-    """
+    """The shipped world, from the same past: and there are eight bits in the compiled graph."""
     world, store = Student.from_pretrained("world"), ArtefactStore(tmp_path)
     exact, quick = (OpenVINOEngine(world, 2, precision, store=store) for precision in ("fp32", "int8"))
     kinds = {
@@ -100,12 +99,21 @@ def test_an_engine_in_int8_shows_what_one_in_fp32_shows(tmp_path: Path) -> None:
         errors.append(np.square(results[0].frames.astype(float) - results[1].frames).mean())
         state = state.extended(world.config, results[0].latents, keys)
     assert 10 * np.log10(255**2 / np.mean(errors)) > 42
-    again = OpenVINOEngine(world, 1, "int8", store=store)  # with the ranges that are kept
-    frames = []
-    for engine in (quick, again):
-        engine.open("s", state)
-        frames.append(engine.step([StepRequest("s", keys, 1)])[0].frames)
-    assert np.array_equal(*frames)
+
+
+def test_a_student_without_ranges_is_served_in_fp32(plain_student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.openvino, "preferred_precision", lambda core, store: "int8")
+    assert OpenVINOEngine(plain_student).precision == "fp32"
+    assert OpenVINOEngine(Student.from_pretrained("world")).precision == "int8"
+    with pytest.raises(EngineError, match=r"has no ranges.json, which int8 needs"):
+        OpenVINOEngine(plain_student, precision="int8")
+
+
+def test_damaged_ranges_are_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(Student.from_pretrained("world").path, tmp_path / "world")
+    (folder / "ranges.json").write_text('{"a": [0.0]}')
+    with pytest.raises(StudentError, match=r"ranges.json is damaged"):
+        OpenVINOEngine(Student.from_pretrained(folder), precision="int8")
 
 
 def test_int8_is_taken_where_it_is_clearly_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,9 @@ class AutoencoderStage:
         self.recipe = recipe
         self.data = open_data(recipe.data, recipe.width, recipe.height, recipe.driven_by)
         torch.manual_seed(recipe.seed)
-        model = Autoencoder(recipe.model)
-        self.model: nn.Module = model
+        self.model: nn.Module = Autoencoder(recipe.model)
         if recipe.start is not None:
-            start_from(model, load_autoencoder(recipe.start), recipe.start)
-        if recipe.decoder_only:
-            model.encoder.requires_grad_(False)
+            start_from(self.model, load_autoencoder(recipe.start), recipe.start)
         clips = held_out(self.data, *_JUDGED)
         self._held_out = to_float(torch.from_numpy(np.concatenate([clip.frames[::2] for clip in clips])))
 
@@ -81,18 +78,13 @@ class AutoencoderStage:
     @torch.no_grad()
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Autoencoder)
-        if not self.recipe.decoder_only:
-            self._measure(ema)
-        save_autoencoder(ema, folder)
-
-    def _measure(self, ema: Autoencoder) -> None:
-        """What its latents are normalised by."""
         episodes = range(_STATISTICS_EPISODE, _STATISTICS_EPISODE + _STATISTICS_CLIPS)
         clips = recorded(self.data, self.recipe.seed, episodes, self.recipe.clip_length)
         rng = np.random.default_rng(self.recipe.seed)
         z = torch.cat([ema.encoder(_images(self._frames([clip], rng))) for clip in clips])
         ema.latents_mean.copy_(z.mean((0, 2, 3)))
         ema.latents_std.copy_(z.std((0, 2, 3)))
+        save_autoencoder(ema, folder)
 
 
 def _images(frames_uint8: NDArray[np.uint8]) -> Tensor:
