@@ -15,7 +15,7 @@ from engines.generate import speak
 from engines.openvino import OpenVINOEngine
 from engines.protocol import StepRequest
 from streamgen.audio import SAMPLE_RATE
-from streamgen.face import CURVES, FACE, SPEECH
+from streamgen.face import CURVES, FACE, LIFE, SPEECH
 from streamgen.state import StreamState
 from streamgen.student import Student
 from streamgen.talk import Ear, Performer, loudness
@@ -38,7 +38,8 @@ def avatar() -> Student:
 
 @pytest.fixture(scope="module")
 def engine(avatar: Student) -> OpenVINOEngine:
-    return OpenVINOEngine(avatar, precision="fp32")
+    """In what this machine would serve it in."""
+    return OpenVINOEngine(avatar)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,12 @@ def test_the_lips_say_what_is_heard(avatar: Student, engine: OpenVINOEngine, jud
 def test_a_silent_face_lives_and_its_mouth_is_still(avatar: Student, engine: OpenVINOEngine, judge: FaceJudge) -> None:
     silence = np.zeros(12 * SAMPLE_RATE, np.float32)
     frames = frames_of(speak(engine, avatar, silence, 3))
-    mouth = opening(judge.curves_of(frames))[25:]
+    read, start = judge.curves_of(frames), avatar.start(3)
+    performer = Performer(avatar.config, start)
+    lids = [performer.actions(start.frame + at)[CURVES.index("blink")] for at in range(len(frames))]
+    assert max(lids) > 0.9 * LIFE["blink"], "nobody blinks in these seconds: take others"
+    assert np.corrcoef(lids, read[:, SAID.index("blink")])[0, 1] > 0.7
+    mouth = opening(read)[25:]
     assert np.quantile(mouth, 0.95) - np.quantile(mouth, 0.05) < 0.2
     assert np.median([change(a, b) for a, b in pairwise(frames[::12])]) > 2.0, "nothing moves"
 
