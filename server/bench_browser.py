@@ -55,6 +55,7 @@ _WATCH = """async ([seconds, [left, top, right, bottom], [width, height]]) => {
     const levels = [], pictures = [];
     const end = performance.now() + 1000 * seconds;
     const look = (now) => {
+        if (now > end) return;
         const picture = document.querySelector('.picture.shown');
         const w = picture.videoWidth || picture.width, h = picture.videoHeight || picture.height;
         context.drawImage(picture, left * w, top * h, (right - left) * w, (bottom - top) * h, 0, 0, width, height);

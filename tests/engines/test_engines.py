@@ -140,6 +140,8 @@ def test_the_memory_layout_of_a_state_does_not_matter(plain_student: Student) ->
 def test_selection(plain_student: Student) -> None:
     assert load_engine(plain_student.path).name == "openvino"
     assert load_engine(plain_student.path, "torch").name == "torch"
+    chosen = load_engine(plain_student.path, precision="bf16")
+    assert isinstance(chosen, OpenVINOEngine) and chosen.precision == "bf16"
     with pytest.raises(EngineError, match="'cuda' is unknown"):
         load_engine(plain_student.path, "cuda")
     with pytest.raises(StudentError, match="no student at nowhere"):
