@@ -66,15 +66,15 @@ class Listener:
             if task.done():
                 task.result()
 
-    def take(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Pictures [F, H, W, 3] and the sound [F, T] in [-1, 1] that belongs to each. Raises AssertionError where
+    def take(self) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+        """Pictures [F, H, W, 3] and the sound [T] in [-1, 1] that belongs to each. Raises AssertionError where
         the two have other times.
         """
         heard = {sound.number: sound for sound in self.sounds}
         both = [(frame, heard[frame.number]) for frame in self.frames if frame.number in heard]
         self.frames, self.sounds = [], []
         assert all(frame.pts_us == sound.pts_us for frame, sound in both), "a frame and its sound have other times"
-        return np.stack([frame.rgb for frame, _ in both]), np.stack([s.samples for _, s in both]) / np.float32(32768)
+        return np.stack([frame.rgb for frame, _ in both]), [s.samples / np.float32(32768) for _, s in both]
 
     def end(self) -> None:
         for task in self._tasks:
@@ -86,7 +86,7 @@ async def converse(server: BenchServer, record: Record, judge: FaceJudge) -> Non
     recordings = [sound_of(path)[: round(PIECE_S * SAMPLE_RATE)] for path in sorted(HELD_OUT.glob("id014*.mp4"))]
     first: NDArray[np.uint8] | None = None
     async with StreamClient(server.url.rstrip("/"), seed=SEED, student="avatar", transport="websocket") as stream:
-        fps, listener = stream.student.fps, Listener(stream)
+        listener = Listener(stream)
         while not record.over:
             sound = recordings[record.did["turns"] % len(recordings)]
             record.did["turns"] += 1
@@ -95,9 +95,10 @@ async def converse(server: BenchServer, record: Record, judge: FaceJudge) -> Non
                 await asyncio.sleep(rng.uniform(2.0, 6.0))
                 await stream.interrupt()
                 record.did["interruptions"] += 1
-                asked_s = time.monotonic()
+                asked_s, speaks = time.monotonic(), listener.sounds[-1].samples.any()
                 await until(lambda: not listener.sounds[-1].samples.any(), "silence")
-                record.add("interruption to silence, ms", (time.monotonic() - asked_s) * 1e3)
+                if speaks:
+                    record.add("interruption to silence, ms", (time.monotonic() - asked_s) * 1e3)
             else:
                 await asyncio.sleep(len(sound) / SAMPLE_RATE)
             await asyncio.sleep(rng.uniform(1.0, 3.0))
@@ -106,8 +107,10 @@ async def converse(server: BenchServer, record: Record, judge: FaceJudge) -> Non
                 record.add(f"{name} memory, MB", value)
             pictures, heard = listener.take()
             first = pictures if first is None else first
-            if not interrupted:
-                await asyncio.to_thread(look, record, judge, pictures, heard, first, fps)
+            if len(set(map(len, heard))) > 1:
+                record.did["turns in which the rate changed"] += 1
+            elif not interrupted:
+                await asyncio.to_thread(look, record, judge, pictures, np.concatenate(heard), first)
         listener.end()
         record.did["frames dropped"] += stream.stats.dropped
 
@@ -118,10 +121,14 @@ def look(
     pictures: NDArray[np.uint8],
     heard: NDArray[np.float32],
     first: NDArray[np.uint8],
-    fps: float,
 ) -> None:
     """What a turn looked like, beside the first one."""
-    sound = heard.ravel().reshape(-1, SOUND_RATE // SAMPLE_RATE).mean(1)
+    fps = SOUND_RATE * len(pictures) / len(heard)
+    sound = (
+        heard[: len(heard) // (SOUND_RATE // SAMPLE_RATE) * (SOUND_RATE // SAMPLE_RATE)]
+        .reshape(-1, SOUND_RATE // SAMPLE_RATE)
+        .mean(1)
+    )
     lag = lag_ms([opening(judge.curves_of(pictures))], [envelope_at(sound, len(pictures), fps)], fps)
     record.add("lips after sound, ms", lag)
     now, then = (inside(frames, FACE) for frames in (pictures, first))

@@ -73,8 +73,8 @@ def test_the_lips_say_what_is_heard(avatar: Student, engine: OpenVINOEngine, jud
 
 def test_a_silent_face_lives_and_its_mouth_is_still(avatar: Student, engine: OpenVINOEngine, judge: FaceJudge) -> None:
     silence = np.zeros(12 * SAMPLE_RATE, np.float32)
-    frames = frames_of(speak(engine, avatar, silence, 3))
-    read, start = judge.curves_of(frames), avatar.start(3)
+    frames = frames_of(speak(engine, avatar, silence, 5))
+    read, start = judge.curves_of(frames), avatar.start(5)
     performer = Performer(avatar.config, start)
     lids = [performer.actions(start.frame + at)[CURVES.index("blink")] for at in range(len(frames))]
     assert max(lids) > 0.9 * LIFE["blink"], "nobody blinks in these seconds: take others"

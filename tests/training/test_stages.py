@@ -259,9 +259,9 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(runs: Path, 
     assert two == pytest.approx(one, rel=1e-4)
     assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
     # Either goes on with what the other left.
-    shutil.copytree(tmp_path / "two" / "teacher", tmp_path / "on" / "teacher")
-    _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "on", "--threads", "1")
-    assert sorted(_losses(tmp_path / "on" / "teacher")) == [0, 1, 2, 3]
+    shutil.copytree(tmp_path / "two" / "teacher", tmp_path / "further" / "teacher")
+    _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
+    assert sorted(_losses(tmp_path / "further" / "teacher")) == [0, 1, 2, 3]
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
@@ -281,16 +281,16 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
 
 
 def test_an_autoencoder_goes_on_from_another_and_is_named_by_its_latents(runs: Path, tmp_path: Path) -> None:
-    still = ("learning_rate=1e-9", f"start={runs / 'autoencoder'}", "name=on", "--runs", tmp_path)
+    still = ("learning_rate=1e-9", f"start={runs / 'autoencoder'}", "name=further", "--runs", tmp_path)
     _streamgen("train", runs / "autoencoder.yaml", *still)
-    old, new = (load_file(run / "vae" / WEIGHTS) for run in (runs / "autoencoder", tmp_path / "on"))
+    old, new = (load_file(run / "vae" / WEIGHTS) for run in (runs / "autoencoder", tmp_path / "further"))
     for name in old:
         if not name.startswith("latents_"):
             torch.testing.assert_close(old[name], new[name], atol=1e-5, rtol=0)
     for part, same in (("decoder", True), ("encoder", False)):
         other = {name: value + 1 if name.startswith(part) else value for name, value in old.items()}
-        save_file(other, tmp_path / "on" / "vae" / WEIGHTS)
-        assert (weights_hash(tmp_path / "on", "vae") == weights_hash(runs / "autoencoder", "vae")) == same
+        save_file(other, tmp_path / "further" / "vae" / WEIGHTS)
+        assert (weights_hash(tmp_path / "further", "vae") == weights_hash(runs / "autoencoder", "vae")) == same
 
 
 def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
