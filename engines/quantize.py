@@ -2,8 +2,8 @@
 
 Weights get a scale for each output channel, what goes into a convolution gets one range, measured at export while the
 student plays on from its own starts. The last convolution, whose errors are pixels, and those of few channels, which
-read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32) and save no
-time. So does all that is no convolution: attention and its cache.
+read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32). So does all
+that is no convolution: attention and its cache.
 """
 
 from __future__ import annotations

@@ -124,11 +124,8 @@ def look(
 ) -> None:
     """What a turn looked like, beside the first one."""
     fps = SOUND_RATE * len(pictures) / len(heard)
-    sound = (
-        heard[: len(heard) // (SOUND_RATE // SAMPLE_RATE) * (SOUND_RATE // SAMPLE_RATE)]
-        .reshape(-1, SOUND_RATE // SAMPLE_RATE)
-        .mean(1)
-    )
+    step = SOUND_RATE // SAMPLE_RATE
+    sound = heard[: len(heard) // step * step].reshape(-1, step).mean(1)
     lag = lag_ms([opening(judge.curves_of(pictures))], [envelope_at(sound, len(pictures), fps)], fps)
     record.add("lips after sound, ms", lag)
     now, then = (inside(frames, FACE) for frames in (pictures, first))

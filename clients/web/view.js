@@ -260,7 +260,7 @@ export function holdPicture() {
 /**
  * The room is lit by the picture: a few pixels of it, drawn large behind everything and fainter towards the edge. They fade
  * in the canvas itself: a mask of CSS is worked out anew for every frame of the picture, which costs a browser without a GPU
- * 40% of a core.
+ * 30% of a core.
  */
 export function lightRoom() {
   const { width, height } = glow;
