@@ -2,15 +2,21 @@
 
 OpenVINO has no scatter into a cache, so a graph returns the new block's keys and values and the host writes them into
 the slots of the buffer that the next request reads: a few tens of kB a layer, in place.
+
+A block's graph is cut in three: while one half of the cores makes the frames of new latents, the other makes their keys
+and values. That keeps two cores busy with little to wait for, where one graph on both has each wait for the other after
+every node, the longer the more else goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +25,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13
 
+import engines.parts
+import engines.quantize
+from engines.parts import cut
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
 from engines.quantize import quantise, watch, widened
 from engines.store import ArtefactStore
@@ -30,7 +39,7 @@ from streamgen.student import COMMIT_GRAPH, RANGES, SPEECH_GRAPH, Ranges, Studen
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""What an engine calculates in, and OpenVINO's name for it; `int8` is fp32 but for the convolutions."""
+"""What an engine calculates in, and OpenVINO's name for it; `int8` is fp32 but for wide layers."""
 
 _PROBE_SIZE, _PROBE_S = 512, 0.1
 _PROBE_CHANNELS, _PROBE_SIDE = 192, 16
@@ -38,7 +47,15 @@ _WORTH_IT = 1.5
 """Fewer bits cost precision and conversions: they must be this much faster."""
 
 _MEASURED_FRAMES = 6
-"""From each start, for the ranges of what goes into convolutions."""
+"""From each start, for the ranges of what goes into layers."""
+
+_PARTS = 3
+"""Of a block's graph."""
+
+_CODE = hashlib.sha256(
+    b"".join(Path(file).read_bytes() for file in (__file__, engines.parts.__file__, engines.quantize.__file__))
+).hexdigest()
+"""What was compiled by other code than this is compiled again."""
 
 
 def gemm_gflops(core: ov.Core, precision: str, size: int, seconds: float) -> float:
@@ -100,7 +117,37 @@ def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
 
 
 def _settings(precision: str) -> dict[str, str]:
-    return {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+    # A pinned thread waits for whoever else is on its core, while another is free.
+    return {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": "NO",
+    }
+
+
+class _Block:
+    """The requests that make a block together."""
+
+    def __init__(self, latents: ov.InferRequest, frames: ov.InferRequest, cache: ov.InferRequest) -> None:
+        self.requests = latents, frames, cache
+        self.latents, self.frames, self.cache = latents, frames, cache
+        given = set().union(*map(_inputs, self.requests[1:]))
+        for output in latents.model_outputs:
+            for name in output.get_names() & given:
+                tensor = ov.Tensor(output.get_element_type(), output.get_shape())
+                for request in self.requests:
+                    if request is latents or name in _inputs(request):
+                        request.set_tensor(name, tensor)
+
+    def infer(self) -> None:
+        self.latents.infer()
+        self.frames.start_async()
+        self.cache.infer()
+        self.frames.wait()
+
+
+def _inputs(request: ov.InferRequest) -> set[str]:
+    return {taken.get_any_name() for taken in request.model_inputs}
 
 
 @dataclass
@@ -131,7 +178,10 @@ class OpenVINOEngine:
         threads: int | None = None,
         store: ArtefactStore | None = None,
     ) -> None:
-        """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in. threads: None takes all cores."""
+        """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in.
+
+        threads: of each of the two requests that run at a time; None takes half of the cores.
+        """
         self.student = student
         self.capacity = Capacity(streams, (1,))
         self._core = ov.Core()
@@ -140,16 +190,15 @@ class OpenVINOEngine:
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        self._settings = _settings(self.precision)
-        if threads is not None:
-            self._settings["INFERENCE_NUM_THREADS"] = str(threads)
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(threads)}
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
             self.precision = "fp32"
-        self._commit = self._request(COMMIT_GRAPH)
-        self._steps = {count: self._request(step_graph(count)) for count in student.config.step_plans}
-        self._speech = self._request(SPEECH_GRAPH) if student.config.speech else None
+        (self._commit,) = self._requests(COMMIT_GRAPH)
+        self._blocks = {count: _Block(*self._requests(step_graph(count))) for count in student.config.step_plans}
+        self._speech = self._requests(SPEECH_GRAPH)[0] if student.config.speech else None
         self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
     def open(self, stream_id: str, state: StreamState) -> None:
@@ -166,7 +215,9 @@ class OpenVINOEngine:
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
             latents = block.latents.astype(np.float32)
-            self._infer(self._commit, stream, block.actions, "latents", latents[None])
+            given = self._inputs(stream, block.actions, latents=latents[None])
+            _set((self._commit,), given)
+            self._commit.infer()
             self._write(self._commit, stream, latents)
         stream.frame = state.frame
         self._streams[stream_id] = stream
@@ -181,31 +232,27 @@ class OpenVINOEngine:
         config = self.student.config
         check_request(request, config)
         stream = self._streams[request.stream_id]
-        infer = self._steps[request.steps]
+        block = self._blocks[request.steps]
         frame, actions = stream.frame, request.actions
         if request.mel is not None and self._speech is not None:
-            mel = np.ascontiguousarray(request.mel[None])
-            self._speech.set_tensor("mel", ov.Tensor(mel, shared_memory=True))
+            heard_now = {"mel": np.ascontiguousarray(request.mel[None])}
+            _set((self._speech,), heard_now)
             self._speech.infer()
             actions = heard(self._speech.get_tensor("curves").data[0], actions)
         noise = step_noise(stream.seed, frame, request.steps, config)
-        self._infer(infer, stream, actions, "noise", noise[:, None])
-        frames = np.array(infer.get_tensor("frames").data[0])
-        latents = infer.get_tensor("latents").data[0].astype(np.float16)
-        self._write(infer, stream, latents.astype(np.float32))
+        given = self._inputs(stream, actions, noise=noise[:, None])
+        _set(block.requests, given)
+        block.infer()
+        frames = np.array(block.frames.get_tensor("frames").data[0])
+        latents = block.latents.get_tensor("latents").data[0].astype(np.float16)
+        self._write(block.cache, stream, latents.astype(np.float32))
         return StepResult(request.stream_id, frame, frames, latents, actions)
 
-    def _infer(
-        self,
-        infer: ov.InferRequest,
-        stream: _Stream,
-        actions: NDArray[np.float32],
-        name: str,
-        value: NDArray[np.float32],
-    ) -> None:
+    def _inputs(
+        self, stream: _Stream, actions: NDArray[np.float32], **more: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
         config = self.student.config.transformer
-        inputs = {
-            name: value,
+        inputs = more | {
             "previous": stream.previous[None],
             "actions": actions[None].astype(np.float32),
             "rotation": block_rotation(stream.frame, config)[None],
@@ -215,11 +262,7 @@ class OpenVINOEngine:
         }
         if config.face_dim:
             inputs |= {"reference": stream.reference[0][None], "reference_actions": stream.reference[1][None]}
-        # The request reads these very arrays, so they must live until it is done.
-        shared = {key: np.ascontiguousarray(array) for key, array in inputs.items()}
-        for key, array in shared.items():
-            infer.set_tensor(key, ov.Tensor(array, shared_memory=True))
-        infer.infer()
+        return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
     def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:
         """Put the block that `infer` has just computed into its slots, and go on to the next block."""
@@ -234,51 +277,81 @@ class OpenVINOEngine:
         stream.previous = latents[-1]
         stream.frame += config.block_size
 
-    def _request(self, graph: str) -> ov.InferRequest:
-        return self._compiled(self.student.file(graph)).create_infer_request()
-
-    def _compiled(self, path: Path) -> ov.CompiledModel:
-        key = (
-            self.student.hash,
-            path.name,
-            f"openvino {ov.__version__}",
-            self.precision,
-            f"{platform.machine()} {self.device}",
-        )
-        blob = self._store.get(*key)
-        if blob is not None:
+    def _requests(self, graph: str) -> list[ov.InferRequest]:
+        """Of the parts of a graph; all but a block's have one."""
+        path = self.student.file(graph)
+        count = 1 if graph in (COMMIT_GRAPH, SPEECH_GRAPH) else _PARTS
+        about = f"openvino {ov.__version__}", _CODE, self.precision, f"{platform.machine()} {self.device}"
+        keys = [(self.student.hash, f"{path.name} {number + 1}/{count}", *about) for number in range(count)]
+        compiled = [part for key in keys if (part := self._kept(*key)) is not None]
+        if len(compiled) < count:
+            start = time.perf_counter()
             try:
-                return self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
+                compiled = [self._core.compile_model(part, "CPU", self._settings) for part in self._parts(path, count)]
             except RuntimeError as error:
-                log.warning("compiled %s cannot be read back (%s); compiling it again", path.name, error)
-        start = time.perf_counter()
+                raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
+            log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
+            for key, part in zip(keys, compiled, strict=True):
+                self._store.put(part.export_model().getvalue(), *key)
+        return [part.create_infer_request() for part in compiled]
+
+    def _kept(self, *key: str) -> ov.CompiledModel | None:
+        blob = self._store.get(*key)
         try:
-            model = self._core.read_model(str(path))
-            if self.precision == "int8":
-                quantise(model, self.student.ranges)
-            compiled = self._core.compile_model(model, "CPU", self._settings)
+            return None if blob is None else self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
         except RuntimeError as error:
-            raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
-        log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
-        self._store.put(compiled.export_model().getvalue(), *key)
-        return compiled
+            log.warning("compiled %s cannot be read back (%s); compiling it again", key[1], error)
+            return None
+
+    def _parts(self, path: Path, count: int) -> Sequence[ov.Model]:
+        model = self._core.read_model(str(path))
+        _spell_attention_out(model)
+        parts = (model,) if count == 1 else cut(model)
+        if self.precision == "int8":
+            for part in parts:
+                quantise(part, self.student.ranges)
+        return parts
+
+
+def _set(requests: Iterable[ov.InferRequest], values: dict[str, NDArray[np.float32]]) -> None:
+    """Let requests read the contiguous arrays that they have inputs for, which must live until they are done."""
+    for request in requests:
+        for name in _inputs(request) & values.keys():
+            request.set_tensor(name, ov.Tensor(values[name], shared_memory=True))
+
+
+def _spell_attention_out(model: ov.Model) -> None:
+    """Put the products, the sum and the softmax in the place of attentions: OpenVINO 2026.4 does so too, but turns the
+    keys in memory first, which costs a third of the attention's time.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention":
+            continue
+        q, k, v, bias = (node.input_value(index) for index in range(4))
+        scale = opset13.constant(np.float32(q.get_shape()[-1] ** -0.5))
+        scores = opset13.matmul(opset13.multiply(q, scale), k, False, True)
+        weights = opset13.softmax(opset13.add(scores, bias), -1)
+        node.output(0).replace(opset13.matmul(weights, v, False, False).output(0))
 
 
 def measured_ranges(student: Student) -> Ranges:
-    """What goes into a student's convolutions when it plays on from its starts in fp32, driven by what drove them."""
+    """What goes into a student's layers when it plays on from its starts in fp32, driven by what drove them."""
     config = student.config
     engine = OpenVINOEngine(student, 1, "fp32")
-    model = engine._core.read_model(str(student.file(step_graph(config.steps))))
-    own = len(model.outputs)
-    names = watch(model)
-    infer = engine._core.compile_model(model, "CPU", _settings("fp32")).create_infer_request()
-    engine._steps[config.steps] = infer
+    parts = engine._parts(student.file(step_graph(config.steps)), _PARTS)
+    own = [len(part.outputs) for part in parts]
+    names = [watch(part) for part in parts]
+    block = _Block(
+        *(engine._core.compile_model(part, "CPU", engine._settings).create_infer_request() for part in parts)
+    )
+    engine._blocks[config.steps] = block
     ranges: Ranges = {}
     for state in student.starts():
         engine.open("measured", state)
         for actions in state.actions[:: max(1, len(state.actions) // _MEASURED_FRAMES)]:
-            block = np.tile(actions, (config.transformer.block_size, 1))
-            engine.step([StepRequest("measured", block, config.steps)])
-            seen = [float(infer.get_output_tensor(own + k).data) for k in range(2 * len(names))]
-            ranges = widened(ranges, names, seen)
+            driven = np.tile(actions, (config.transformer.block_size, 1))
+            engine.step([StepRequest("measured", driven, config.steps)])
+            for request, first, watched in zip(block.requests, own, names, strict=True):
+                seen = [float(request.get_output_tensor(first + k).data) for k in range(2 * len(watched))]
+                ranges = widened(ranges, watched, seen)
     return ranges

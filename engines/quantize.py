@@ -1,53 +1,85 @@
-"""Convolutions in eight bits, for CPUs that multiply bytes several times faster than floats (AVX-512 VNNI and later).
+"""Convolutions and linear layers in eight bits, for CPUs that multiply bytes several times faster than floats (AVX-512
+VNNI and later).
 
-Weights get a scale for each output channel, what goes into a convolution gets one range, measured at export while the
-student plays on from its own starts. The last convolution, whose errors are pixels, and those of few channels, which
-read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32). So does all
-that is no convolution: attention and its cache.
+Weights get a scale for each output channel, what is multiplied with them gets one range, measured at export while the
+student plays on from its own starts. A part's last convolution, whose errors are pixels, and layers of few channels,
+which read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32). So do
+layers of a single row, which wait for memory, and all that has no weights: attention and its cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset13
 
 from streamgen.student import Ranges
 
 _LEVELS = 256
 _FEWEST_CHANNELS = 48
+_FEWEST_ROWS = 8
 _MARGIN = 1.1
 """Talk opens a mouth wider than the few frames that are measured."""
 
 
-def _convolutions(model: ov.Model) -> list[tuple[str, ov.Node, ov.Node]]:
-    """Name of the weights, the convolution, and the constant that holds them, of those that eight bits suit."""
-    found = []
+@dataclass(frozen=True)
+class _Layer:
+    """name: of its weights; weights: as the node takes them; out_axis: the one of their output channels."""
+
+    name: str
+    node: ov.Node
+    weights: NDArray[np.float32]
+    out_axis: int
+
+
+def _layers(model: ov.Model) -> Iterator[_Layer]:
+    """The layers that eight bits suit."""
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Convolution":
+        kind = node.get_type_name()
+        if kind not in ("Convolution", "MatMul") or (kept := _kept(node.input_value(1))) is None:
             continue
-        weights = node.input_value(1).get_node()
-        while weights.get_type_name() == "Convert":
-            weights = weights.input_value(0).get_node()
-        if weights.get_type_name() == "Constant" and min(node.input_value(1).get_shape()[:2]) >= _FEWEST_CHANNELS:
-            found.append((weights.get_friendly_name(), node, weights))
-    return found
+        name, weights = kept
+        given = node.input_value(0).get_shape()
+        out_axis = 0 if kind == "Convolution" or node.get_attributes()["transpose_b"] else 1
+        rows = np.prod(given[2:] if kind == "Convolution" else given[:-1])
+        if min(weights.shape[:2]) >= _FEWEST_CHANNELS and rows >= _FEWEST_ROWS:
+            yield _Layer(name, node, weights, out_axis)
+
+
+def _kept(value: ov.Output) -> tuple[str, NDArray[np.float32]] | None:
+    """Name and values of stored weights, however converted, turned and reshaped; None: these are no weights."""
+    node = value.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return node.get_friendly_name(), node.get_data(dtype=np.float32)
+    if kind not in ("Convert", "Transpose", "Reshape") or (kept := _kept(node.input_value(0))) is None:
+        return None
+    name, weights = kept
+    if kind == "Transpose":
+        weights = weights.transpose(node.input_value(1).get_node().get_data())
+    return name, weights.reshape(list(value.get_shape()))
 
 
 def watch(model: ov.Model) -> list[str]:
-    """Make a model tell what goes into its convolutions but the last: two more outputs for each, its least and greatest
-    value.
+    """Make a model tell what goes into its layers but the last convolution: two more outputs for each, its least and
+    greatest value.
 
     Returns the names of their weights, in the order of the outputs.
     """
     names = []
-    for name, node, _ in _convolutions(model)[:-1]:
-        axes = opset13.constant(np.arange(len(node.input_value(0).get_shape())))
+    last = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1:]
+    for layer in list(_layers(model)):
+        if layer.node in last:
+            continue
+        given = layer.node.input_value(0)
+        axes = opset13.constant(np.arange(len(given.get_shape())))
         for reduce in (opset13.reduce_min, opset13.reduce_max):
-            model.add_outputs([reduce(node.input_value(0), axes).output(0)])
-        names.append(name)
+            model.add_outputs([reduce(given, axes).output(0)])
+        names.append(layer.name)
     return names
 
 
@@ -61,16 +93,22 @@ def widened(ranges: Ranges, names: Sequence[str], seen: Sequence[float]) -> Rang
 
 
 def quantise(model: ov.Model, ranges: Ranges) -> None:
-    """Put a model's convolutions into eight bits where their ranges are known, in place."""
-    for name, node, constant in _convolutions(model):
-        if name not in ranges:
+    """Put a model's layers into eight bits where their ranges are known, in place."""
+    rounded: dict[tuple[ov.Output, float, float], ov.Output] = {}
+    for layer in list(_layers(model)):
+        if layer.name not in ranges:
             continue
-        weights = constant.get_data(dtype=np.float32)
-        most = np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True).clip(1e-8)
+        others = tuple(k for k in range(layer.weights.ndim) if k != layer.out_axis)
+        most = np.abs(layer.weights).max(others, keepdims=True).clip(1e-8)
         # An even number of levels would not have the zero in the middle.
-        node.input(1).replace_source_output(_rounded(opset13.constant(weights).output(0), -most, most, _LEVELS - 1))
-        low, high = (np.float32(_MARGIN * bound) for bound in ranges[name])
-        node.input(0).replace_source_output(_rounded(node.input_value(0), low, max(high, low + 1e-8), _LEVELS))
+        weights = _rounded(opset13.constant(np.ascontiguousarray(layer.weights)).output(0), -most, most, _LEVELS - 1)
+        layer.node.input(1).replace_source_output(weights)
+        low, high = ranges[layer.name]
+        given = layer.node.input_value(0)
+        if (given, low, high) not in rounded:  # queries, keys and values come from the same
+            bounds = np.float32(_MARGIN * low), np.float32(_MARGIN * max(high, low + 1e-8))
+            rounded[given, low, high] = _rounded(given, *bounds, _LEVELS)
+        layer.node.input(0).replace_source_output(rounded[given, low, high])
     model.validate_nodes_and_infer_types()
 
 

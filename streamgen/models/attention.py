@@ -31,8 +31,15 @@ class Attend(Protocol):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs of x [..., D] by the angles of `full_rotation`, in their precision."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (x * cos + swapped * sin).to(x.dtype)
+    return (x * cos + _swapped(x) * sin).to(x.dtype)
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """(b, a) for every pair (a, b) of x [..., D]."""
+    if torch.compiler.is_exporting():
+        # OpenVINO gathers nine times as fast as it flips; torch is slow in going backwards through a gather.
+        return x.index_select(-1, torch.tensor([i ^ 1 for i in range(x.shape[-1])]))
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
 
 def space_rotation(config: TransformerConfig) -> Tensor:
@@ -65,8 +72,8 @@ class CacheAttention:
     """Attention of a block to the rolling cache and itself; keeps the block's keys and values for the commit.
 
     rotation [B, S + F, 2, Pt] and visible [B, slots] come from `streamgen.cache`; cache_k and cache_v are
-    [L, B, H, slots N, D]. After a forward pass `block` gives what the cache stores: rotated keys, or raw ones for the
-    sinks.
+    [L, B, H, slots N, D]. It serves any number of passes over the block; `block` gives what the cache stores of the
+    last: rotated keys, or raw ones for the sinks.
     """
 
     def __init__(
@@ -78,15 +85,15 @@ class CacheAttention:
         cache_k: Tensor,
         cache_v: Tensor,
     ) -> None:
-        self._sink_tokens = config.sink * config.tokens
         self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
+        self._past_k, self._past_v = [cache_k], cache_v
         if config.sink:
-            sink_cos, sink_sin = full_rotation(rotation[:, : config.sink], space)
-            self._sink = sink_cos.flatten(1, 2).transpose(1, 2), sink_sin.flatten(1, 2).transpose(1, 2)
+            sinks = config.sink * config.tokens
+            cos, sin = (x.flatten(1, 2).transpose(1, 2) for x in full_rotation(rotation[:, : config.sink], space))
+            self._past_k = [rotate(cache_k[:, :, :, :sinks], cos, sin), cache_k[:, :, :, sinks:]]
         bias = (visible - 1) * -_HIDDEN
         own = bias.new_zeros(len(bias), config.block_size)
         self._bias = torch.cat([bias, own], 1).repeat_interleave(config.tokens, 1)[:, None, None]
-        self._cache_k, self._cache_v = cache_k, cache_v
         self.new_k: list[Tensor] = []
         self.new_k_raw: list[Tensor] = []
         self.new_v: list[Tensor] = []
@@ -106,14 +113,10 @@ class CacheAttention:
         self.new_k.append(k_BHMD)
         self.new_k_raw.append(k.flatten(1, 2).transpose(1, 2))
         self.new_v.append(v_BHMD)
-        past_k, past_v = self._cache_k[layer], self._cache_v[layer]
-        if self._sink_tokens:
-            sink_k = rotate(past_k[:, :, : self._sink_tokens], *self._sink)
-            past_k = torch.cat([sink_k, past_k[:, :, self._sink_tokens :]], 2)
         out = F.scaled_dot_product_attention(
             q_BHMD,
-            torch.cat([past_k, k_BHMD], 2),
-            torch.cat([past_v, v_BHMD], 2),
+            torch.cat([*(past[layer] for past in self._past_k), k_BHMD], 2),
+            torch.cat([self._past_v[layer], v_BHMD], 2),
             attn_mask=self._bias.to(q_BHMD.dtype),
         )
         return out.transpose(1, 2).unflatten(1, (frames, -1))

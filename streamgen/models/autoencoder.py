@@ -97,4 +97,5 @@ def to_float(frames_uint8: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """float [..., 3, H, W] to uint8 [..., H, W, 3], clipped and rounded."""
-    return ((images.movedim(-3, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    # Bytes move to their places four times as fast as floats.
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)

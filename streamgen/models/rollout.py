@@ -109,7 +109,6 @@ class Rollout(nn.Module):
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
         latents = self._denoise(noise, previous, actions, attend, face).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
-        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
         return frames, latents, *attend.block()
 

@@ -46,8 +46,8 @@ def test_a_watched_model_tells_what_goes_into_its_wide_convolutions() -> None:
     x = np.random.default_rng(1).standard_normal((1, 8, 12, 12), np.float32)
     model = _network()
     names = watch(model)
-    # The first and the last have few channels, and the last of the others is left out.
-    assert names == ["weights 1", "weights 2"]
+    # The first and the last have few channels.
+    assert names == ["weights 1", "weights 2", "weights 3"]
     plain, *seen = _call(model, x)
     assert np.array_equal(plain, _call(_network(), x)[0])
     ranges = widened({}, names, list(map(float, seen)))
@@ -73,6 +73,8 @@ def test_eight_bits_are_as_exact_as_eight_bits_are() -> None:
     names = watch(model)
     fitting = widened({}, names, list(map(float, _call(model, x)[1:])))
     assert 0 < error(fitting) < 0.05
+    for name in fitting:  # each by itself, the last one too
+        assert 0 < error({name: fitting[name]}) < error(fitting) * 1.2
     assert error(dict.fromkeys(fitting, (-0.3, 60.0))) > 4 * error(fitting)
     assert error(dict.fromkeys(fitting, (-0.3, 0.6))) > 0.1
 
@@ -83,7 +85,8 @@ def test_an_engine_in_int8_shows_what_one_in_fp32_shows(tmp_path: Path) -> None:
     exact, quick = (OpenVINOEngine(world, 2, precision, store=store) for precision in ("fp32", "int8"))
     kinds = {
         op.get_rt_info()["runtimePrecision"].astype(str)
-        for op in quick._steps[1].get_compiled_model().get_runtime_model().get_ops()
+        for request in quick._blocks[1].requests
+        for op in request.get_compiled_model().get_runtime_model().get_ops()
         if "Convolution" in op.get_rt_info()["layerType"].astype(str)
     }
     if "INT8" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
