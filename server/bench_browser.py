@@ -46,8 +46,8 @@ _MARK_S, _MARK_EVERY_S = 0.5, (1.4, 1.9, 1.6)
 _FORMANTS_HZ = (730, 90), (1090, 110), (2440, 170)
 """Of an "ah": each with its width."""
 _MOUTH_SIZE = 32, 24
-_DARK = 0.5
-"""The inside of a mouth is darker than this share of the median of what is around it."""
+_EDGE_PIXELS = 20
+"""Of the edge between upper teeth and the dark below them, which a closed mouth does not have."""
 _NEAR_S = 0.6
 """A mouth that opens further than this from a sound belongs to another one."""
 _WATCH = """async ([seconds, [left, top, right, bottom], [width, height]]) => {
@@ -162,7 +162,9 @@ def _talk(student: Student, engine: str, seconds: float) -> dict[str, Any]:
             with _measured(server, page, student, figures):
                 levels, shown = page.evaluate(_WATCH, [seconds, MOUTH, _MOUTH_SIZE])
     times, said, heard = np.array(levels, np.float64).T
+    width, height = _MOUTH_SIZE
     pictures = np.stack([np.frombuffer(base64.b64decode(picture), np.uint8) for _, picture in shown])
+    pictures = pictures.reshape(-1, height, width)
     opens = onsets(np.array([time_s for time_s, _ in shown]), _openness(pictures))
     spoken_at, heard_at = onsets(times, said), onsets(times, heard)
     skew = (_after(heard_at, opens, -_NEAR_S) - apart_s) * 1e3
@@ -225,8 +227,13 @@ def onsets(times: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[n
 
 
 def _openness(mouths: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """How much of each picture [T, pixels] of a mouth is its dark inside."""
-    return np.asarray((mouths < _DARK * np.median(mouths, axis=1, keepdims=True)).mean(axis=1), np.float64)
+    """How steeply each picture [T, height, width] of a mouth falls from light to dark, downwards: share of its median.
+
+    How much of it is dark would tell of noses, too, and of heads that turn out of the light.
+    """
+    falls = -np.diff(mouths.astype(np.float64), axis=1).reshape(len(mouths), -1)
+    edge = np.sort(falls, axis=1)[:, -_EDGE_PIXELS:].mean(axis=1)
+    return np.asarray(edge / np.median(mouths, axis=(1, 2)), np.float64)
 
 
 def _apart(student: Student, engine_name: str) -> float:
@@ -237,7 +244,7 @@ def _apart(student: Student, engine_name: str) -> float:
     rows = np.linspace(top, bottom, _MOUTH_SIZE[1]) * student.config.height
     inside = np.ix_(rows.astype(int), columns.astype(int))
     frames = speak(load_engine(student.path, engine_name), student, sound, seed=0)
-    pictures = np.stack([frame[..., 1][inside].ravel() for frame in frames])
+    pictures = np.stack([frame[..., 1][inside] for frame in frames])
     opens = onsets(np.arange(len(pictures)) / student.config.fps, _openness(pictures))
     near = _after(begins, opens, -_NEAR_S)
     if len(near) < len(begins) / 2:

@@ -24,6 +24,7 @@ _LATE_QUANTILE = 0.9
 _FEWER_STEPS_ABOVE = 0.85
 _MORE_STEPS_BELOW = 0.65
 _CALM_S = 5.0
+_RATE_CALM_S = 2.0
 _FULL_LOAD = 0.9
 
 _RATE_CHANGE = 0.1
@@ -173,7 +174,7 @@ class Governor:
             self._slow_since_s = None
         elif self._slow_since_s is None:
             self._slow_since_s = now_s
-        elif now_s - self._slow_since_s >= _CALM_S:
+        elif now_s - self._slow_since_s >= _RATE_CALM_S:
             self.rate, self._slow_since_s = possible, None
 
     def least_load(self, fps: float, streams: int) -> float:

@@ -30,8 +30,15 @@ def test_marks_begin_when_they_say() -> None:
     assert np.abs(found - begins).max() < 0.03
 
 
-def test_the_dark_inside_of_a_mouth_counts() -> None:
-    mouths = np.full((3, 24, 32), 180, np.uint8)
-    mouths[1, 8:16, 8:24] = 40
-    mouths[2, 8:16, 8:24] = 150  # lips
-    assert bench._openness(mouths.reshape(3, -1)) == pytest.approx([0.0, 128 / 768, 0.0])
+def test_the_edge_of_teeth_above_the_dark_counts_and_a_nose_does_not() -> None:
+    mouths = np.full((4, 24, 32), 160, np.uint8)
+    mouths[1:, 2:5, 12:20] = 100  # the shadow of a nose
+    mouths[2:, 12, 4:28] = 100  # closed lips
+    mouths[3, 10:12, 6:26] = 200
+    mouths[3, 12:16, 6:26] = 20
+    none, nose, closed, wide = bench._openness(mouths)
+    assert none == 0
+    assert wide == pytest.approx(180 / 160)  # 20 pixels of edge
+    assert nose < closed < 0.4 * wide
+    # A head that turns out of the light is as open as before.
+    assert bench._openness((mouths * 0.5).astype(np.uint8)) == pytest.approx(bench._openness(mouths))

@@ -49,8 +49,9 @@ def test_when_even_the_fewest_steps_are_too_many_the_rate_falls_and_recovers() -
     g.update(20, 1, 0.0)
     assert g.rate == pytest.approx(0.45)
     g.update(5, 1, 1.0)
+    g.update(5, 1, 2.9)
     assert g.rate == pytest.approx(0.45)
-    g.update(5, 1, 6.5)
+    g.update(5, 1, 3.0)
     assert g.rate == 1.0
 
 
