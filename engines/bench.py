@@ -13,8 +13,8 @@ from engines.openvino import gemm_gflops
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
 from streamgen.audio import MEL_BINS, SILENCE
-from streamgen.flops import frame_flops
 from streamgen.student import Student
+from streamgen.work import frame_flops
 
 _GEMM = 1536
 _WARMUP_STEPS = 5

@@ -1,11 +1,13 @@
-"""Commands `streamgen generate`, `streamgen replay` and `streamgen student`."""
+"""Commands `streamgen generate`, `streamgen plan`, `streamgen replay` and `streamgen student`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+from engines.plan import CARDS, LAYOUTS
 from engines.select import ENGINES
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -156,6 +158,27 @@ def replay(
         click.echo(f"sent by {header.engine} in {header.precision} on {header.device}")
         click.echo(f"replayed by {running.name} in {running.precision} on {running.device}")
         raise SystemExit(1)
+
+
+@click.command()
+@click.option("--student", default="world", help=f"Shipped student or folder, or {' or '.join(LAYOUTS)}.")
+@click.option("--gpu", type=click.Choice(tuple(CARDS)), required=True)
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Denoising steps; default: the student's own.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
+def plan(student: str, gpu: str, steps: int | None, json_file: Path | None) -> None:
+    """What a student would reach at most on a GPU: frames a second, rows, memory, and what limits it. On paper: nothing
+    is run or measured.
+    """
+    from engines import plan as paper
+    from streamgen.student import StudentError
+
+    try:
+        figures = paper.plan(paper.planned(student, steps), CARDS[gpu])
+    except (StudentError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(paper.table(figures))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @click.group()

@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,11 @@ class _Block:
         self.frames.wait()
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _inputs(request: ov.InferRequest) -> set[str]:
     return {taken.get_any_name() for taken in request.model_inputs}
 
@@ -180,7 +186,8 @@ class OpenVINOEngine:
     ) -> None:
         """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in.
 
-        threads: of each of the two requests that run at a time; None takes half of the cores.
+        threads: all together; half of them, and at least one, for each of the two requests that run at a time. None
+        takes all cores.
         """
         self.student = student
         self.capacity = Capacity(streams, (1,))
@@ -190,8 +197,8 @@ class OpenVINOEngine:
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
-        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(threads)}
+        each = max(1, (threads or _cores()) // 2)
+        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
