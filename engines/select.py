@@ -11,7 +11,7 @@ from streamgen.student import Student
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "openvino", "torch")
+ENGINES = ("auto", "openvino", "onnxruntime", "torch")
 
 
 def load_engine(
@@ -38,6 +38,15 @@ def load_engine(
         from engines.torch import TorchEngine
 
         return TorchEngine(student, streams, threads)
+    if engine == "onnxruntime":
+        if find_spec("onnxruntime") is None:
+            raise EngineError(
+                "engine onnxruntime needs ONNX Runtime: install streamgen with the extra `onnxruntime`, or use engine "
+                "openvino"
+            )
+        from engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(student, streams, threads)
     from engines.openvino import OpenVINOEngine
 
     chosen = OpenVINOEngine(student, streams, precision, threads)

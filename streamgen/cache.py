@@ -43,6 +43,37 @@ def visible_slots(frame: int, config: TransformerConfig, first: int = 0) -> NDAr
     return seen
 
 
+def in_place_slots(
+    frame: int, config: TransformerConfig, first: int = 0
+) -> tuple[tuple[int, int], NDArray[np.float32]]:
+    """Of a cache that has room for the block itself, the sinks and a ring of `window` slots: where the block that
+    starts at `frame` is written, and [sink + window] 1 where it may look, itself included.
+
+    Where: the slots of its keys and values, and of its raw keys among those of the sinks, which have one block's room
+    more for all that are none. first: as for `visible_slots`.
+    """
+    ring = config.window
+
+    def slot(past: int) -> int:
+        return past if past < config.sink else config.sink + (past - config.sink) % ring
+
+    seen = np.zeros(config.sink + ring, np.float32)
+    seen[: min(frame, config.sink)] = 1
+    for past in range(max(config.sink, first, frame - config.past_slots), frame):
+        seen[slot(past)] = 1
+    own = slot(frame)
+    seen[own : own + config.block_size] = 1
+    return (own, min(frame, config.sink)), seen
+
+
+def in_place_cache_shapes(config: TransformerConfig, rows: int) -> list[tuple[int, int, int, int]]:
+    """Of a cache as `in_place_slots` counts it: for each layer keys and values, and with sinks their raw keys."""
+    heads, d = config.num_heads, config.head_dim
+    whole = (rows, heads, (config.sink + config.window) * config.tokens, d)
+    raw = [(rows, heads, (config.sink + config.block_size) * config.tokens, d)] if config.sink else []
+    return [whole, whole, *raw] * config.num_layers
+
+
 def time_rotation(positions: NDArray[np.int64], pairs: int) -> NDArray[np.float32]:
     """cos and sin [len(positions), 2, pairs] of the time part of the rotary embedding (theta 10^4)."""
     frequencies = ROPE_THETA ** (-np.arange(pairs, dtype=np.float64) / pairs)

@@ -9,6 +9,7 @@ pairs split among time, height and width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,10 @@ from streamgen.config import TransformerConfig
 
 _HIDDEN = -1e4
 """Added to a hidden key's score: its softmax weight is exactly zero in fp32, bf16 and fp16."""
+
+
+IN_PLACE_OPSET = 24
+"""Of ONNX: the first with a scatter into a cache."""
 
 
 class Attend(Protocol):
@@ -120,6 +125,70 @@ class CacheAttention:
             attn_mask=self._bias.to(q_BHMD.dtype),
         )
         return out.transpose(1, 2).unflatten(1, (frames, -1))
+
+
+class InPlaceAttention:
+    """Attention of a block to a cache that has room for the block itself, whose keys and values are written into it.
+
+    For engines whose runtime writes into a cache in place. rotation [B, S + F, 2, Pt]; visible [B, slots + F] and where
+    each row writes, in slots [B, 2]: its keys and values, its raw keys (`streamgen.cache.in_place_slots`). cache: of
+    each layer keys, values [B, H, (slots + F) N, D], and with sinks the raw keys [B, H, (S + F) N, D] of the sinks and
+    of the block. `cache` is what a pass makes of it; the last one of a clean block is the commit.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        space: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        write: Tensor,
+        cache: Sequence[Tensor],
+    ) -> None:
+        self.cache = list(cache)
+        self._sink_tokens = config.sink * config.tokens
+        self._kept = 3 if config.sink else 2
+        self._at, self._raw_at = (write * config.tokens).unbind(1)
+        self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
+        if config.sink:
+            cos, sin = full_rotation(rotation[:, : config.sink], space)
+            self._sink = cos.flatten(1, 2).transpose(1, 2), sin.flatten(1, 2).transpose(1, 2)
+        bias = ((visible - 1) * -_HIDDEN).repeat_interleave(config.tokens, 1)[:, None, None]
+        # Spelled out for every query: ONNX Runtime takes no other mask.
+        self._bias = bias.expand(-1, -1, config.block_size * config.tokens, -1)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        frames, first = q.shape[1], layer * self._kept
+        q_BHMD, k_BHMD, v_BHMD, raw_BHMD = (
+            x.flatten(1, 2).transpose(1, 2)
+            for x in (rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin), v, k)
+        )
+        keys, values = self.cache[first : first + 2]
+        if self._sink_tokens:
+            raw = _written(self.cache[first + 2], raw_BHMD, self._raw_at)
+            self.cache[first + 2] = raw
+            sinks = rotate(raw[:, :, : self._sink_tokens], *self._sink)
+            keys = _written(keys, sinks, torch.zeros_like(self._at))
+        keys, values = _written(keys, k_BHMD, self._at), _written(values, v_BHMD, self._at)
+        self.cache[first : first + 2] = keys, values
+        out = F.scaled_dot_product_attention(q_BHMD, keys, values, attn_mask=self._bias.to(q_BHMD.dtype))
+        return out.transpose(1, 2).unflatten(1, (frames, -1))
+
+
+def _written(cache_BHTD: Tensor, new_BHMD: Tensor, at_B: Tensor) -> Tensor:
+    """The cache with new keys or values from token `at` on in each row."""
+    if torch.compiler.is_exporting():
+        written: Tensor = torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (cache_BHTD, new_BHMD, at_B),
+            {"axis": 2, "mode": "linear"},
+            dtype=cache_BHTD.dtype,
+            shape=cache_BHTD.shape,
+            version=IN_PLACE_OPSET,
+        )
+        return written
+    at = at_B[:, None] + torch.arange(new_BHMD.shape[2])
+    return cache_BHTD.scatter(2, at[:, None, :, None].expand_as(new_BHMD), new_BHMD)
 
 
 class ClipAttention:

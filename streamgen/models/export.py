@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
@@ -20,13 +21,15 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from streamgen.audio import MEL_BINS
+from streamgen.cache import block_rotation, in_place_cache_shapes, in_place_slots
 from streamgen.config import StudentConfig
+from streamgen.models.attention import IN_PLACE_OPSET
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.loading import load_autoencoder, load_speech, load_transformer, save_tensors, save_weights
-from streamgen.models.rollout import Commit, RollingCache, Rollout
+from streamgen.models.rollout import Commit, InPlaceCommit, InPlaceRollout, RollingCache, Rollout
 from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
-from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, STARTS, WEIGHTS, step_graph, write_config
+from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, STARTS, WEIGHTS, Student, step_graph, write_config
 
 _OPSET = 23
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
@@ -88,16 +91,73 @@ def _example_inputs(config: StudentConfig) -> tuple[Tensor, ...]:
     return cache.previous, actions, *(t.contiguous() for t in cache.inputs())
 
 
+def in_place_graphs(student: Student, rows: int) -> dict[str, bytes]:
+    """A student's graphs for `rows` streams at once that write into their cache: each step count's, the commit's, and
+    what hears.
+
+    Opset 24. The cache's inputs are `cache_0`, …, its outputs `new_cache_0`, …, made to be bound to the same memory.
+    Weights stay in the student's files: locations are relative to its folder.
+    """
+    config, transformer = student.config, load_transformer(student.path)
+    autoencoder = load_autoencoder(student.path)
+    shapes = in_place_cache_shapes(config.transformer, rows)
+    cache = [torch.zeros(shape) for shape in shapes]
+    (write, visible), rotation = in_place_slots(0, config.transformer), block_rotation(0, config.transformer)
+    latents = torch.zeros(rows, config.transformer.block_size, *config.latent_shape)
+    actions = torch.zeros(rows, config.transformer.block_size, config.action_dim)
+    state = (torch.from_numpy(np.repeat(np.asarray(array)[None], rows, 0)) for array in (rotation, visible, write))
+    given: tuple[Tensor, ...] = (latents[:, -1].clone(), actions, *state)
+    names = ["previous", "actions", "rotation", "visible", "write", *(f"cache_{k}" for k in range(len(shapes)))]
+    reference: tuple[Tensor, ...] = ()
+    if config.transformer.face_dim:
+        reference = latents[:, -1].clone(), actions[:, 0].clone()
+        names += _REFERENCE_INPUTS
+    new = tuple(f"new_cache_{k}" for k in range(len(shapes)))
+    graphs = {}
+    for count, sigmas in config.step_plans.items():
+        noise = torch.zeros(count, *latents.shape)
+        rollout = InPlaceRollout(transformer, autoencoder, sigmas).eval()
+        graphs[step_graph(count)] = _exported(
+            rollout,
+            (noise, *given, cache, *reference),
+            ("noise", *names),
+            ("frames", "latents", *new),
+            student.path,
+            IN_PLACE_OPSET,
+        )
+    commit = InPlaceCommit(transformer).eval()
+    graphs[COMMIT_GRAPH] = _exported(
+        commit, (latents, *given, cache, *reference), ("latents", *names), new, student.path, IN_PLACE_OPSET
+    )
+    if config.speech is not None:
+        mel = torch.zeros(rows, config.transformer.block_size, config.speech.window, MEL_BINS)
+        hearing = _Hearing(load_speech(student.path)).eval()
+        graphs[SPEECH_GRAPH] = _exported(hearing, (mel,), ("mel",), ("curves",), student.path, IN_PLACE_OPSET)
+    return graphs
+
+
 def _export(
     module: nn.Module, arguments: tuple[Tensor, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], path: Path
 ) -> None:
+    path.write_bytes(_exported(module, arguments, inputs, outputs, path.parent, _OPSET))
+
+
+def _exported(
+    module: nn.Module,
+    arguments: tuple[Tensor | list[Tensor], ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    folder: Path,
+    opset: int,
+) -> bytes:
+    """The module's graph, whose weights are those stored in `folder`."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
             arguments,
             dynamo=True,
-            opset_version=_OPSET,
+            opset_version=opset,
             input_names=inputs,
             output_names=outputs,
             optimize=False,
@@ -114,8 +174,9 @@ def _export(
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    _share_weights(model, path.parent)
-    path.write_bytes(model.SerializeToString())
+    _share_weights(model, folder)
+    graph: bytes = model.SerializeToString()
+    return graph
 
 
 def _share_weights(model: onnx.ModelProto, folder: Path) -> None:

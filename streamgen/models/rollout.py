@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.config import TransformerConfig
-from streamgen.models.attention import CacheAttention
+from streamgen.models.attention import Attend, CacheAttention, InPlaceAttention
 from streamgen.models.autoencoder import Autoencoder, to_uint8
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.state import StreamState
@@ -75,9 +75,7 @@ class Rollout(nn.Module):
         face = _face(self.transformer, reference, reference_actions, actions)
         return self._denoise(noise, previous, actions, attend, face)
 
-    def _denoise(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: CacheAttention, face: Tensor | None
-    ) -> Tensor:
+    def _denoise(self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None) -> Tensor:
         x = noise[0]
         for step, sigma in enumerate(self.sigmas):
             if step:
@@ -103,14 +101,69 @@ class Rollout(nn.Module):
         [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D]. For
         a transformer with a face the stream's first latent [B, C, h, w] and what drove it [B, A].
         """
-        assert self.autoencoder is not None
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         face = _face(self.transformer, reference, reference_actions, actions)
+        return *self._play(noise, previous, actions, attend, face), *attend.block()
+
+    def _play(
+        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Frames and latents; `attend` has seen the commit."""
+        assert self.autoencoder is not None
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
         latents = self._denoise(noise, previous, actions, attend, face).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
         _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
-        return frames, latents, *attend.block()
+        return frames, latents
+
+
+class InPlaceRollout(Rollout):
+    """A `Rollout` over a cache that its graph writes into."""
+
+    def forward(  # type: ignore[override]
+        self,
+        noise: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        write: Tensor,
+        cache: Sequence[Tensor],
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Frames, latents, and the cache with the block in it; visible, write and cache as for `InPlaceAttention`, all
+        else as for `Rollout`.
+        """
+        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, visible, write, cache)
+        face = _face(self.transformer, reference, reference_actions, actions)
+        return *self._play(noise, previous, actions, attend, face), attend.cache
+
+
+class InPlaceCommit(nn.Module):
+    """The commit of a clean block into a cache that its graph writes into."""
+
+    def __init__(self, transformer: CausalVideoTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self,
+        latents: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        write: Tensor,
+        cache: Sequence[Tensor],
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The cache with `latents` [B, F, C, h, w] in it; other inputs as for `InPlaceRollout`."""
+        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, visible, write, cache)
+        face = _face(self.transformer, reference, reference_actions, actions)
+        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
+        return attend.cache
 
 
 def _attention(
@@ -132,7 +185,7 @@ def _velocity(
     transformer: CausalVideoTransformer,
     x: Tensor,
     sigma: float,
-    attend: CacheAttention,
+    attend: Attend,
     actions: Tensor,
     previous: Tensor,
     face: Tensor | None,
