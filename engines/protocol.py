@@ -24,6 +24,10 @@ class UnknownStream(EngineError):
     """The stream was never opened here, or was closed."""
 
 
+class MissingPackage(EngineError):
+    """A package that an engine needs is not installed; the message says which, and how to install it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """streams: how many fit. rows: the batch sizes in which `step` runs; (1,) means one stream at a time."""
