@@ -1,4 +1,4 @@
-"""What a block does between its matrix products, as Triton kernels: attention to the ring, modulation, the ring's writes.
+"""Triton kernels for what a block does between its matrix products: attention, modulation, writing the ring.
 
 Each is an operator of torch in the namespace `streamgen`: torch.export keeps it whole, torch.compile sees the kernel in
 it, and on CPU tensors it is the plain torch of `engines.kernels.reference`. The kernels take fp16 and bf16, calculate

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.triton_kernel_wrap import identify_accessed_tensors
 
 from streamgen.cache import block_rotation, slot_of, visible_slots
 from streamgen.models.attention import CacheAttention, space_rotation
@@ -288,7 +289,6 @@ def test_the_operators_are_the_models_attention(sink: int) -> None:
         )
         kernels.write_block(k, v, rstd_k, weight_k, table, slots, ours[0], ours[1], raw_k)
         torch.testing.assert_close(out.unflatten(1, (size, -1)), wanted, rtol=1e-5, atol=1e-5)
-        assert visible.sum() > 0 or step == 0
 
 
 def test_a_block_of_the_model_by_its_operators() -> None:
@@ -309,10 +309,10 @@ def test_a_block_of_the_model_by_its_operators() -> None:
 
 def _calls() -> dict[str, tuple[Any, ...]]:
     """Arguments of every operator by its name; no operator gives or changes NaN."""
-    block = Block(70, 32, torch.float32, B=2, F=2, N=4, H=2, S=3)
+    block = Block(70, 32, torch.float32, B=2, F=1, N=4, H=2, S=3)
     cache = block.cache_k.nan_to_num(), block.cache_v.nan_to_num()
     raw_k = torch.randn_like(cache[0][:, :, : 2 * block.tokens])
-    slots = torch.tensor([[0, 1], [2, -1]], dtype=torch.int32)
+    slots = torch.tensor([[1], [-1]], dtype=torch.int32)
     x, update, (gate, scale, shift) = _layer(71, 48, torch.float32)
     return {
         "ring_attention": block.arguments(),
@@ -320,7 +320,7 @@ def _calls() -> dict[str, tuple[Any, ...]]:
             *(block.k, block.v, block.rstd_k, block.weight, block.rotation, slots),
             *(x.clone() for x in (*cache, raw_k)),
         ),
-        "rotate_sinks": (raw_k, block.rotation, cache[0].clone()),
+        "rotate_sinks": (raw_k, block.rotation.repeat(1, 2, 1, 1), cache[0].clone()),
         "modulate": (x, scale, shift, EPS),
         "gate": (x, update, gate),
         "gate_modulate": (x, update, gate, scale, shift, EPS),
@@ -332,7 +332,7 @@ def test_operators_keep_torchs_rules(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.streamgen, name).default, _calls()[name])
 
 
-class _Everything(nn.Module):
+class _One(nn.Module):
     """Calls one operator."""
 
     def __init__(self, name: str, rest: tuple[Any, ...]) -> None:
@@ -348,7 +348,7 @@ class _Everything(nn.Module):
 def test_operators_stay_whole_in_an_exported_graph_and_are_taken_apart_in_a_compiled_one(name: str) -> None:
     arguments = _calls()[name]
     tensors = [x for x in arguments if isinstance(x, Tensor)]
-    module = _Everything(name, arguments[len(tensors) :])
+    module = _One(name, arguments[len(tensors) :])
     exported = torch.export.export(module, tuple(x.clone() for x in tensors))
     assert [node.target for node in exported.graph.nodes if "streamgen" in str(node.target)] == [
         getattr(torch.ops.streamgen, name).default
@@ -412,10 +412,9 @@ def _compiled(kernel: Any, plan: launch.Plan, capability: int) -> Any:
 @pytest.mark.parametrize(
     ("tokens", "dim", "heads", "all_kernels"),
     [
-        (64, 32, 8, True),
+        (64, 32, 8, False),
         (64, 64, 4, False),
         (64, 128, 12, False),
-        (1560, 32, 12, False),
         (1560, 64, 12, False),
         (1560, 128, 12, True),
     ],
@@ -446,6 +445,29 @@ def test_kernels_compile_and_fit(
         if kernel is attention._ring_attention:
             # Keys and values are on their way while those before them are attended to.
             assert "async_copy_global_to_local" in compiled.asm["ttgir"]
+
+
+def test_a_compiler_knows_what_a_kernel_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile copies what it believes a kernel writes, the whole cache if it cannot tell."""
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    written = {}
+    for kernel, plan in _launches(64, 64, 4, True):
+        arguments = {name: plan.arguments[name] for name in kernel.arg_names}
+        writes = identify_accessed_tensors(kernel, arguments, {}).read_writes.writes
+        written[kernel.__name__] = {each.name for each in writes}
+    assert written == {
+        "_ring_attention": {"out"},
+        "_write_block": {"cache_k", "cache_v", "raw_k"},
+        "_rotate_sinks": {"cache_k"},
+        "_modulate": {"out"},
+        "_gate": {"out"},
+        "_gate_modulate": {"summed", "out"},
+    }
 
 
 def test_without_triton_the_message_says_what_to_install() -> None:
