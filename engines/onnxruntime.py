@@ -94,6 +94,7 @@ class OnnxRuntimeEngine:
         reference = nothing, np.zeros(config.action_dim, np.float32)
         if len(state.sink):
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
+        self._clear(batch, row)
         stream = self._streams[stream_id] = _Stream(batch, row, state.seed, 0, 0, nothing, reference)
         for block in replay(state, config.transformer):
             stream.frame, stream.first = block.frame, block.first
@@ -188,6 +189,13 @@ class OnnxRuntimeEngine:
                 ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._memory, 0) for shape in shapes
             ]
         return self._caches[batch]
+
+    def _clear(self, batch: int, row: int) -> None:
+        """What an earlier stream left there is hidden by a mask, which does not hide what is no number."""
+        for value in self._cache(batch):
+            array = value.numpy().copy()
+            array[row] = 0
+            value.update_inplace(array)
 
     def _rows(self, values: dict[int, NDArray[np.float32]], shape: Iterable[int]) -> NDArray[np.float32]:
         """An array of a batch's rows; zero where there is no value."""

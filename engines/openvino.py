@@ -98,7 +98,7 @@ def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
     That a CPU has the instructions does not say so: without AMX some run bf16 no faster. Measured once a machine and
     kept.
     """
-    key = ("fastest", f"openvino {ov.__version__}", core.get_property("CPU", "FULL_DEVICE_NAME"))
+    key = ("fastest", f"openvino {ov.__version__}", _CODE, core.get_property("CPU", "FULL_DEVICE_NAME"))
     kept = store.get(*key)
     if kept is not None:
         return kept.decode()
@@ -143,8 +143,10 @@ class _Block:
     def infer(self) -> None:
         self.latents.infer()
         self.frames.start_async()
-        self.cache.infer()
-        self.frames.wait()
+        try:
+            self.cache.infer()
+        finally:
+            self.frames.wait()  # a request that still ran would refuse the next stream
 
 
 def _cores() -> int:

@@ -128,6 +128,22 @@ def test_a_stream_goes_on_from_its_state(kind: Kind, policy: str, request: pytes
     assert not np.allclose(_run(resumed, "s", more[:1])[0].latents, _run(live, "s", more[:1])[0].latents, atol=2e-3)
 
 
+def test_nothing_of_an_earlier_stream_is_left(plain_student: Student) -> None:
+    """Not even where it ended in what is no number."""
+    engine = OnnxRuntimeEngine(plain_student, rows=2)
+    blocks = _actions(plain_student, 3)
+
+    def play() -> list[StepResult]:
+        engine.open("s", plain_student.start(1))
+        return _run(engine, "s", blocks)
+
+    first = play()
+    _run(engine, "s", np.full_like(blocks, np.nan))
+    engine.close("s")
+    for again, known in zip(play(), first, strict=True):
+        assert np.array_equal(again.latents, known.latents)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_misuse_is_named(kind: Kind, plain_student: Student) -> None:
     engine = kind(plain_student, streams=1)  # type: ignore[call-arg]

@@ -71,7 +71,7 @@ def test_a_mistake_is_told_once_with_its_place(file: Path, monkeypatch: pytest.M
     told = refusal(file, engine="fast", allow_origin=("https://fine.example", "site"), media_ports="9-1")
     assert told == [
         "--allow-origin: give scheme and host, such as https://play.example (given: 'site')",
-        "--engine: choose one of auto, openvino, torch (given: 'fast')",
+        "--engine: choose one of auto, openvino, onnxruntime, torch (given: 'fast')",
         "--media-ports: give FIRST-LAST between 1024 and 65535, such as 50000-50100 (given: '9-1')",
         f"{file}: _case_sensitive: there is no such setting",
         f"{file}: max_sesions: there is no such setting; is max_sessions meant?",
