@@ -1,7 +1,7 @@
 """What a student's block costs, from its configuration: operations, and the numbers that must be moved for them.
 
-Matrix products, convolutions and attention are counted. Norms, activations and rotations are not: they are a hundredth
-of the operations, and fused with the product before them they move nothing.
+Matrix products, convolutions and attention are counted. Norms, activations and rotations are not: fused with the
+product before them they move nothing.
 """
 
 from __future__ import annotations
