@@ -105,7 +105,8 @@ def test_a_file_is_spoken_and_an_interruption_closes_the_mouth(walk: Open, judge
     w.until(lambda stats: stats["audioLevel"] < SILENT)
     w.page.wait_for_timeout(500)
     shut = mouths(w, judge)
-    assert shut.max() < still.max() + 0.15, (still, shut)
+    # A shut mouth is read as up to a quarter open, as a head turns; one that talks opens wide and moves.
+    assert shut.max() < (still.max() + talks.max()) / 2 and shut.std() < talks.std() / 2, (talks, shut)
     assert w.stats()["audioLevel"] < SILENT
     assert w.complaints == []
 
