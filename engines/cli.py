@@ -1,4 +1,4 @@
-"""Commands `streamgen generate`, `streamgen plan`, `streamgen replay` and `streamgen student`."""
+"""Commands `streamgen build`, `streamgen generate`, `streamgen plan`, `streamgen replay` and `streamgen student`."""
 
 from __future__ import annotations
 
@@ -179,6 +179,31 @@ def plan(student: str, gpu: str, steps: int | None, json_file: Path | None) -> N
     click.echo(paper.table(figures))
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@click.command()
+@click.option("--student", default="world", help="Shipped student or folder.")
+@click.option("--engine", type=click.Choice(("tensorrt",)), default="tensorrt")
+@click.option("--gpu", required=True, help=f"Compute capability, as sm_89, or one of {', '.join(CARDS)}.")
+@click.option("--rows", type=click.IntRange(1, 1024), default=4, help="Streams that are calculated together.")
+@click.option("--precision", type=click.Choice(("fp16", "bf16")), default="fp16")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
+def build(student: str, engine: str, gpu: str, rows: int, precision: str, json_file: Path | None) -> None:
+    """Compile a student for a GPU, and say what came of it; for RTX cards on any machine. What `serve` with that engine
+    would make at its first start lies ready then.
+    """
+    from engines.protocol import EngineError
+    from engines.tensorrt.build import built
+    from streamgen.student import Student, StudentError
+
+    try:
+        module = CARDS[gpu].module if gpu in CARDS else gpu
+        made = built(Student.from_pretrained(student), module, rows, precision)
+    except (EngineError, StudentError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(made.table())
+    if json_file is not None:
+        json_file.write_text(json.dumps(made.figures(), indent=2) + "\n")
 
 
 @click.group()

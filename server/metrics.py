@@ -76,6 +76,12 @@ class Metrics:
         self.artefacts_refused = Counter(
             "streamgen_artefacts_refused", "Compiled graphs that the disk did not take", ["student"], registry=r
         )
+        self.engine_fallbacks = Counter(
+            "streamgen_engine_fallbacks",
+            "Starts of a worker that could not have the engine of choice",
+            ["student", "engine"],
+            registry=r,
+        )
         self.loop_lag = Histogram(
             "streamgen_event_loop_lag_seconds", "How late the event loop wakes up", registry=r, buckets=_LAG_BUCKETS
         )
@@ -90,5 +96,6 @@ class StudentMetrics:
         self.deadline_misses = metrics.deadline_misses.labels(student)
         self.worker_restarts = metrics.worker_restarts.labels(student)
         self.artefacts_refused = metrics.artefacts_refused.labels(student)
+        self.engine_fallbacks = metrics.engine_fallbacks
         self.stream_errors = metrics.stream_errors.labels(student)
         self.epochs_opened = metrics.epochs_opened.labels(student)

@@ -170,6 +170,8 @@ class Scheduler:
         )
         self._metrics.artefacts_refused.inc(info.refused)
         config = self.student.config
+        for engine in info.fallbacks:
+            self._metrics.engine_fallbacks.labels(config.name, engine).inc()
         if self.governor is None:
             self.info = info
             self.governor = Governor(

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.protocol import Capacity, Engine, StepRequest, StepResult
+from engines.select import fallbacks
 from engines.store import ArtefactStore
 from server.memory import SharedFrames
 from streamgen.config import StudentConfig
@@ -56,6 +57,7 @@ class WorkerReady:
 
     cost_s: measured seconds of a step by step count, empty if the job did not ask. memory_bytes: what is resident of
     this process now, None where the system does not say. refused: compiled artefacts that the disk did not take.
+    fallbacks: engines that would have been better and could not be had.
     """
 
     engine: str
@@ -65,6 +67,7 @@ class WorkerReady:
     cost_s: dict[int, float]
     memory_bytes: int | None = None
     refused: int = 0
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def run_worker(job: Job, pipe: Connection) -> None:
             engine = job.build_engine()
             cost_s = _warm_up(engine, job.config, job.start) if job.measure else {}
             about = engine.name, engine.precision, engine.device, engine.capacity
-            ready = WorkerReady(*about, cost_s, _resident_bytes(), ArtefactStore.refused)
+            ready = WorkerReady(*about, cost_s, _resident_bytes(), ArtefactStore.refused, tuple(fallbacks))
         except Exception:
             # Any reason why an engine cannot be built goes to the server, which reports it in /readyz.
             pipe.send(WorkerFailed(traceback.format_exc()))

@@ -43,31 +43,33 @@ def visible_slots(frame: int, config: TransformerConfig, first: int = 0) -> NDAr
     return seen
 
 
-def in_place_slots(
-    frame: int, config: TransformerConfig, first: int = 0
-) -> tuple[tuple[int, int], NDArray[np.float32]]:
-    """Of a cache that has room for the block itself, the sinks and a ring of `window` slots: where the block that
-    starts at `frame` is written, and [sink + window] 1 where it may look, itself included.
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """Where the block that starts at a frame goes in a cache that has room for the block itself: the sinks, and a ring
+    of `window` slots that begins with the oldest frame that the cache has seen. All in tokens.
 
-    Where: the slots of its keys and values, and of its raw keys among those of the sinks, which have one block's room
-    more for all that are none. first: as for `visible_slots`.
+    write: where its keys and values begin. raw_write: where its raw keys do, among those of the sinks, which have one
+    block's room more for all that are none. length: how many, from the first on, the block sees, its own included;
+    never others.
     """
-    ring = config.window
 
-    def slot(past: int) -> int:
-        return past if past < config.sink else config.sink + (past - config.sink) % ring
+    write: int
+    raw_write: int
+    length: int
 
-    seen = np.zeros(config.sink + ring, np.float32)
-    seen[: min(frame, config.sink)] = 1
-    for past in range(max(config.sink, first, frame - config.past_slots), frame):
-        seen[slot(past)] = 1
-    own = slot(frame)
-    seen[own : own + config.block_size] = 1
-    return (own, min(frame, config.sink)), seen
+
+def in_place(frame: int, config: TransformerConfig, first: int = 0) -> InPlace:
+    """first: as for `visible_slots`."""
+    slot, raw_slot, seen = frame, frame, frame + config.block_size
+    if frame >= config.sink:
+        past = frame - max(config.sink, first)
+        slot, raw_slot = config.sink + past % config.window, config.sink
+        seen = config.sink + min(past, config.past_slots) + config.block_size
+    return InPlace(slot * config.tokens, raw_slot * config.tokens, seen * config.tokens)
 
 
 def in_place_cache_shapes(config: TransformerConfig, rows: int) -> list[tuple[int, int, int, int]]:
-    """Of a cache as `in_place_slots` counts it: for each layer keys and values, and with sinks their raw keys."""
+    """Of a cache as `in_place` counts it: for each layer keys and values, and with sinks their raw keys."""
     heads, d = config.num_heads, config.head_dim
     whole = (rows, heads, (config.sink + config.window) * config.tokens, d)
     raw = [(rows, heads, (config.sink + config.block_size) * config.tokens, d)] if config.sink else []

@@ -247,6 +247,11 @@ class StudentConfig(_Config):
         return self.transformer.action_dim or 0
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels of all steps and of the commit, rising from 0."""
+        return tuple(sorted({0.0, *(sigma for plan in self.step_plans.values() for sigma in plan)}))
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent frame."""
         return self.transformer.in_channels, self.transformer.height, self.transformer.width

@@ -33,6 +33,8 @@ from streamgen.state import StreamState
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT_GRAPH = "commit.onnx"
 SPEECH_GRAPH = "speech.onnx"
+PASS_GRAPH, SINKS_GRAPH, DECODE_GRAPH = "pass.onnx", "sinks.onnx", "decode.onnx"
+"""Of a rollout in pieces, for runtimes that write into a cache; made when wanted, and not in the folder."""
 STARTS = "starts.safetensors"
 RANGES = "ranges.json"
 NO_CARD = "Nobody has written its card yet."

@@ -130,10 +130,11 @@ class CacheAttention:
 class InPlaceAttention:
     """Attention of a block to a cache that has room for the block itself, whose keys and values are written into it.
 
-    For engines whose runtime writes into a cache in place. rotation [B, S + F, 2, Pt]; visible [B, slots + F] and where
-    each row writes, in slots [B, 2]: its keys and values, its raw keys (`streamgen.cache.in_place_slots`). cache: of
-    each layer keys, values [B, H, (slots + F) N, D], and with sinks the raw keys [B, H, (S + F) N, D] of the sinks and
-    of the block. `cache` is what a pass makes of it; the last one of a clean block is the commit.
+    For engines whose runtime writes into a cache in place. rotation [B, F, 2, Pt]; write [B, 2], the first tokens of
+    the block and of its raw keys, and length [B], how many tokens it sees (`streamgen.cache.in_place`). cache: of each
+    layer keys, values [B, H, (S + window) N, D], and with sinks the raw keys [B, H, (S + F) N, D] of the sinks and of
+    the block; the sinks' own keys are rotated by `rotate_sinks` before. `cache` is what a pass makes of it, each tensor
+    written once; the last pass of a clean block is the commit.
     """
 
     def __init__(
@@ -141,43 +142,49 @@ class InPlaceAttention:
         config: TransformerConfig,
         space: Tensor,
         rotation: Tensor,
-        visible: Tensor,
         write: Tensor,
+        length: Tensor,
         cache: Sequence[Tensor],
     ) -> None:
         self.cache = list(cache)
-        self._sink_tokens = config.sink * config.tokens
-        self._kept = 3 if config.sink else 2
-        self._at, self._raw_at = (write * config.tokens).unbind(1)
-        self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
-        if config.sink:
-            cos, sin = full_rotation(rotation[:, : config.sink], space)
-            self._sink = cos.flatten(1, 2).transpose(1, 2), sin.flatten(1, 2).transpose(1, 2)
-        bias = ((visible - 1) * -_HIDDEN).repeat_interleave(config.tokens, 1)[:, None, None]
-        # Spelled out for every query: ONNX Runtime takes no other mask.
-        self._bias = bias.expand(-1, -1, config.block_size * config.tokens, -1)
+        self._kept = kept_of_layer(config)
+        self._at, self._raw_at = write.unbind(1)
+        self._length = length
+        self._cos, self._sin = full_rotation(rotation, space)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         frames, first = q.shape[1], layer * self._kept
+        # Scaled here: the operator would scale all cached keys too.
+        q = rotate(q, self._cos, self._sin) * q.shape[-1] ** -0.5
         q_BHMD, k_BHMD, v_BHMD, raw_BHMD = (
-            x.flatten(1, 2).transpose(1, 2)
-            for x in (rotate(q, self._cos, self._sin), rotate(k, self._cos, self._sin), v, k)
+            x.flatten(1, 2).transpose(1, 2) for x in (q, rotate(k, self._cos, self._sin), v, k)
         )
-        keys, values = self.cache[first : first + 2]
-        if self._sink_tokens:
-            raw = _written(self.cache[first + 2], raw_BHMD, self._raw_at)
-            self.cache[first + 2] = raw
-            sinks = rotate(raw[:, :, : self._sink_tokens], *self._sink)
-            keys = _written(keys, sinks, torch.zeros_like(self._at))
-        keys, values = _written(keys, k_BHMD, self._at), _written(values, v_BHMD, self._at)
-        self.cache[first : first + 2] = keys, values
-        out = F.scaled_dot_product_attention(q_BHMD, keys, values, attn_mask=self._bias.to(q_BHMD.dtype))
+        new = (k_BHMD, self._at), (v_BHMD, self._at), (raw_BHMD, self._raw_at)
+        for kept, (x, at) in enumerate(new[: self._kept], first):
+            self.cache[kept] = _written(self.cache[kept], x, at)
+        out = _attended(q_BHMD, self.cache[first], self.cache[first + 1], self._length)
         return out.transpose(1, 2).unflatten(1, (frames, -1))
+
+
+def kept_of_layer(config: TransformerConfig) -> int:
+    """Tensors of an in-place cache that belong to a layer: keys, values, and with sinks raw keys."""
+    return 3 if config.sink else 2
+
+
+def rotate_sinks(
+    config: TransformerConfig, space: Tensor, rotation: Tensor, keys: Sequence[Tensor], raw: Sequence[Tensor]
+) -> list[Tensor]:
+    """The keys of an in-place cache, a tensor a layer, with those of the sinks rotated [B, S, 2, Pt] afresh from the
+    raw ones; once before a block.
+    """
+    cos, sin = (x.flatten(1, 2).transpose(1, 2) for x in full_rotation(rotation, space))
+    tokens, start = config.sink * config.tokens, torch.zeros(len(rotation), dtype=torch.int64)
+    return [_written(k, rotate(r[:, :, :tokens], cos, sin), start) for k, r in zip(keys, raw, strict=True)]
 
 
 def _written(cache_BHTD: Tensor, new_BHMD: Tensor, at_B: Tensor) -> Tensor:
     """The cache with new keys or values from token `at` on in each row."""
-    if torch.compiler.is_exporting():
+    if torch.onnx.is_in_onnx_export():
         written: Tensor = torch.onnx.ops.symbolic(
             "TensorScatter",
             (cache_BHTD, new_BHMD, at_B),
@@ -189,6 +196,22 @@ def _written(cache_BHTD: Tensor, new_BHMD: Tensor, at_B: Tensor) -> Tensor:
         return written
     at = at_B[:, None] + torch.arange(new_BHMD.shape[2])
     return cache_BHTD.scatter(2, at[:, None, :, None].expand_as(new_BHMD), new_BHMD)
+
+
+def _attended(q_BHMD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, length_B: Tensor) -> Tensor:
+    """Attention of scaled queries to the first `length` keys of each row."""
+    if torch.onnx.is_in_onnx_export():
+        out: Tensor = torch.onnx.ops.symbolic(
+            "Attention",
+            (q_BHMD, k_BHTD, v_BHTD, None, None, None, length_B),
+            {"scale": 1.0},
+            dtype=q_BHMD.dtype,
+            shape=q_BHMD.shape,
+            version=IN_PLACE_OPSET,
+        )
+        return out
+    seen = torch.arange(k_BHTD.shape[2]) < length_B[:, None]
+    return F.scaled_dot_product_attention(q_BHMD, k_BHTD, v_BHTD, attn_mask=seen[:, None, None], scale=1.0)
 
 
 class ClipAttention:

@@ -86,8 +86,9 @@ class Autoencoder(nn.Module):
         Channels beyond the autoencoder's own are no picture (`TransformerConfig.pose_scale`) and are left out.
         """
         z_BCHW = z_BCHW[:, : self.config.latent_channels]
-        image: Tensor = self.decoder(z_BCHW * self.latents_std[:, None, None] + self.latents_mean[:, None, None])
-        return image
+        raw = z_BCHW * self.latents_std[:, None, None] + self.latents_mean[:, None, None]
+        image: Tensor = self.decoder(raw.to(next(self.decoder.parameters()).dtype))
+        return image.to(z_BCHW.dtype)
 
 
 def to_float(frames_uint8: Tensor) -> Tensor:
@@ -95,7 +96,12 @@ def to_float(frames_uint8: Tensor) -> Tensor:
     return frames_uint8.movedim(-1, -3).float() / 127.5 - 1
 
 
+def to_levels(images: Tensor) -> Tensor:
+    """float in [-1, 1] to whole numbers from 0 to 255, clipped and rounded, still float."""
+    return ((images + 1) * 127.5).round().clamp(0, 255)
+
+
 def to_uint8(images: Tensor) -> Tensor:
-    """float [..., 3, H, W] to uint8 [..., H, W, 3], clipped and rounded."""
+    """float [..., 3, H, W] to uint8 [..., H, W, 3]."""
     # Bytes move to their places four times as fast as floats.
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+    return to_levels(images).to(torch.uint8).movedim(-3, -1)

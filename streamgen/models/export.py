@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
@@ -21,20 +21,35 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from streamgen.audio import MEL_BINS
-from streamgen.cache import block_rotation, in_place_cache_shapes, in_place_slots
+from streamgen.cache import block_rotation, in_place_cache_shapes
 from streamgen.config import StudentConfig
-from streamgen.models.attention import IN_PLACE_OPSET
+from streamgen.models.attention import IN_PLACE_OPSET, kept_of_layer
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.loading import load_autoencoder, load_speech, load_transformer, save_tensors, save_weights
-from streamgen.models.rollout import Commit, InPlaceCommit, InPlaceRollout, RollingCache, Rollout
+from streamgen.models.rollout import Commit, Decode, InPlacePass, RollingCache, Rollout, RotateSinks
 from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
-from streamgen.student import COMMIT_GRAPH, SPEECH_GRAPH, STARTS, WEIGHTS, Student, step_graph, write_config
+from streamgen.student import (
+    COMMIT_GRAPH,
+    DECODE_GRAPH,
+    PASS_GRAPH,
+    SINKS_GRAPH,
+    SPEECH_GRAPH,
+    STARTS,
+    WEIGHTS,
+    Student,
+    step_graph,
+    write_config,
+)
 
 _OPSET = 23
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
 _REFERENCE_INPUTS = ("reference", "reference_actions")
 _BLOCK_OUTPUTS = ("new_k", "new_raw_k", "new_v")
+_FP32 = "pose."
+"""What is added up frame after frame stays in fp32, and what is seen from there."""
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def write_student(
@@ -85,55 +100,66 @@ class _Hearing(nn.Module):
         return out
 
 
+class _HearingRows(_Hearing):
+    """Actions [B, F, A], of which those of rows that hear [B] begin with what is heard."""
+
+    def forward(self, mel: Tensor, actions: Tensor, hears: Tensor) -> Tensor:  # type: ignore[override]
+        curves = self.speech(mel)
+        said, rest = actions.tensor_split([curves.shape[-1]], -1)
+        return torch.cat([torch.where(hears[:, None, None], curves, said), rest], -1)
+
+
 def _example_inputs(config: StudentConfig) -> tuple[Tensor, ...]:
     cache = RollingCache.empty(config.transformer, 1)
     actions = torch.zeros(1, config.transformer.block_size, config.action_dim)
     return cache.previous, actions, *(t.contiguous() for t in cache.inputs())
 
 
-def in_place_graphs(student: Student, rows: int) -> dict[str, bytes]:
-    """A student's graphs for `rows` streams at once that write into their cache: each step count's, the commit's, and
-    what hears.
+def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dict[str, bytes]:
+    """A student's graphs for `rows` streams at once that write into their cache: the pass, what rotates its sinks, what
+    decodes, and what hears (`streamgen.models.rollout.InPlacePass`).
 
-    Opset 24. The cache's inputs are `cache_0`, …, its outputs `new_cache_0`, …, made to be bound to the same memory.
-    Weights stay in the student's files: locations are relative to its folder.
+    Opset 24. The cache's inputs are `cache_0`, …, its outputs `new_cache_0`, …, made to be bound to the same memory. A
+    pass has its levels from `StudentConfig.levels`. Weights stay in the student's files: locations are relative to its
+    folder. precision: of networks and cache; latents, poses and what hears stay in fp32.
     """
-    config, transformer = student.config, load_transformer(student.path)
-    autoencoder = load_autoencoder(student.path)
+    config, dtype = student.config, _DTYPES[precision]
+    transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
+    for part in (transformer, autoencoder):
+        for name, parameter in part.named_parameters():
+            if not name.startswith(_FP32):
+                parameter.data = parameter.data.to(dtype)
     shapes = in_place_cache_shapes(config.transformer, rows)
-    cache = [torch.zeros(shape) for shape in shapes]
-    (write, visible), rotation = in_place_slots(0, config.transformer), block_rotation(0, config.transformer)
+    cache = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    rotation = torch.from_numpy(block_rotation(0, config.transformer)).repeat(rows, 1, 1, 1)
+    own, sinks = rotation[:, config.transformer.sink :], rotation[:, : config.transformer.sink]
     latents = torch.zeros(rows, config.transformer.block_size, *config.latent_shape)
     actions = torch.zeros(rows, config.transformer.block_size, config.action_dim)
-    state = (torch.from_numpy(np.repeat(np.asarray(array)[None], rows, 0)) for array in (rotation, visible, write))
-    given: tuple[Tensor, ...] = (latents[:, -1].clone(), actions, *state)
-    names = ["previous", "actions", "rotation", "visible", "write", *(f"cache_{k}" for k in range(len(shapes)))]
-    reference: tuple[Tensor, ...] = ()
+    at = torch.zeros(rows, 2, dtype=torch.int64)
+    given: list[Any] = [latents, latents.clone(), at[:, 0].clone(), latents[:, -1].clone(), actions, own.clone(), at]
+    given += [at[:, 0] + config.transformer.tokens, cache]
+    old, new = ([f"{prefix}cache_{k}" for k in range(len(shapes))] for prefix in ("", "new_"))
+    names = ["x", "noise", "level", "previous", "actions", "rotation", "write", "length", *old]
     if config.transformer.face_dim:
-        reference = latents[:, -1].clone(), actions[:, 0].clone()
+        given += [latents[:, -1].clone(), actions[:, 0].clone()]
         names += _REFERENCE_INPUTS
-    new = tuple(f"new_cache_{k}" for k in range(len(shapes)))
-    graphs = {}
-    for count, sigmas in config.step_plans.items():
-        noise = torch.zeros(count, *latents.shape)
-        rollout = InPlaceRollout(transformer, autoencoder, sigmas).eval()
-        graphs[step_graph(count)] = _exported(
-            rollout,
-            (noise, *given, cache, *reference),
-            ("noise", *names),
-            ("frames", "latents", *new),
-            student.path,
-            IN_PLACE_OPSET,
-        )
-    commit = InPlaceCommit(transformer).eval()
-    graphs[COMMIT_GRAPH] = _exported(
-        commit, (latents, *given, cache, *reference), ("latents", *names), new, student.path, IN_PLACE_OPSET
-    )
+    wanted: dict[str, tuple[nn.Module, list[Any], list[str], list[str]]] = {
+        PASS_GRAPH: (InPlacePass(transformer, config.levels), given, names, ["latents", *new]),
+        DECODE_GRAPH: (Decode(autoencoder), [latents], ["latents"], ["frames"]),
+    }
+    if config.transformer.sink:
+        kept = kept_of_layer(config.transformer)
+        rotate, inputs = RotateSinks(transformer), ["rotation", *old[::kept], *old[2::kept]]
+        wanted[SINKS_GRAPH] = rotate, [sinks.clone(), cache[::kept], cache[2::kept]], inputs, new[::kept]
     if config.speech is not None:
         mel = torch.zeros(rows, config.transformer.block_size, config.speech.window, MEL_BINS)
-        hearing = _Hearing(load_speech(student.path)).eval()
-        graphs[SPEECH_GRAPH] = _exported(hearing, (mel,), ("mel",), ("curves",), student.path, IN_PLACE_OPSET)
-    return graphs
+        hears = torch.ones(rows, dtype=torch.bool)
+        hearing = _HearingRows(load_speech(student.path))
+        wanted[SPEECH_GRAPH] = hearing, [mel, actions, hears], ["mel", "actions", "hears"], ["heard_actions"]
+    return {
+        graph: _exported(module.eval(), tuple(arguments), inputs, outputs, student.path, IN_PLACE_OPSET)
+        for graph, (module, arguments, inputs, outputs) in wanted.items()
+    }
 
 
 def _export(
@@ -144,9 +170,9 @@ def _export(
 
 def _exported(
     module: nn.Module,
-    arguments: tuple[Tensor | list[Tensor], ...],
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
+    arguments: tuple[Any, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
     folder: Path,
     opset: int,
 ) -> bytes:
@@ -195,13 +221,13 @@ def _share_weights(model: onnx.ModelProto, folder: Path) -> None:
         first, last = entry["data_offsets"]
         tensor = TensorProto(
             name=initializer.name,
-            data_type=TensorProto.FLOAT,
             dims=entry["shape"],
             data_location=TensorProto.EXTERNAL,
         )
-        if entry["dtype"] == "BF16":
-            tensor.name, tensor.data_type = f"{initializer.name}.bf16", TensorProto.BFLOAT16
-            casts.append(helper.make_node("Cast", [tensor.name], [initializer.name], to=TensorProto.FLOAT))
+        tensor.data_type = {"BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}[entry["dtype"]]
+        if tensor.data_type != initializer.data_type:
+            tensor.name = f"{initializer.name}.stored"
+            casts.append(helper.make_node("Cast", [tensor.name], [initializer.name], to=initializer.data_type))
         for key, value in (("location", location), ("offset", first), ("length", last - first)):
             tensor.external_data.add(key=key, value=str(value))
         model.graph.initializer.remove(initializer)

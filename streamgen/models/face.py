@@ -61,12 +61,12 @@ class Face(nn.Module):
 
     def forward(self, reference_BCHW: Tensor, reference_BA: Tensor, actions_BFA: Tensor) -> Tensor:
         """Latents [B, F, C, h, w] of the frames that actions drive."""
-        rows, frames = actions_BFA.shape[:2]
+        (rows, frames), dtype = actions_BFA.shape[:2], self.conv_in.weight.dtype
         driven = torch.cat([actions_BFA, reference_BA[:, None].expand(rows, frames, -1)], -1)
-        code = self.embed(driven.flatten(0, 1))
+        code = self.embed(driven.flatten(0, 1).to(dtype))
         seen = torch.cat([reference_BCHW, self.grid.expand(rows, *self.grid.shape)], 1)
         # The same for all frames of a row until the first steered block.
-        x = self.conv_in(seen)[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+        x = self.conv_in(seen.to(dtype))[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
         for block in self.before:
             x = block(x, code)
         deep = self.down(x)
@@ -75,5 +75,5 @@ class Face(nn.Module):
         x = x + self.up(deep)
         for block in self.after:
             x = block(x, code)
-        out: Tensor = reference_BCHW[:, None] + self.conv_out(F.silu(x)).unflatten(0, (rows, frames))
-        return out
+        drawn = self.conv_out(F.silu(x)).unflatten(0, (rows, frames))
+        return reference_BCHW[:, None] + drawn.to(reference_BCHW.dtype)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.config import TransformerConfig
-from streamgen.models.attention import Attend, CacheAttention, InPlaceAttention
-from streamgen.models.autoencoder import Autoencoder, to_uint8
-from streamgen.models.transformer import CausalVideoTransformer
+from streamgen.models.attention import Attend, CacheAttention, InPlaceAttention, rotate_sinks
+from streamgen.models.autoencoder import Autoencoder, to_levels, to_uint8
+from streamgen.models.transformer import TIME_SCALE, CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 
 
@@ -117,53 +117,80 @@ class Rollout(nn.Module):
         return frames, latents
 
 
-class InPlaceRollout(Rollout):
-    """A `Rollout` over a cache that its graph writes into."""
+class InPlacePass(nn.Module):
+    """One pass over a block, a denoising step or the commit, that writes into its cache: the rollout in pieces, for
+    runtimes that write into a cache once a graph.
 
-    def forward(  # type: ignore[override]
-        self,
-        noise: Tensor,
-        previous: Tensor,
-        actions: Tensor,
-        rotation: Tensor,
-        visible: Tensor,
-        write: Tensor,
-        cache: Sequence[Tensor],
-        reference: Tensor | None = None,
-        reference_actions: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Frames, latents, and the cache with the block in it; visible, write and cache as for `InPlaceAttention`, all
-        else as for `Rollout`.
-        """
-        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, visible, write, cache)
-        face = _face(self.transformer, reference, reference_actions, actions)
-        return *self._play(noise, previous, actions, attend, face), attend.cache
+    A frame is `RotateSinks`, a pass for each step and the commit, and `Decode`. Each row has a noise level of its own;
+    one that is done before others commits again, which changes nothing.
+    """
 
+    levels: Tensor
+    times: Tensor
 
-class InPlaceCommit(nn.Module):
-    """The commit of a clean block into a cache that its graph writes into."""
-
-    def __init__(self, transformer: CausalVideoTransformer) -> None:
+    def __init__(self, transformer: CausalVideoTransformer, levels: Sequence[float]) -> None:
+        """levels: the noise levels that may be asked for; 0 commits."""
         super().__init__()
         self.transformer = transformer
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        times = sinusoid(self.levels * TIME_SCALE, transformer.config.freq_dim)
+        self.register_buffer("times", times, persistent=False)
 
     def forward(
         self,
-        latents: Tensor,
+        x: Tensor,
+        noise: Tensor,
+        level: Tensor,
         previous: Tensor,
         actions: Tensor,
         rotation: Tensor,
-        visible: Tensor,
         write: Tensor,
+        length: Tensor,
         cache: Sequence[Tensor],
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
-    ) -> list[Tensor]:
-        """The cache with `latents` [B, F, C, h, w] in it; other inputs as for `InPlaceRollout`."""
-        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, visible, write, cache)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Clean latents [B, F, C, h, w] as they are predicted, and the cache with the block in it.
+
+        x: what the pass before predicted (of the first: the noise); noise: fresh, to bring x to the level, whose index
+        is `level` [B]. write, length and cache as for `InPlaceAttention`, all else as for `Rollout`.
+        """
+        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, write, length, cache)
         face = _face(self.transformer, reference, reference_actions, actions)
-        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
-        return attend.cache
+        sigma = self.levels.index_select(0, level)[:, None, None, None, None]
+        # What is committed are latents as the state keeps them.
+        x = torch.where(sigma > 0, (1 - sigma) * x + sigma * noise, x.half().float())
+        times = self.times.index_select(0, level)[:, None].expand(-1, x.shape[1], -1)
+        levels = sigma[:, :, 0, 0, 0].expand(-1, x.shape[1])
+        return x - sigma * _velocity(self.transformer, x, levels, attend, actions, previous, face, times), attend.cache
+
+
+class RotateSinks(nn.Module):
+    """What comes before a block's passes: the sinks' keys at the positions from which the block sees them."""
+
+    space: Tensor
+
+    def __init__(self, transformer: CausalVideoTransformer) -> None:
+        super().__init__()
+        self._config = transformer.config
+        self.register_buffer("space", transformer.space, persistent=False)
+
+    def forward(self, rotation: Tensor, keys: Sequence[Tensor], raw: Sequence[Tensor]) -> list[Tensor]:
+        """As `streamgen.models.attention.rotate_sinks`."""
+        return rotate_sinks(self._config, self.space, rotation, keys, raw)
+
+
+class Decode(nn.Module):
+    """Frames uint8 [B, F, H, W, 3] of latents [B, F, C, h, w], taken as the state keeps them."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        images = self.autoencoder.decode(latents.half().float().flatten(0, 1))
+        # TensorRT has bytes as outputs only: nothing may be done to them.
+        return to_levels(images).movedim(-3, -1).unflatten(0, latents.shape[:2]).to(torch.uint8)
 
 
 def _attention(
@@ -184,17 +211,18 @@ def _face(
 def _velocity(
     transformer: CausalVideoTransformer,
     x: Tensor,
-    sigma: float,
+    sigma: float | Tensor,
     attend: Attend,
     actions: Tensor,
     previous: Tensor,
     face: Tensor | None,
+    times: Tensor | None = None,
 ) -> Tensor:
     config = transformer.config
-    levels = torch.full(x.shape[:2], sigma)
+    levels = sigma if isinstance(sigma, Tensor) else torch.full(x.shape[:2], sigma)
     before = previous[:, None].expand_as(x) if config.concat_previous else None
     driven = actions if config.action_dim is not None else None
-    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face)
+    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face, times_BFd=times)
     return velocity
 
 

@@ -207,13 +207,16 @@ class CausalVideoTransformer(nn.Module):
         context_BXd: Tensor | None = None,
         known_BF: Tensor | None = None,
         face_BFCHW: Tensor | None = None,
+        times_BFd: Tensor | None = None,
     ) -> Tensor:
         """Velocity eps - x0, [B, F, C, h, w].
 
         x: latents at noise levels sigma in [0, 1]. actions: what drove each frame; known: 1, or 0 where the action is
         withheld from the tokens (default: all known). previous: the clean latent before each frame's block, where the
         configuration has `concat_previous`. context: text features, where it has `text_dim`. face: what `face` draws of
-        each frame, where it has `face_dim`.
+        each frame, where it has `face_dim`. times: the levels' `sinusoid`, where it is at hand.
+
+        Blocks and head calculate in the precision of their weights, all else in that of x.
         """
         config = self.config
         if (context_BXd is None) != (config.text_dim is None):
@@ -232,11 +235,13 @@ class CausalVideoTransformer(nn.Module):
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
-        inputs = torch.cat(pictures, 2)
+        inputs = torch.cat(pictures, 2).to(self.patch_embedding.weight.dtype)
         x = self._patchify(inputs)
-        temb_BFd = self.time_embedding(sinusoid(sigma_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
+        if times_BFd is None:
+            times_BFd = sinusoid(sigma_BF * TIME_SCALE, config.freq_dim)
+        temb_BFd = self.time_embedding(times_BFd.to(x.dtype))
         if actions_BFA is not None:
-            temb_BFd = temb_BFd + self.action_embedding(actions_BFA)
+            temb_BFd = temb_BFd + self.action_embedding(actions_BFA.to(x.dtype))
         e_BF6d = self.time_projection(temb_BFd).unflatten(-1, (6, config.dim))
         context = None if context_BXd is None else self.text_embedding(context_BXd)
         for layer, block in enumerate(self.blocks):
@@ -245,6 +250,7 @@ class CausalVideoTransformer(nn.Module):
         out_BFCHW = self._unpatchify(self.head.head(x))
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
+        out_BFCHW = out_BFCHW.to(x_BFCHW.dtype)
         if moved_BF6 is not None:
             moved = moved_BF6[..., None, None].expand(*moved_BF6.shape, *out_BFCHW.shape[3:])
             out_BFCHW = torch.cat([out_BFCHW, moved], 2)

@@ -1,0 +1,197 @@
+"""Streams as rows of batches, over caches that stay where they are calculated: what the engines onnxruntime and
+tensorrt do on the host.
+
+A frame is a few graphs (`streamgen.models.export.in_place_graphs`), which a `Runner` runs one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.protocol import Capacity, StepRequest, StepResult
+from engines.streams import StreamTable, check_request, step_noise
+from streamgen.cache import block_rotation, in_place, replay
+from streamgen.state import StreamState
+from streamgen.student import Student
+
+Arrays = dict[str, NDArray[np.generic]]
+
+SINK_ROTATION = "sink_rotation"
+"""What the graph that rotates the sinks takes as its `rotation`."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a batch is given for a block of each of its B rows.
+
+    noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, the latents to commit, K = 1. levels
+    int64 [P, B]: index of each pass's noise level; P is K + 1, or 1 where there are no steps. given: inputs of all
+    passes by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what rows hear, if any
+    does.
+    """
+
+    noise: NDArray[np.float32]
+    levels: NDArray[np.int64]
+    given: Arrays
+    mel: NDArray[np.float32] | None = None
+    hears: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """frames uint8 [B, F, H, W, 3]; latents float32 [B, F, C, h, w]; actions float32 [B, F, A], what drove them."""
+
+    frames: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+    actions: NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """Runs a student's graphs for batches of `rows` rows, each with a cache of its own."""
+
+    rows: int
+
+    def start(self, batch: int, frame: Frame) -> Callable[[], Made]:
+        """Begin a frame; what is returned waits for it. One frame of a batch at a time."""
+        ...
+
+    def commit(self, batch: int, frame: Frame) -> None:
+        """Write the blocks of a frame without steps into the cache."""
+        ...
+
+    def clear(self, batch: int, row: int) -> None:
+        """Make a row of a batch's cache zero."""
+        ...
+
+
+@dataclass
+class _Stream:
+    """batch and row: its place. frame: the next one; first: the oldest one in the ring; previous: the last clean latent
+    [C, h, w]; reference: the first one, and what drove it [A].
+    """
+
+    batch: int
+    row: int
+    seed: int
+    frame: int
+    first: int
+    previous: NDArray[np.float32]
+    reference: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Batches:
+    """Streams in batches. A row that is not asked for is calculated with its batch: what it writes lands where its own
+    next block will, which nobody reads before that block has been there.
+    """
+
+    def __init__(self, student: Student, runner: Runner, streams: int) -> None:
+        self.student = student
+        self.capacity = Capacity(streams, tuple(range(1, runner.rows + 1)))
+        self._runner = runner
+        self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
+
+    def open(self, stream_id: str, state: StreamState) -> None:
+        self._streams.check_room(stream_id)
+        config, rows = self.student.config, self._runner.rows
+        taken = {(stream.batch, stream.row) for name, stream in self._streams.items() if name != stream_id}
+        batch, row = next(p for p in (divmod(k, rows) for k in range(self.capacity.streams)) if p not in taken)
+        nothing = np.zeros(config.latent_shape, np.float32)
+        reference = nothing, np.zeros(config.action_dim, np.float32)
+        if len(state.sink):
+            reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
+        self._runner.clear(batch, row)
+        stream = self._streams[stream_id] = _Stream(batch, row, state.seed, 0, 0, nothing, reference)
+        for block in replay(state, config.transformer):
+            stream.frame, stream.first = block.frame, block.first
+            stream.previous = block.previous.astype(np.float32)
+            latents = np.zeros((1, rows, *block.latents.shape), np.float32)
+            latents[0, row] = block.latents
+            given = self._given(batch, {row: block.actions})
+            self._runner.commit(batch, Frame(latents, np.zeros((1, rows), np.int64), given))
+            self._advance(stream, block.latents)
+        stream.frame = state.frame
+
+    def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
+        for request in requests:
+            check_request(request, self.student.config)
+            self._streams[request.stream_id]  # raises before anything has moved
+        together: dict[int, list[StepRequest]] = {}
+        for request in requests:
+            together.setdefault(self._streams[request.stream_id].batch, []).append(request)
+        # All are begun before the first is waited for.
+        begun = [(those, self._runner.start(batch, self._frame(batch, those))) for batch, those in together.items()]
+        results: dict[str, StepResult] = {}
+        for those, wait in begun:
+            made = wait()
+            for request in those:
+                stream = self._streams[request.stream_id]
+                latents = made.latents[stream.row].astype(np.float16)
+                results[request.stream_id] = StepResult(
+                    request.stream_id,
+                    stream.frame,
+                    made.frames[stream.row].copy(),
+                    latents,
+                    made.actions[stream.row].copy(),
+                )
+                self._advance(stream, latents)
+        return [results[request.stream_id] for request in requests]
+
+    def close(self, stream_id: str) -> None:
+        self._streams.pop(stream_id, None)
+
+    def _frame(self, batch: int, requests: list[StepRequest]) -> Frame:
+        """Rows that take fewer steps than others commit more than once; those without a request do nothing else."""
+        config, rows = self.student.config, self._runner.rows
+        most = max(request.steps for request in requests)
+        noise = np.zeros((most, rows, config.transformer.block_size, *config.latent_shape), np.float32)
+        levels = np.zeros((most + 1, rows), np.int64)
+        actions, mel = {}, {}
+        for request in requests:
+            stream, steps = self._streams[request.stream_id], request.steps
+            noise[:steps, stream.row] = step_noise(stream.seed, stream.frame, steps, config)
+            levels[:steps, stream.row] = [config.levels.index(sigma) for sigma in config.step_plans[steps]]
+            actions[stream.row] = request.actions
+            if request.mel is not None:
+                mel[stream.row] = request.mel
+        given = self._given(batch, actions)
+        if not mel:
+            return Frame(noise, levels, given)
+        hears = np.isin(np.arange(rows), list(mel))
+        return Frame(noise, levels, given, self._rows(mel), hears)
+
+    def _given(self, batch: int, actions: dict[int, NDArray[np.float32]]) -> Arrays:
+        config = self.student.config.transformer
+        streams = [stream for stream in self._streams.values() if stream.batch == batch]
+        places = {stream.row: in_place(stream.frame, config, stream.first) for stream in streams}
+        unused = in_place(0, config)
+        everywhere = [places.get(row, unused) for row in range(self._runner.rows)]
+        rotation = self._rows({stream.row: block_rotation(stream.frame, config) for stream in streams})
+        given: Arrays = {
+            "previous": self._rows({stream.row: stream.previous for stream in streams}),
+            "actions": self._rows(actions),
+            "rotation": rotation[:, config.sink :],
+            "write": np.array([(place.write, place.raw_write) for place in everywhere], np.int64),
+            "length": np.array([place.length for place in everywhere], np.int64),
+        }
+        if config.sink:
+            given[SINK_ROTATION] = rotation[:, : config.sink]
+        if config.face_dim:
+            given["reference"] = self._rows({stream.row: stream.reference[0] for stream in streams})
+            given["reference_actions"] = self._rows({stream.row: stream.reference[1] for stream in streams})
+        return given
+
+    def _rows(self, values: dict[int, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """An array of a batch's rows; zero where there is no value."""
+        out = np.zeros((self._runner.rows, *next(iter(values.values())).shape), np.float32)
+        for row, value in values.items():
+            out[row] = value
+        return out
+
+    def _advance(self, stream: _Stream, latents: NDArray[np.float16]) -> None:
+        stream.previous = latents[-1].astype(np.float32)
+        stream.frame += self.student.config.transformer.block_size

@@ -1,0 +1,315 @@
+"""Compiled engines on a GPU: caches and buffers that stay there, a frame's whole plan recorded as one CUDA graph, the
+decoder beside the commit. Not yet run on a GPU; `tests/engines/test_tensorrt.py` runs its plan on a device made up of
+host memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.batches import SINK_ROTATION, Batches, Frame, Made
+from engines.protocol import EngineError
+from engines.store import ArtefactStore
+from engines.tensorrt.build import RTX, Build, built, load_module, logger
+from engines.tensorrt.cuda import Bytes, CudaDevice, Device
+from streamgen.audio import MEL_BINS
+from streamgen.cache import in_place_cache_shapes
+from streamgen.config import StudentConfig
+from streamgen.student import DECODE_GRAPH, PASS_GRAPH, SINKS_GRAPH, SPEECH_GRAPH, Student
+
+log = logging.getLogger(__name__)
+
+_ROWS = 4
+_ALIGNED = 256
+"""Bytes: TensorRT takes addresses that are multiples of it."""
+_NEW = "new_"
+
+Shapes = dict[str, tuple[tuple[int, ...], type[np.generic]]]
+
+
+class Executable(Protocol):
+    """A compiled graph. inputs, outputs: names of its tensors."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    recordable: bool
+
+    def run(self, addresses: dict[str, int], stream: int) -> None:
+        """Ask the stream for a run over memory at these addresses, one for each tensor."""
+        ...
+
+
+class TensorRTEngine(Batches):
+    """Batches of `rows` streams on the first GPU."""
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        student: Student,
+        streams: int = 16,
+        rows: int | None = None,
+        precision: str = "fp16",
+        store: ArtefactStore | None = None,
+    ) -> None:
+        """rows: None takes four, or `streams` if there are fewer. Raises EngineError without a GPU, or where no engine
+        can be built for it.
+        """
+        device, store = CudaDevice(), store or ArtefactStore()
+        self.device, self.precision = device.name, precision
+        build = built(student, device.capability, rows or min(_ROWS, streams), precision, store)
+        graphs, keep = load(build, student, device, store)
+        runner = GraphRunner(student.config, build.rows, graphs, device)
+        runner.warm_up()
+        keep()
+        super().__init__(student, runner, streams)
+
+
+class GraphRunner:
+    """Runs compiled graphs: each frame is one upload, one recorded sequence of work and one wait."""
+
+    def __init__(self, config: StudentConfig, rows: int, graphs: dict[str, Executable], device: Device) -> None:
+        self.rows = rows
+        self._config = config
+        self._graphs = graphs
+        self._device = device
+        self._main, self._beside = device.stream(), device.stream()
+        self._batches: dict[int, _Batch] = {}
+        self._plans: dict[tuple[int, int, bool], Callable[[], None] | None] = {}
+
+    def warm_up(self) -> None:
+        """Run every plan and record it, before anybody waits for a frame."""
+        of = self._config.transformer
+        self._batch(0).given.view("length")[...] = of.block_size * of.tokens
+        for steps in (0, *self._config.step_plans):
+            for hears in (False, *([True] if steps and SPEECH_GRAPH in self._graphs else [])):
+                for _ in range(2):
+                    self._do(0, steps, hears)
+        self._device.wait(self._main)
+
+    def start(self, batch: int, frame: Frame) -> Callable[[], Made]:
+        buffers = self._fill(batch, frame)
+        self._do(batch, len(frame.noise), frame.mel is not None)
+        return lambda: self._finish(buffers, frame)
+
+    def commit(self, batch: int, frame: Frame) -> None:
+        self._fill(batch, frame)
+        self._do(batch, 0, False)
+        self._device.wait(self._main)
+
+    def clear(self, batch: int, row: int) -> None:
+        for address, size in self._batch(batch).cache.values():
+            self._device.zero(address + row * size // self.rows, size // self.rows)
+
+    def _finish(self, buffers: _Batch, frame: Frame) -> Made:
+        self._device.wait(self._main)
+        made = buffers.made
+        actions = made.view("heard_actions") if frame.mel is not None else frame.given["actions"]
+        return Made(made.view("frames"), made.view("latents"), actions.astype(np.float32))
+
+    def _do(self, batch: int, steps: int, hears: bool) -> None:
+        """A frame of so many steps; none: the commit alone. The first time as it is, then recorded: a runtime may not
+        be recorded before it has run.
+        """
+        key = batch, steps, hears
+
+        def work() -> None:
+            self._frame(self._batch(batch), steps, hears)
+
+        if key not in self._plans:
+            work()
+            self._plans[key] = None
+            return
+        recorded = self._plans[key]
+        if recorded is None:
+            used = [self._graphs[PASS_GRAPH], *(self._graphs.values() if steps else ())]
+            can = all(graph.recordable for graph in used)
+            recorded = self._plans[key] = self._device.record(self._main, work) if can else work
+        recorded()
+
+    def _frame(self, batch: _Batch, steps: int, hears: bool) -> None:
+        """Ask the streams for everything that a frame is."""
+        device, given, cache = self._device, batch.given, {name: at for name, (at, _) in batch.cache.items()}
+        cache |= {_NEW + name: at for name, at in cache.items()}
+        device.upload(given.device, given.host, self._main)
+        known = {name: given.at(name) for name in given.names} | cache
+        if hears:
+            known["heard_actions"] = batch.made.at("heard_actions")
+            self._run(SPEECH_GRAPH, known, self._main)
+            known["actions"] = known["heard_actions"]
+        if SINKS_GRAPH in self._graphs:
+            self._run(SINKS_GRAPH, known | {"rotation": known[SINK_ROTATION]}, self._main)
+        x = given.at("noise 0")
+        for at in range(steps + 1):
+            if steps and at == steps:
+                # The commit needs no frames, nor the frames the commit.
+                device.after(self._beside, self._main)
+                self._run(DECODE_GRAPH, {"latents": x, "frames": batch.made.at("frames")}, self._beside)
+                device.download(batch.made.bytes("frames"), batch.made.at("frames"), self._beside)
+            out = batch.latents[at % 2]
+            noise = given.at(f"noise {min(at, max(steps - 1, 0))}")
+            of_pass = {"x": x, "noise": noise, "level": given.at(f"level {at}"), "latents": out}
+            self._run(PASS_GRAPH, known | of_pass, self._main)
+            x = out
+        if steps:
+            device.download(batch.made.bytes("latents"), x, self._main)
+            device.after(self._main, self._beside)
+        if hears:
+            device.download(batch.made.bytes("heard_actions"), known["heard_actions"], self._main)
+
+    def _run(self, graph: str, known: dict[str, int], stream: int) -> None:
+        executable = self._graphs[graph]
+        names = *executable.inputs, *executable.outputs
+        executable.run({name: known[name] for name in names}, stream)
+
+    def _fill(self, batch: int, frame: Frame) -> _Batch:
+        """Put a frame's inputs where the upload takes them from."""
+        buffers = self._batch(batch)
+        given: dict[str, NDArray[np.generic]] = dict(frame.given)
+        given |= {f"noise {at}": noise for at, noise in enumerate(frame.noise)}
+        given |= {f"level {at}": level for at, level in enumerate(frame.levels)}
+        if frame.mel is not None and frame.hears is not None:
+            given |= {"mel": frame.mel, "hears": frame.hears}
+        for name, array in given.items():
+            buffers.given.view(name)[...] = array
+        return buffers
+
+    def _batch(self, batch: int) -> _Batch:
+        if batch not in self._batches:
+            self._batches[batch] = _Batch(self._device, self._config, self.rows)
+        return self._batches[batch]
+
+
+class _Batch:
+    """Where a batch's memory is. cache: address and bytes of each tensor. latents: what passes hand on, in turns."""
+
+    def __init__(self, device: Device, config: StudentConfig, rows: int) -> None:
+        sizes = [2 * prod(shape) for shape in in_place_cache_shapes(config.transformer, rows)]
+        self.cache = {f"cache_{k}": (device.allocate(size), size) for k, size in enumerate(sizes)}
+        given, made = _shapes(config, rows)
+        self.given, self.made = _Block(device, given), _Block(device, made)
+        size = prod(made["latents"][0]) * 4
+        self.latents = device.allocate(size), device.allocate(size)
+
+
+class _Block:
+    """Arrays one after another, on the host and on the device."""
+
+    def __init__(self, device: Device, shapes: Shapes) -> None:
+        self.names = tuple(shapes)
+        self._places: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        size = 0
+        for name, (shape, kind) in shapes.items():
+            self._places[name] = size, shape, np.dtype(kind)
+            size += -(-prod(shape) * np.dtype(kind).itemsize // _ALIGNED) * _ALIGNED
+        self.host, self.device = device.host(size), device.allocate(size)
+
+    def at(self, name: str) -> int:
+        """Its address on the device."""
+        return self.device + self._places[name][0]
+
+    def bytes(self, name: str) -> Bytes:
+        """Its memory on the host."""
+        first, shape, kind = self._places[name]
+        return self.host[first : first + prod(shape) * kind.itemsize]
+
+    def view(self, name: str) -> NDArray[Any]:
+        """It, on the host."""
+        _, shape, kind = self._places[name]
+        return self.bytes(name).view(kind).reshape(shape)
+
+
+def _shapes(config: StudentConfig, rows: int) -> tuple[Shapes, Shapes]:
+    """What a frame is given, and what comes of it."""
+    of, steps = config.transformer, max(config.step_plans)
+    latents, actions = (rows, of.block_size, *config.latent_shape), (rows, of.block_size, config.action_dim)
+    pairs = of.rope_pairs[0]
+    given: Shapes = {f"noise {at}": (latents, np.float32) for at in range(steps)}
+    given |= {f"level {at}": ((rows,), np.int64) for at in range(steps + 1)}
+    given |= {
+        "previous": ((rows, *config.latent_shape), np.float32),
+        "actions": (actions, np.float32),
+        "rotation": ((rows, of.block_size, 2, pairs), np.float32),
+        "write": ((rows, 2), np.int64),
+        "length": ((rows,), np.int64),
+    }
+    if of.sink:
+        given[SINK_ROTATION] = (rows, of.sink, 2, pairs), np.float32
+    if of.face_dim:
+        given["reference"] = given["previous"]
+        given["reference_actions"] = (rows, config.action_dim), np.float32
+    made: Shapes = {
+        "frames": ((rows, of.block_size, config.height, config.width, 3), np.uint8),
+        "latents": (latents, np.float32),
+    }
+    if config.speech is not None:
+        given["mel"] = (rows, of.block_size, config.speech.window, MEL_BINS), np.float32
+        given["hears"] = (rows,), np.bool_
+        made["heard_actions"] = given["actions"]
+    return given, made
+
+
+def load(
+    build: Build, student: Student, device: Device, store: ArtefactStore
+) -> tuple[dict[str, Executable], Callable[[], None]]:
+    """The engines of a build, ready to run, and what keeps in the store what TensorRT for RTX has compiled on this card
+    until then.
+    """
+    trt = load_module(build.module)
+    runtime = trt.Runtime(logger(build.module))
+    key = student.hash, f"{build.module} {build.version}", device.name, f"{build.rows} rows, {build.precision}"
+    shared = None
+    graphs: dict[str, Executable] = {}
+    for name, plan in build.engines.items():
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(f"{device.name} does not take the engine {name} for {build.capability}: build it again")
+        how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if build.module == RTX:
+            settings = engine.create_runtime_config()
+            settings.set_execution_context_allocation_strategy(how)
+            if shared is None:
+                shared = settings.create_runtime_cache()
+                if (kept := store.get(*key, "runtime cache")) is not None:
+                    shared.deserialize(kept)
+            settings.set_runtime_cache(shared)
+            context = engine.create_execution_context(settings)
+        else:
+            context = engine.create_execution_context(how)
+        graphs[name] = _Compiled(trt, engine, context, device)
+
+    def keep() -> None:
+        if shared is not None:
+            store.put(bytes(shared.serialize()), *key, "runtime cache")
+
+    return graphs, keep
+
+
+class _Compiled:
+    def __init__(self, trt: Any, engine: Any, context: Any, device: Device) -> None:
+        names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
+        mode = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self.inputs = tuple(name for name in names if mode[name])
+        self.outputs = tuple(name for name in names if not mode[name])
+        size = engine.device_memory_size_v2
+        if size:
+            context.set_device_memory(device.allocate(size), size)
+        self._engine, self._context = engine, context
+        stream = device.stream()
+        can = getattr(context, "is_stream_capturable", None)
+        self.recordable = can is None or can(stream)
+        if not self.recordable:
+            log.warning("TensorRT cannot record %s: its kernels are started one by one", engine.name)
+
+    def run(self, addresses: dict[str, int], stream: int) -> None:
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise EngineError(f"TensorRT does not take the memory of {name}")
+        if not self._context.execute_async_v3(stream):
+            raise EngineError("TensorRT could not run: its log says why")

@@ -1,0 +1,129 @@
+"""A GPU made up of host memory, whose graphs ONNX Runtime runs: what a runtime asks of its streams happens as late as
+its own `after` and `wait` allow, so that what is not waited for is not there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+_KINDS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def at(address: int, size: int) -> NDArray[np.uint8]:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+class HostDevice:
+    """launches: how often recorded work was started; asked: how often work was asked for piece by piece."""
+
+    name, capability = "host memory", "sm_89"
+
+    def __init__(self) -> None:
+        self._memory: list[NDArray[np.uint8]] = []
+        self._queues: list[list[Callable[[], None]]] = []
+        self._done: list[int] = []
+        self._recording: list[Callable[[], None]] | None = None
+        self.launches = self.asked = 0
+
+    def allocate(self, size: int) -> int:
+        return int(self.host(size).ctypes.data)
+
+    def host(self, size: int) -> NDArray[np.uint8]:
+        self._memory.append(np.zeros(size, np.uint8))
+        return self._memory[-1]
+
+    def stream(self) -> int:
+        self._queues.append([])
+        self._done.append(0)
+        return len(self._queues) - 1
+
+    def upload(self, to: int, source: NDArray[np.uint8], stream: int) -> None:
+        self.ask(stream, lambda: ctypes.memmove(to, source.ctypes.data, source.nbytes) and None)
+
+    def download(self, to: NDArray[np.uint8], source: int, stream: int) -> None:
+        self.ask(stream, lambda: ctypes.memmove(to.ctypes.data, source, to.nbytes) and None)
+
+    def zero(self, address: int, size: int) -> None:
+        for stream in range(len(self._queues)):
+            self.wait(stream)
+        at(address, size)[:] = 0
+
+    def after(self, stream: int, other: int) -> None:
+        def wait_for() -> None:
+            length = len(self._queues[other])
+            self._queues[stream].append(lambda: self._until(other, length))
+
+        self._now_or_recorded(wait_for)
+
+    def ask(self, stream: int, work: Callable[[], None]) -> None:
+        self.asked += 1
+        self._now_or_recorded(lambda: self._queues[stream].append(work))
+
+    def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
+        self._recording = recorded = []
+        work()
+        self._recording = None
+
+        def launch() -> None:
+            self.launches += 1
+            for each in recorded:
+                each()
+
+        return launch
+
+    def wait(self, stream: int) -> None:
+        self._until(stream, len(self._queues[stream]))
+
+    def release(self) -> None:
+        self._memory.clear()
+
+    def _now_or_recorded(self, enqueue: Callable[[], None]) -> None:
+        if self._recording is None:
+            enqueue()
+        else:
+            self._recording.append(enqueue)
+
+    def _until(self, stream: int, length: int) -> None:
+        while self._done[stream] < length:
+            self._done[stream] += 1
+            self._queues[stream][self._done[stream] - 1]()
+
+
+class HostExecutable:
+    """A graph that ONNX Runtime runs over memory at addresses. The cache's inputs and outputs must be one memory."""
+
+    recordable = True
+
+    def __init__(self, session: ort.InferenceSession, device: HostDevice) -> None:
+        self._session, self._device = session, device
+        self.inputs = tuple(each.name for each in session.get_inputs())
+        self.outputs = tuple(each.name for each in session.get_outputs())
+
+    def run(self, addresses: dict[str, int], stream: int) -> None:
+        for name in self.outputs:
+            if name.startswith("new_"):
+                assert addresses[name] == addresses[name.removeprefix("new_")]
+        self._device.ask(stream, lambda: self._run(dict(addresses)))
+
+    def _run(self, addresses: dict[str, int]) -> None:
+        given = {each.name: self._array(each, addresses).copy() for each in self._session.get_inputs()}
+        made = self._session.run(None, given)
+        for each, array in zip(self._session.get_outputs(), made, strict=True):
+            self._array(each, addresses)[...] = array
+
+    def _array(self, tensor: Any, addresses: dict[str, int]) -> NDArray[Any]:
+        kind = np.dtype(_KINDS[tensor.type])
+        return at(addresses[tensor.name], prod(tensor.shape) * kind.itemsize).view(kind).reshape(tensor.shape)
