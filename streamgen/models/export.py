@@ -8,6 +8,7 @@ cast to fp32 by the graph; a runtime folds that at load.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import warnings
 from collections.abc import Sequence
@@ -177,6 +178,8 @@ def _exported(
     opset: int,
 ) -> bytes:
     """The module's graph, whose weights are those stored in `folder`."""
+    # It warns of packages that it could have had operators of.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
