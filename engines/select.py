@@ -11,7 +11,7 @@ from streamgen.student import Student
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "openvino", "tensorrt", "onnxruntime", "torch")
+ENGINES = ("auto", "openvino", "tensorrt", "torch_tensorrt", "onnxruntime", "torch")
 
 fallbacks: list[str] = []
 """Engines that `auto` would have taken in this process and could not."""
@@ -37,9 +37,18 @@ def load_engine(
     student = Student.from_pretrained(path)
     if engine == "torch":
         _need("torch", engine, "PyTorch", "train")
-        from engines.torch import TorchEngine
+        import torch
 
+        from engines.torch import TorchBatches, TorchEngine
+
+        if torch.cuda.is_available():
+            return TorchBatches(student, streams, precision=precision)
         return TorchEngine(student, streams, threads)
+    if engine == "torch_tensorrt":
+        _need("torch", engine, "PyTorch", "torch-tensorrt")
+        from engines.torch_tensorrt import TorchTensorRTEngine
+
+        return TorchTensorRTEngine(student, streams, precision=precision)
     if engine == "onnxruntime":
         _need("onnxruntime", engine, "ONNX Runtime", "onnxruntime")
         from engines.onnxruntime import OnnxRuntimeEngine

@@ -53,14 +53,6 @@ class Device(Protocol):
         ...
 
 
-def find_gpu() -> str | None:
-    """The compute capability of the first NVIDIA GPU, as sm_89; None where there is none, or no driver."""
-    try:
-        return CudaDevice().capability
-    except EngineError:
-        return None
-
-
 class CudaDevice:
     """The first GPU. Not yet run on one."""
 
@@ -73,7 +65,13 @@ class CudaDevice:
                 "engine tensorrt needs cuda-bindings: install streamgen with the extra `tensorrt`, or use openvino"
             ) from error
         self._cuda = runtime
-        if not self._call(runtime.cudaGetDeviceCount()):
+        try:
+            count = self._call(runtime.cudaGetDeviceCount())
+        except EngineError as error:
+            raise EngineError(
+                f"no NVIDIA GPU that can be used: {error}; use engine openvino, or renew the driver"
+            ) from error
+        if not count:
             raise EngineError("no NVIDIA GPU is to be seen: use engine openvino, or look at nvidia-smi")
         about = self._call(runtime.cudaGetDeviceProperties(0))
         self.name = about.name.decode()

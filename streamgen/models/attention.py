@@ -178,12 +178,13 @@ def rotate_sinks(
     raw ones; once before a block.
     """
     cos, sin = (x.flatten(1, 2).transpose(1, 2) for x in full_rotation(rotation, space))
-    tokens, start = config.sink * config.tokens, torch.zeros(len(rotation), dtype=torch.int64)
+    tokens = config.sink * config.tokens
+    start = torch.zeros(len(rotation), dtype=torch.int64, device=rotation.device)
     return [_written(k, rotate(r[:, :, :tokens], cos, sin), start) for k, r in zip(keys, raw, strict=True)]
 
 
 def _written(cache_BHTD: Tensor, new_BHMD: Tensor, at_B: Tensor) -> Tensor:
-    """The cache with new keys or values from token `at` on in each row."""
+    """The cache, with new keys or values written into it from token `at` on in each row."""
     if torch.onnx.is_in_onnx_export():
         written: Tensor = torch.onnx.ops.symbolic(
             "TensorScatter",
@@ -194,8 +195,8 @@ def _written(cache_BHTD: Tensor, new_BHMD: Tensor, at_B: Tensor) -> Tensor:
             version=IN_PLACE_OPSET,
         )
         return written
-    at = at_B[:, None] + torch.arange(new_BHMD.shape[2])
-    return cache_BHTD.scatter(2, at[:, None, :, None].expand_as(new_BHMD), new_BHMD)
+    at = at_B[:, None] + torch.arange(new_BHMD.shape[2], device=at_B.device)
+    return cache_BHTD.scatter_(2, at[:, None, :, None].expand_as(new_BHMD), new_BHMD)
 
 
 def _attended(q_BHMD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, length_B: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def _attended(q_BHMD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, length_B: Tensor) 
             version=IN_PLACE_OPSET,
         )
         return out
-    seen = torch.arange(k_BHTD.shape[2]) < length_B[:, None]
+    seen = torch.arange(k_BHTD.shape[2], device=length_B.device) < length_B[:, None]
     return F.scaled_dot_product_attention(q_BHMD, k_BHTD, v_BHTD, attn_mask=seen[:, None, None], scale=1.0)
 
 

@@ -26,7 +26,14 @@ from streamgen.cache import block_rotation, in_place_cache_shapes
 from streamgen.config import StudentConfig
 from streamgen.models.attention import IN_PLACE_OPSET, kept_of_layer
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.loading import load_autoencoder, load_speech, load_transformer, save_tensors, save_weights
+from streamgen.models.loading import (
+    load_autoencoder,
+    load_speech,
+    load_transformer,
+    save_tensors,
+    save_weights,
+    to_precision,
+)
 from streamgen.models.rollout import Commit, Decode, InPlacePass, RollingCache, Rollout, RotateSinks
 from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
@@ -47,9 +54,6 @@ _OPSET = 23
 _STEP_INPUTS = ("noise", "previous", "actions", "rotation", "visible", "cache_k", "cache_v")
 _REFERENCE_INPUTS = ("reference", "reference_actions")
 _BLOCK_OUTPUTS = ("new_k", "new_raw_k", "new_v")
-_FP32 = "pose."
-"""What is added up frame after frame stays in fp32, and what is seen from there."""
-
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -83,13 +87,13 @@ def write_student(
         )
     if config.speech is not None:
         mel = torch.zeros(1, config.transformer.block_size, config.speech.window, MEL_BINS)
-        _export(_Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
+        _export(Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
     commit_inputs = ("latents", *step_inputs[1:])
     _export(Commit(transformer).eval(), (latents, *inputs), commit_inputs, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
 
 
-class _Hearing(nn.Module):
+class Hearing(nn.Module):
     """A speech encoder under the name that its weights have in a folder."""
 
     def __init__(self, speech: SpeechEncoder) -> None:
@@ -101,7 +105,7 @@ class _Hearing(nn.Module):
         return out
 
 
-class _HearingRows(_Hearing):
+class HearingRows(Hearing):
     """Actions [B, F, A], of which those of rows that hear [B] begin with what is heard."""
 
     def forward(self, mel: Tensor, actions: Tensor, hears: Tensor) -> Tensor:  # type: ignore[override]
@@ -126,10 +130,8 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
     """
     config, dtype = student.config, _DTYPES[precision]
     transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
-    for part in (transformer, autoencoder):
-        for name, parameter in part.named_parameters():
-            if not name.startswith(_FP32):
-                parameter.data = parameter.data.to(dtype)
+    to_precision(transformer, dtype)
+    to_precision(autoencoder, dtype)
     shapes = in_place_cache_shapes(config.transformer, rows)
     cache = [torch.zeros(shape, dtype=dtype) for shape in shapes]
     rotation = torch.from_numpy(block_rotation(0, config.transformer)).repeat(rows, 1, 1, 1)
@@ -155,7 +157,7 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
     if config.speech is not None:
         mel = torch.zeros(rows, config.transformer.block_size, config.speech.window, MEL_BINS)
         hears = torch.ones(rows, dtype=torch.bool)
-        hearing = _HearingRows(load_speech(student.path))
+        hearing = HearingRows(load_speech(student.path))
         wanted[SPEECH_GRAPH] = hearing, [mel, actions, hears], ["mel", "actions", "hears"], ["heard_actions"]
     return {
         graph: _exported(module.eval(), tuple(arguments), inputs, outputs, student.path, IN_PLACE_OPSET)

@@ -17,6 +17,7 @@ from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS, StudentError
 
+_POSE = "pose."
 _EXACT = "pose.motion."
 """What is added up frame after frame: rounded to bf16, a turn by five degrees is off by a degree after five seconds."""
 
@@ -102,6 +103,13 @@ def load_transformer(folder: Path) -> CausalVideoTransformer:
     model = CausalVideoTransformer(TransformerConfig.model_validate(_config(folder / "transformer")))
     load_weights(model, folder / "transformer" / WEIGHTS)
     return model.requires_grad_(False).eval()
+
+
+def to_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a model calculate in `dtype`, but for what moves a pose and sees from it; latents stay in fp32."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(_POSE):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _config(folder: Path) -> dict[str, object]:

@@ -5,7 +5,7 @@ Dimensions: K steps, B rows, F frames of a block, S sink frames, L layers, H hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -128,10 +128,16 @@ class InPlacePass(nn.Module):
     levels: Tensor
     times: Tensor
 
-    def __init__(self, transformer: CausalVideoTransformer, levels: Sequence[float]) -> None:
-        """levels: the noise levels that may be asked for; 0 commits."""
+    def __init__(
+        self,
+        transformer: CausalVideoTransformer,
+        levels: Sequence[float],
+        attention: Callable[..., InPlaceAttention] = InPlaceAttention,
+    ) -> None:
+        """levels: the noise levels that may be asked for; 0 commits. attention: made as `InPlaceAttention` is."""
         super().__init__()
         self.transformer = transformer
+        self._attention = attention
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         times = sinusoid(self.levels * TIME_SCALE, transformer.config.freq_dim)
         self.register_buffer("times", times, persistent=False)
@@ -155,7 +161,7 @@ class InPlacePass(nn.Module):
         x: what the pass before predicted (of the first: the noise); noise: fresh, to bring x to the level, whose index
         is `level` [B]. write, length and cache as for `InPlaceAttention`, all else as for `Rollout`.
         """
-        attend = InPlaceAttention(self.transformer.config, self.transformer.space, rotation, write, length, cache)
+        attend = self._attention(self.transformer.config, self.transformer.space, rotation, write, length, cache)
         face = _face(self.transformer, reference, reference_actions, actions)
         sigma = self.levels.index_select(0, level)[:, None, None, None, None]
         # What is committed are latents as the state keeps them.

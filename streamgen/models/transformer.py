@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class _Attention(nn.Module):
+class Projections(nn.Module):
     """Projections of an attention; queries and keys are normalised over the full width before the heads are split."""
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
@@ -76,15 +76,17 @@ class _FeedForward(nn.Sequential):
         return out
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """A layer: attention and feed-forward, each normalised, modulated and gated by the time embedding."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.self_attn = _Attention(dim, config.num_heads, eps)
+        self.self_attn = Projections(dim, config.num_heads, eps)
         if config.text_dim is not None:
             self.norm3 = nn.LayerNorm(dim, eps)
-            self.cross_attn = _Attention(dim, config.num_heads, eps)
+            self.cross_attn = Projections(dim, config.num_heads, eps)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = _FeedForward(config)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
@@ -169,7 +171,7 @@ class CausalVideoTransformer(nn.Module):
             self.action_embedding = nn.Sequential(nn.Linear(config.action_dim + 1, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = _Head(config)
         if config.detail_dim:
             self.detail = _DetailHead(config)
