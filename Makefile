@@ -1,6 +1,7 @@
 # make demo    serve the world and the avatar and open the page in a browser (no torch)
 # make test    every check: lint, types, layering, web types, tests
 # make soak    30 minutes of trouble (SOAK_MINUTES=…), 10 of talk (SOAK_TALK_MINUTES=…): does anything grow?
+# make gpu-check   every engine of this machine against the reference, and how fast they are
 # make clean   remove what these made
 #
 # Needs sh, make, and Python 3.11 or newer with venv. Everything else is installed into .venv at the exact versions in
@@ -9,7 +10,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test soak clean venv base dev web chromium
+.PHONY: help demo test gpu-check soak clean venv base dev web chromium
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,7 +27,7 @@ DEV_STAMP := .venv/.dev-$(call key,pyproject.toml clients/python/pyproject.toml 
 WEB_STAMP = $(WEB)/node_modules/.stamp-$(call key,$(WEB)/package.json $(WEB)/package-lock.json)
 
 help:
-	@head -n 4 Makefile
+	@head -n 5 Makefile
 
 demo: base
 	@$(BIN)/streamgen serve --student world --student avatar --open
@@ -48,6 +49,9 @@ test: dev chromium web
 	@# What only computes: a process a core. People's time counts in none of it.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/engines tests/streamgen tests/training \
 	  tests/test_*.py
+
+gpu-check: dev
+	$(BIN)/python -m engines.gpu_check --json gpu-check.json
 
 soak: dev
 	$(BIN)/python -m tests.soak

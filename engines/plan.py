@@ -150,7 +150,7 @@ def _figures(what: Planned, card: Card, rows: int) -> dict[str, Any]:
     block_s = _block_s(what, card, rows)
     fps = what.transformer.block_size / block_s
     flops = rows * sum(part.times * part.work.flops for part in what.parts)
-    moved = sum(part.times * _moved(part.work, rows) for part in what.parts)
+    moved = moved_bytes(what, rows)
     return {
         "rows": rows,
         "block_ms": round(1e3 * block_s, 3),
@@ -165,6 +165,11 @@ def _figures(what: Planned, card: Card, rows: int) -> dict[str, Any]:
 def _moved(work: Work, rows: int) -> int:
     """Bytes."""
     return _BYTES * (work.weights + rows * (work.activations + work.cache))
+
+
+def moved_bytes(what: Planned, rows: int) -> int:
+    """Bytes that a block of so many rows must move."""
+    return sum(part.times * _moved(part.work, rows) for part in what.parts)
 
 
 def _terms_s(work: Work, card: Card, rows: int) -> tuple[float, float]:

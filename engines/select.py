@@ -37,13 +37,9 @@ def load_engine(
     student = Student.from_pretrained(path)
     if engine == "torch":
         _need("torch", engine, "PyTorch", "train")
-        import torch
+        from engines.torch import torch_engine
 
-        from engines.torch import TorchBatches, TorchEngine
-
-        if torch.cuda.is_available():
-            return TorchBatches(student, streams, precision=precision)
-        return TorchEngine(student, streams, threads)
+        return torch_engine(student, streams, threads, precision)
     if engine == "torch_tensorrt":
         _need("torch", engine, "PyTorch", "torch-tensorrt")
         from engines.torch_tensorrt import TorchTensorRTEngine

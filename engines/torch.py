@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines.batches import SINK_ROTATION, Batches, Frame, Made
-from engines.protocol import Capacity, EngineError, StepRequest, StepResult
+from engines.protocol import Capacity, Engine, EngineError, StepRequest, StepResult
 from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import in_place_cache_shapes
 from streamgen.config import TransformerConfig
@@ -75,6 +75,13 @@ class TorchEngine:
         )
         cache.write(latents, *block)
         return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].half().numpy(), actions)
+
+
+def torch_engine(student: Student, streams: int, threads: int | None, precision: str | None) -> Engine:
+    """Batches on a GPU where torch sees one, else the reference. threads and precision: of what has them."""
+    if torch.cuda.is_available():
+        return TorchBatches(student, streams, precision=precision)
+    return TorchEngine(student, streams, threads)
 
 
 class TorchBatches(Batches):
