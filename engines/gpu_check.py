@@ -29,16 +29,16 @@ from streamgen.audio import MEL_BINS, SILENCE
 from streamgen.student import Student, StudentError, shipped_students
 from streamgen.work import frame_flops
 
-_FRAMES, _ANEW = 200, 20
+_FRAMES, _ANEW = 200, 50
 """Blocks of a rollout, and after how many of them all streams begin anew from the reference's state, so that what is
 rounded differently does not add up.
 """
-_STREAMS = 3
+_STREAMS = 4
 _JOINS = 7
 """Blocks after which the next stream joins: rows stand at different frames."""
 _TOLERANCE = {"fp32": 2e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3}
 """Of the latents' range. What is kept of them is fp16, which may fall either way: a thousandth, several times over."""
-_ROWS = 1, 4, 16, 64
+_ROWS, _ROWS_ON_CPU = (1, 4, 16, 64), (1, 4)
 _SECONDS = 3.0
 _PACKAGES = (
     "torch",
@@ -77,7 +77,7 @@ def check(students: list[Student], frames: int, seconds: float, left_out: list[s
     """One finding after another; what cannot be run is added to `left_out`."""
     yield Finding("machine", None, _machine())
     runtimes = list(_runtimes(left_out))
-    card = _card()
+    card, gpu = _card(), _gpu() is not None
     if card is None:
         left_out.append("shares of a card's rates: no GPU, or one that `streamgen plan` does not know")
     for student in students:
@@ -85,7 +85,7 @@ def check(students: list[Student], frames: int, seconds: float, left_out: list[s
             what = f"{student.config.name} on {runtime.name} in {runtime.precision}"
             try:
                 yield _parity(what, student, runtime, frames)
-                for rows in _ROWS:
+                for rows in _ROWS if gpu else _ROWS_ON_CPU:
                     yield _speed(what, student, runtime, rows, seconds, card)
             except EngineError as error:
                 left_out.append(f"{what}: {error}")

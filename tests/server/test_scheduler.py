@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class World:
         self.student = student
         self.streams: list[Stream] = []
         self.scheduler: Scheduler
+        self.metrics = Metrics()
         self.ready = WorkerReady("simulated", "exact", "paint", Capacity(16, rows), {1: 0.005, 2: 0.010})
 
     def step(self, message: Step) -> None:
@@ -141,7 +143,7 @@ def make_world(
     world.scheduler = Scheduler(
         student,
         lambda: None,  # type: ignore[arg-type, return-value]
-        Metrics(),
+        world.metrics,
         slots=8,
         hang_after_s=1,
         ready_within_s=1,
@@ -151,6 +153,13 @@ def make_world(
     )
     world.scheduler.worker_ready(world.ready)
     return world
+
+
+def test_an_engine_that_another_took_the_place_of_is_counted(world: World) -> None:
+    labels = {"student": world.student.config.name, "engine": "tensorrt"}
+    for starts in (1, 2):
+        world.scheduler.worker_ready(replace(world.ready, fallbacks=("tensorrt",)))
+        assert world.metrics.registry.get_sample_value("streamgen_engine_fallbacks_total", labels) == starts
 
 
 def test_twenty_minutes_have_every_frame_at_its_time(world: World) -> None:
