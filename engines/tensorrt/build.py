@@ -163,7 +163,7 @@ def built(
         key = (student.hash, f"{module} {version} {capability}", f"{name}, {rows} rows, {precision}", _CODE)
         engine, said = store.get(*key, "engine"), store.get(*key, "log")
         if engine is None or said is None:
-            engine, said = _compile(graph, student.path, module, capability)
+            engine, said = _compile(graph, student.path, module, capability, store)
             store.put(engine, *key, "engine")
             store.put(said, *key, "log")
         engines[name] = engine
@@ -178,7 +178,7 @@ def built(
     return Build(module, version, capability, precision, rows, row_bytes, engines, reports)
 
 
-def _compile(graph: bytes, folder: Path, module: str, capability: str) -> tuple[bytes, bytes]:
+def _compile(graph: bytes, folder: Path, module: str, capability: str, store: ArtefactStore) -> tuple[bytes, bytes]:
     """An engine, and what TensorRT said of it."""
     trt, heard = load_module(module), logger(module)
     heard.lines.clear()
@@ -189,6 +189,7 @@ def _compile(graph: bytes, folder: Path, module: str, capability: str) -> tuple[
     if not parser.parse(graph, str(folder / "graph.onnx")):
         errors = (parser.get_error(k) for k in range(parser.num_errors))
         raise BuildError("; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors))
+    timing = f"{module} {trt.__version__} {capability}", "timing cache"
     attentions = list(_attend_by_length(trt, network))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -197,12 +198,19 @@ def _compile(graph: bytes, folder: Path, module: str, capability: str) -> tuple[
         config.set_compute_capability(getattr(trt.ComputeCapability, capability.replace("sm_", "SM")), 0)
         # What stream capture asks for.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    else:
+        # It tries kernels on the card; how long each took is kept. Not yet run: that takes such a card.
+        config.set_timing_cache(config.create_timing_cache(store.get(*timing) or b""), False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         said = " ".join(line for line in heard.lines if "rror" in line)[-600:]
         raise BuildError(
             f"TensorRT builds no engine of {len(attentions)} attentions ({', '.join(sorted(set(attentions)))}): {said}"
         )
+    if module == DATA_CENTRE:
+        store.put(bytes(config.get_timing_cache().serialize()), *timing)
+        opened = trt.Runtime(heard).deserialize_cuda_engine(engine)
+        heard.lines.append(opened.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE))
     return bytes(engine), "\n".join(heard.lines).encode()
 
 
@@ -240,10 +248,11 @@ def _report(engine: bytes, said: str) -> GraphReport:
     """Read from TensorRT's own list of an engine's layers. Raises BuildError where there is none."""
     if "Input Tensor length is unused" in said:
         raise BuildError("TensorRT dropped the rows' lengths: queries would see slots that nobody has written")
-    begin, end = said.find("\nLayers:"), said.find("\nI/O Tensors:")
-    if not 0 <= begin < end:
+    begin = said.find("\nLayers:")
+    ends = [at for at in (said.find(mark, begin) for mark in ("\nI/O Tensors:", "\nBindings:")) if at > begin]
+    if begin < 0 or not ends:
         raise BuildError("TensorRT listed no layers of the engine: this version of it says so in another way")
-    layers = [found[0] for found in _LAYER.finditer(said, begin, end)]
+    layers = [found[0] for found in _LAYER.finditer(said, begin, min(ends))]
     kernels: Counter[str] = Counter()
     types: Counter[str] = Counter()
     copied, written = 0, set()

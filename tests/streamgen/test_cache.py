@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from streamgen.cache import block_rotation, slot_of, time_rotation, visible_slots
+from streamgen.cache import block_rotation, in_place, slot_of, time_rotation, visible_slots
 from streamgen.config import TransformerConfig
 from tests.toy import toy_transformer_config
 
@@ -27,6 +27,28 @@ def test_after_a_recache_only_what_was_replayed_is_visible() -> None:
     config = toy_transformer_config(window=6)
     assert visible_slots(103, config, first=101).sum() == 2
     assert visible_slots(101, config, first=101).sum() == 0
+
+
+@given(st.integers(1, 3), st.integers(0, 2), st.integers(2, 5), st.integers(0, 40), st.integers(1, 30))
+def test_a_cache_with_room_for_the_block_shows_what_the_other_shows(
+    size: int, sinks: int, blocks: int, start: int, count: int
+) -> None:
+    """Written block after block, from the beginning or, after the sinks, from a later frame on."""
+    config = toy_transformer_config(block_size=size, sink=size * sinks, window=size * blocks)
+    first = config.sink + size * start if start else 0
+    frames = [*range(0, config.sink, size), *range(max(first, config.sink), first + config.sink + size * count, size)]
+    n, held, raw = config.tokens, dict[int, int](), dict[int, int]()
+    for frame in frames:
+        place = in_place(frame, config, first)
+        assert (place.write % n, place.raw_write % n, place.length % n) == (0, 0, 0)
+        held |= {place.write // n + i: frame + i for i in range(size)}
+        raw |= {place.raw_write // n + i: frame + i for i in range(size)}
+        assert max(held) < config.sink + config.window and max(raw) < config.sink + size
+        seen = {held[slot] for slot in range(place.length // n)}
+        window = range(max(config.sink, first, frame - config.past_slots), frame)
+        assert seen == {*range(min(frame, config.sink)), *window, *range(frame, frame + size)}
+        assert len(seen) == place.length // n
+    assert all(raw[slot] == slot for slot in range(config.sink))
 
 
 def test_sinks_sit_just_before_the_window() -> None:
