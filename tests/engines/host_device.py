@@ -1,5 +1,5 @@
-"""A GPU made up of host memory, whose graphs ONNX Runtime runs: what a runtime asks of its streams happens as late as
-its own `after` and `wait` allow, so that what is not waited for is not there.
+"""A GPU made up of host memory, whose graphs ONNX Runtime runs: what a runtime asks of its streams happens as late, or
+as early, as its own `after` and `wait` allow, so that what is not waited for is not there.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ def at(address: int, size: int) -> NDArray[np.uint8]:
 
 
 class HostDevice:
-    """launches: how often recorded work was started; asked: how often work was asked for piece by piece."""
+    """launches: how often recorded work was started; asked: how often work was asked for piece by piece. eager: streams
+    that do at once what they may, in the order of their making; all others wait.
+    """
 
     name, capability = "host memory", "sm_89"
 
-    def __init__(self) -> None:
+    def __init__(self, eager: tuple[int, ...] = ()) -> None:
+        self._eager = eager
         self._memory: list[NDArray[np.uint8]] = []
         self._queues: list[list[Callable[[], None]]] = []
         self._done: list[int] = []
@@ -66,11 +69,11 @@ class HostDevice:
             length = len(self._queues[other])
             self._queues[stream].append(lambda: self._until(other, length))
 
-        self._now_or_recorded(wait_for)
+        self._now_or_recorded(wait_for, stream)
 
     def ask(self, stream: int, work: Callable[[], None]) -> None:
         self.asked += 1
-        self._now_or_recorded(lambda: self._queues[stream].append(work))
+        self._now_or_recorded(lambda: self._queues[stream].append(work), stream)
 
     def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
         self._recording = recorded = []
@@ -90,11 +93,16 @@ class HostDevice:
     def release(self) -> None:
         self._memory.clear()
 
-    def _now_or_recorded(self, enqueue: Callable[[], None]) -> None:
-        if self._recording is None:
+    def _now_or_recorded(self, enqueue: Callable[[], None], stream: int) -> None:
+        def now() -> None:
             enqueue()
+            if stream in self._eager:
+                self.wait(stream)
+
+        if self._recording is None:
+            now()
         else:
-            self._recording.append(enqueue)
+            self._recording.append(now)
 
     def _until(self, stream: int, length: int) -> None:
         while self._done[stream] < length:
@@ -113,9 +121,12 @@ class HostExecutable:
         self.outputs = tuple(each.name for each in session.get_outputs())
 
     def run(self, addresses: dict[str, int], stream: int) -> None:
+        given = {addresses[name] for name in self.inputs}
         for name in self.outputs:
             if name.startswith("new_"):
                 assert addresses[name] == addresses[name.removeprefix("new_")]
+            else:
+                assert addresses[name] not in given, f"{name} is written while it is read"
         self._device.ask(stream, lambda: self._run(dict(addresses)))
 
     def _run(self, addresses: dict[str, int]) -> None:

@@ -46,11 +46,15 @@ def _requests(student: Student, index: int, streams: int) -> list[StepRequest]:
     return requests
 
 
-@pytest.mark.parametrize("kind", ["sink_student", "talker"])
-def test_the_plan_of_a_frame_is_what_onnxruntime_does(kind: str, request: pytest.FixtureRequest) -> None:
-    """Bit for bit: three streams in batches of two, on a device that does nothing before it must."""
+@pytest.mark.parametrize(("kind", "eager"), [("sink_student", ()), ("talker", ()), ("talker", (1,))])
+def test_the_plan_of_a_frame_is_what_onnxruntime_does(
+    kind: str, eager: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    """Bit for bit: three streams in batches of two, on a device that does nothing before it must, or what is beside the
+    main stream as soon as it may.
+    """
     student: Student = request.getfixturevalue(kind)
-    device, options = HostDevice(), ort.SessionOptions()
+    device, options = HostDevice(eager), ort.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(student.path))
     graphs = exported(student, 2, "fp16", ArtefactStore())
     executables = {
