@@ -10,6 +10,7 @@ from pathlib import Path
 import streamgen
 from engines.protocol import EngineError
 from engines.store import ArtefactStore
+from streamgen.config import StudentConfig
 from streamgen.student import DECODE_GRAPH, PASS_GRAPH, SINKS_GRAPH, SPEECH_GRAPH, Student
 
 log = logging.getLogger(__name__)
@@ -19,16 +20,19 @@ PRECISIONS = "fp32", "fp16", "bf16"
 _MODELS = Path(streamgen.__file__).parent / "models"
 
 
+def graph_names(config: StudentConfig) -> tuple[str, ...]:
+    """The graphs that a student becomes."""
+    sinks, speech = (SINKS_GRAPH,) if config.transformer.sink else (), (SPEECH_GRAPH,) if config.speech else ()
+    return PASS_GRAPH, DECODE_GRAPH, *sinks, *speech
+
+
 def exported(student: Student, rows: int, precision: str, store: ArtefactStore) -> dict[str, bytes]:
     """Graphs by name for `rows` rows, with weights in the student's folder. Raises EngineError where one is to be made
     and PyTorch is missing.
     """
     if precision not in PRECISIONS:
         raise EngineError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    config = student.config
-    names = [PASS_GRAPH, DECODE_GRAPH]
-    names += [SINKS_GRAPH] if config.transformer.sink else []
-    names += [SPEECH_GRAPH] if config.speech else []
+    config, names = student.config, graph_names(student.config)
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_MODELS.glob("*.py")))).hexdigest()
     keys = {name: (student.hash, f"{name}, {rows} rows in place, {precision}", code) for name in names}
     kept = {name: store.get(*key) for name, key in keys.items()}

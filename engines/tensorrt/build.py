@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from engines.exports import exported
+from engines.exports import exported, graph_names
 from engines.protocol import EngineError, MissingPackage
 from engines.store import ArtefactStore
 from streamgen.cache import in_place_cache_shapes
@@ -157,13 +157,14 @@ def built(
     module, store = module_of(capability), store or ArtefactStore()
     version = load_module(module).__version__
     config = student.config.transformer
-    graphs = exported(student, rows, precision, store)
+    graphs: dict[str, bytes] = {}
     engines, reports = {}, {}
-    for name, graph in graphs.items():
+    for name in graph_names(student.config):
         key = (student.hash, f"{module} {version} {capability}", f"{name}, {rows} rows, {precision}", _CODE)
         engine, said = store.get(*key, "engine"), store.get(*key, "log")
         if engine is None or said is None:
-            engine, said = _compile(graph, student.path, module, capability, store)
+            graphs = graphs or exported(student, rows, precision, store)
+            engine, said = _compile(graphs[name], student.path, module, capability, store)
             store.put(engine, *key, "engine")
             store.put(said, *key, "log")
         engines[name] = engine

@@ -15,7 +15,9 @@ Bytes = NDArray[np.uint8]
 
 
 class Device(Protocol):
-    """Memory and streams of a GPU. Addresses are integers; everything given a stream returns before it is done."""
+    """Memory and streams of a GPU, which end with the process. Addresses are integers; what is asked of a stream returns
+    before it is done.
+    """
 
     name: str
     capability: str
@@ -48,10 +50,6 @@ class Device(Protocol):
 
     def wait(self, stream: int) -> None: ...
 
-    def release(self) -> None:
-        """Give everything back; nothing works afterwards."""
-        ...
-
 
 class CudaDevice:
     """The first GPU. Not yet run on one."""
@@ -76,21 +74,15 @@ class CudaDevice:
         about = self._call(runtime.cudaGetDeviceProperties(0))
         self.name = about.name.decode()
         self.capability = f"sm_{about.major}{about.minor}"
-        self._memory: list[int] = []
-        self._host: list[int] = []
-        self._streams: list[int] = []
         self._events: dict[tuple[int, int], Any] = {}
-        self._recorded: list[Any] = []
 
     def allocate(self, size: int) -> int:
         address = int(self._call(self._cuda.cudaMalloc(size)))
-        self._memory.append(address)
         self._call(self._cuda.cudaMemset(address, 0, size))
         return address
 
     def host(self, size: int) -> Bytes:
         address = int(self._call(self._cuda.cudaMallocHost(size)))
-        self._host.append(address)
         memory: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         memory[:] = 0
         return memory
@@ -98,7 +90,6 @@ class CudaDevice:
     def stream(self) -> int:
         # Not the default one, which waits for all others and cannot be recorded.
         made = self._call(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
-        self._streams.append(int(made))
         return int(made)
 
     def upload(self, to: int, source: Bytes, stream: int) -> None:
@@ -131,24 +122,10 @@ class CudaDevice:
             graph = self._call(self._cuda.cudaStreamEndCapture(stream))
         ready = self._call(self._cuda.cudaGraphInstantiate(graph, 0))
         self._call(self._cuda.cudaGraphDestroy(graph))
-        self._recorded.append(ready)
         return lambda: self._call(self._cuda.cudaGraphLaunch(ready, stream))
 
     def wait(self, stream: int) -> None:
         self._call(self._cuda.cudaStreamSynchronize(stream))
-
-    def release(self) -> None:
-        cuda = self._cuda
-        cuda.cudaDeviceSynchronize()
-        for free, held in (
-            (cuda.cudaGraphExecDestroy, self._recorded),
-            (cuda.cudaEventDestroy, self._events.values()),
-            (cuda.cudaStreamDestroy, self._streams),
-            (cuda.cudaFree, self._memory),
-            (cuda.cudaFreeHost, self._host),
-        ):
-            for each in held:
-                free(each)
 
     def _call(self, result: tuple[Any, ...]) -> Any:
         error, *value = result

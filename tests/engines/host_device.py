@@ -90,9 +90,6 @@ class HostDevice:
     def wait(self, stream: int) -> None:
         self._until(stream, len(self._queues[stream]))
 
-    def release(self) -> None:
-        self._memory.clear()
-
     def _now_or_recorded(self, enqueue: Callable[[], None], stream: int) -> None:
         def now() -> None:
             enqueue()

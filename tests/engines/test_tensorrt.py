@@ -132,6 +132,7 @@ def test_a_build_is_kept(
         raise AssertionError("it was compiled already")
 
     monkeypatch.setattr(engines.tensorrt.build, "_compile", compile_again)
+    monkeypatch.setattr(engines.tensorrt.build, "exported", compile_again)
     again = built(student, "sm_89", 2, store=store)
     assert again.engines == made[1].engines and again.reports == made[1].reports
     monkeypatch.setattr(engines.tensorrt.build, "_CODE", "other code")
