@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from engines.batches import SINK_ROTATION, Batches, Frame, Made
 from engines.exports import exported
+from engines.protocol import EngineError
 from engines.store import ArtefactStore
 from streamgen.cache import in_place_cache_shapes
 from streamgen.student import DECODE_GRAPH, PASS_GRAPH, SINKS_GRAPH, SPEECH_GRAPH, Student
 
 _PROVIDERS = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 """The best first."""
+_KINDS = {"fp32": np.float32, "fp16": np.float16}
+"""Of the cache's numbers. NumPy has no bf16."""
 _ERRORS = 3
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _NEW = "new_"
@@ -37,15 +40,19 @@ class OnnxRuntimeEngine(Batches):
         streams: int = 16,
         threads: int | None = None,
         rows: int | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
         store: ArtefactStore | None = None,
     ) -> None:
-        """threads: None takes all cores. rows: None takes `streams`, and one on a CPU, where more cost as much each."""
+        """threads: None takes all cores. rows: None takes `streams`, and one on a CPU, where more cost as much each.
+        precision: fp32 or fp16; None takes what is fast.
+        """
         available = ort.get_available_providers()
         providers = [provider for provider in _PROVIDERS if provider in available]
         on_cpu = providers[0] == "CPUExecutionProvider"
         self.device = platform.processor() or platform.machine() if on_cpu else providers[0]
-        self.precision = precision
+        self.precision = precision = precision or ("fp32" if on_cpu else "fp16")
+        if precision not in _KINDS:
+            raise EngineError(f"precision {precision!r}: engine onnxruntime has {' and '.join(_KINDS)}")
         rows = rows or (1 if on_cpu else streams)
         graphs = exported(student, rows, precision, store or ArtefactStore())
         runner = _Runner(student, graphs, rows, precision, providers, "cpu" if on_cpu else "cuda", threads)
@@ -66,7 +73,7 @@ class _Runner:
         self.rows = rows
         self._student = student
         self._memory = memory
-        self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self._kind = _KINDS[precision]
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(student.path))
@@ -135,5 +142,5 @@ class _Runner:
     def _cache(self, batch: int) -> list[ort.OrtValue]:
         if batch not in self._caches:
             shapes = in_place_cache_shapes(self._student.config.transformer, self.rows)
-            self._caches[batch] = [self._value(np.zeros(shape, self._dtype)) for shape in shapes]
+            self._caches[batch] = [self._value(np.zeros(shape, self._kind)) for shape in shapes]
         return self._caches[batch]

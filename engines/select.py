@@ -49,7 +49,7 @@ def load_engine(
         _need("onnxruntime", engine, "ONNX Runtime", "onnxruntime")
         from engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(student, streams, threads, precision=precision or "fp32")
+        return OnnxRuntimeEngine(student, streams, threads, precision=precision)
     if engine == "tensorrt":
         from engines.tensorrt.engine import TensorRTEngine
 

@@ -15,8 +15,8 @@ Bytes = NDArray[np.uint8]
 
 
 class Device(Protocol):
-    """Memory and streams of a GPU, which end with the process. Addresses are integers; what is asked of a stream returns
-    before it is done.
+    """Memory and streams of a GPU, which end with the process. Addresses are integers. Streams are asked, and not waited
+    for.
     """
 
     name: str

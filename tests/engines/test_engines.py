@@ -215,6 +215,10 @@ def test_selection(plain_student: Student) -> None:
         load_engine("nowhere")
     with pytest.raises(EngineError, match="fp8"):
         OpenVINOEngine(plain_student, precision="fp8")
+    with pytest.raises(EngineError, match="'bf16': engine onnxruntime has fp32 and fp16"):
+        load_engine(plain_student.path, "onnxruntime", precision="bf16")
+    with pytest.raises(EngineError, match="'fp8': choose one of fp32"):
+        TorchBatches(plain_student, precision="fp8", device="cpu")
 
 
 def test_a_damaged_student_is_refused(plain_student: Student, tmp_path: Path) -> None:
