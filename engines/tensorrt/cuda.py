@@ -15,8 +15,8 @@ Bytes = NDArray[np.uint8]
 
 
 class Device(Protocol):
-    """Memory and streams of a GPU, which end with the process. Addresses are integers. Streams are asked, and not waited
-    for.
+    """Memory and streams of a GPU, until the process ends. Addresses are integers; streams are asked, never waited for
+    but in `wait` and `zero`.
     """
 
     name: str
