@@ -187,8 +187,23 @@ def plan(student: str, gpu: str, steps: int | None, json_file: Path | None) -> N
 @click.option("--gpu", required=True, help=f"Compute capability, as sm_89, or one of {', '.join(CARDS)}.")
 @click.option("--rows", type=click.IntRange(1, 1024), default=4, help="Streams that are calculated together.")
 @click.option("--precision", type=click.Choice(("fp16", "bf16")), default="fp16")
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8", "fp8", "int8-weights", "int4-weights")),
+    default=None,
+    help="Fewer bits for convolutions and linear layers, or for the pass's linear layers' weights alone; says what it "
+    "does to the frames. Not for `serve`.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
-def build(student: str, engine: str, gpu: str, rows: int, precision: str, json_file: Path | None) -> None:
+def build(
+    student: str,
+    engine: str,
+    gpu: str,
+    rows: int,
+    precision: str,
+    quantize: str | None,
+    json_file: Path | None,
+) -> None:
     """Compile a student for a GPU, and say what came of it; for RTX cards on any machine. What `serve` with that engine
     would make at its first start lies ready then.
     """
@@ -198,7 +213,7 @@ def build(student: str, engine: str, gpu: str, rows: int, precision: str, json_f
 
     try:
         module = CARDS[gpu].module if gpu in CARDS else gpu
-        made = built(Student.from_pretrained(student), module, rows, precision)
+        made = built(Student.from_pretrained(student), module, rows, precision, quantize=quantize)
     except (EngineError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(made.table())

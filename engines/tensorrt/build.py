@@ -63,8 +63,21 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Peak signal-to-noise ratio of quantised frames against those of the same student as it was, both after the same
+    latents, in dB: of all frames together, and of the worst one.
+    """
+
+    frames: int
+    psnr_db: float
+    worst_db: float
+
+
+@dataclass(frozen=True)
 class Build:
-    """Engines by graph, and what TensorRT made of each. row_bytes: of a row's cache."""
+    """Engines by graph, and what TensorRT made of each. row_bytes: of a row's cache. quantize: how weights are rounded,
+    and cost: what that does to frames; None where they are not.
+    """
 
     module: str
     version: str
@@ -74,16 +87,20 @@ class Build:
     row_bytes: int
     engines: dict[str, bytes]
     reports: dict[str, GraphReport]
+    quantize: str | None = None
+    cost: Cost | None = None
 
     def figures(self) -> dict[str, Any]:
         """All but the engines themselves, for JSON."""
         graphs = {name: asdict(report) for name, report in self.reports.items()}
-        about = ("module", "version", "capability", "precision", "rows", "row_bytes")
-        return {name: getattr(self, name) for name in about} | {"graphs": graphs}
+        about = ("module", "version", "capability", "precision", "quantize", "rows", "row_bytes")
+        cost = asdict(self.cost) if self.cost else None
+        return {name: getattr(self, name) for name in about} | {"cost": cost, "graphs": graphs}
 
     def table(self) -> str:
-        """A line for each graph."""
-        about = f"{self.module} {self.version} for {self.capability}, {self.precision}, {self.rows} rows"
+        """A line for each graph, and one for the cost."""
+        numbers = f"{self.quantize} in {self.precision}" if self.quantize else self.precision
+        about = f"{self.module} {self.version} for {self.capability}, {numbers}, {self.rows} rows"
         columns = (
             "layers",
             "fused attention",
@@ -99,6 +116,11 @@ class Build:
             cells = of.layers, of.attention, of.cache_updates, *(f"{size / 1e6:.1f}" for size in sizes)
             aligned = (f"{cell:>{len(column)}}" for cell, column in zip(cells, columns, strict=True))
             lines.append(" ".join([f"{name.removesuffix('.onnx'):<6}", *aligned]))
+        if self.cost is not None:
+            lines.append(
+                f"{self.cost.frames} frames of its own starts, against {self.precision} after the same latents: PSNR "
+                f"{self.cost.psnr_db:.1f} dB, of the worst frame {self.cost.worst_db:.1f} dB"
+            )
         return "\n".join(lines)
 
 
@@ -149,18 +171,32 @@ def logger(module: str) -> Any:
 
 
 def built(
-    student: Student, capability: str, rows: int, precision: str = "fp16", store: ArtefactStore | None = None
+    student: Student,
+    capability: str,
+    rows: int,
+    precision: str = "fp16",
+    store: ArtefactStore | None = None,
+    quantize: str | None = None,
 ) -> Build:
-    """A student's engines for a card, from the store or made now. Raises BuildError, or another EngineError."""
+    """A student's engines for a card, from the store or made now. quantize: one of `engines.tensorrt.quantize.MODES`.
+
+    Raises BuildError, or another EngineError.
+    """
     if precision not in PRECISIONS:
         raise EngineError(f"precision {precision!r}: engine tensorrt has {' and '.join(PRECISIONS)}")
     module, store = module_of(capability), store or ArtefactStore()
     version = load_module(module).__version__
     config = student.config.transformer
     graphs: dict[str, bytes] = {}
+    cost = None
+    if quantize is not None:
+        if precision != "fp16":
+            raise EngineError(f"precision {precision!r}: what is quantised is built in fp16 otherwise")
+        graphs, cost = _quantised(student, rows, quantize, store)
     engines, reports = {}, {}
     for name in graph_names(student.config):
-        key = (student.hash, f"{module} {version} {capability}", f"{name}, {rows} rows, {precision}", _CODE)
+        numbers = f"{precision}, {hashlib.sha256(graphs[name]).hexdigest()}" if quantize else precision
+        key = (student.hash, f"{module} {version} {capability}", f"{name}, {rows} rows, {numbers}", _CODE)
         engine, said = store.get(*key, "engine"), store.get(*key, "log")
         if engine is None or said is None:
             graphs = graphs or exported(student, rows, precision, store)
@@ -176,7 +212,15 @@ def built(
             )
     cache = in_place_cache_shapes(config, 1)
     row_bytes = 2 * sum(map(prod, cache))
-    return Build(module, version, capability, precision, rows, row_bytes, engines, reports)
+    return Build(module, version, capability, precision, rows, row_bytes, engines, reports, quantize, cost)
+
+
+def _quantised(student: Student, rows: int, mode: str, store: ArtefactStore) -> tuple[dict[str, bytes], Cost]:
+    if find_spec("onnxruntime") is None:
+        raise MissingPackage("quantisation is measured in ONNX Runtime: install streamgen with the extra `modelopt`")
+    from engines.tensorrt.quantize import quantised
+
+    return quantised(student, rows, mode, store)
 
 
 def _compile(graph: bytes, folder: Path, module: str, capability: str, store: ArtefactStore) -> tuple[bytes, bytes]:
