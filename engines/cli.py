@@ -192,7 +192,7 @@ def plan(student: str, gpu: str, steps: int | None, json_file: Path | None) -> N
     type=click.Choice(("int8", "fp8", "int8-weights", "int4-weights")),
     default=None,
     help="Fewer bits for convolutions and linear layers, or for the pass's linear layers' weights alone; says what it "
-    "does to the frames. Not for `serve`.",
+    "does to the frames. `serve` takes engines without.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def build(

@@ -53,12 +53,12 @@ def load_engine(
     if engine == "tensorrt":
         from engines.tensorrt.engine import TensorRTEngine
 
-        return TensorRTEngine(student, streams, precision=precision or "fp16")
+        return TensorRTEngine(student, streams, precision=precision)
     if engine == "auto" and _NVIDIA.exists():
         from engines.tensorrt.engine import TensorRTEngine
 
         try:
-            return TensorRTEngine(student, streams, precision=precision or "fp16")
+            return TensorRTEngine(student, streams, precision=precision)
         except EngineError as error:
             fallbacks.append("tensorrt")
             log.warning("engine openvino takes the place of tensorrt on this machine with a GPU: %s", error)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.batches import SINK_ROTATION, Batches, Frame, Made
 from engines.protocol import EngineError
 from engines.store import ArtefactStore
-from engines.tensorrt.build import RTX, Build, built, load_module, logger
+from engines.tensorrt.build import PRECISIONS, RTX, Build, built, load_module, logger
 from engines.tensorrt.cuda import Bytes, CudaDevice, Device
 from streamgen.audio import MEL_BINS
 from streamgen.cache import in_place_cache_shapes
@@ -55,15 +55,17 @@ class TensorRTEngine(Batches):
         student: Student,
         streams: int = 16,
         rows: int | None = None,
-        precision: str = "fp16",
+        precision: str | None = None,
         store: ArtefactStore | None = None,
     ) -> None:
-        """rows: None takes four, or `streams` if there are fewer. Raises EngineError without a GPU, or where no engine
-        can be built for it.
+        """rows: None takes four, or `streams` if there are fewer. precision: bf16, fp16, which None takes, or a mode of
+        `streamgen build --quantize`. Raises EngineError without a GPU, or where no engine can be built for it.
         """
         device, store = CudaDevice(), store or ArtefactStore()
-        self.device, self.precision = device.name, precision
-        build = built(student, device.capability, rows or min(_ROWS, streams), precision, store)
+        self.device, self.precision = device.name, precision or "fp16"
+        numbers, quantize = (self.precision, None) if self.precision in PRECISIONS else ("fp16", self.precision)
+        rows = rows or min(_ROWS, streams)
+        build = built(student, device.capability, rows, numbers, store, quantize)
         graphs, keep = load(build, student, device, store)
         runner = GraphRunner(student.config, build.rows, graphs, device)
         runner.warm_up()
