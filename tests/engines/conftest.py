@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from streamgen.student import Student
-from tests.toy import WITH_POSE, toy_student, toy_talker
+from tests.conftest import shared_folder
+from tests.toy import WITH_POSE, toy_student
+
+WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -17,21 +21,24 @@ def plain_student(toy_folder: Path) -> Student:
 
 
 @pytest.fixture(scope="session")
-def sink_student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def sink_student(written_once: WrittenOnce) -> Student:
     """Sink 2, two frames a block, with a pose."""
-    folder = tmp_path_factory.mktemp("students") / "sink"
-    return Student.from_pretrained(toy_student(folder, sink=2, block_size=2, **WITH_POSE))
+
+    def write(folder: Path) -> Path:
+        return toy_student(folder, sink=2, block_size=2, **WITH_POSE)
+
+    return Student.from_pretrained(written_once("sink", write))
 
 
 @pytest.fixture(scope="session")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def talker(talker_folder: Path) -> Student:
     """Driven by speech, with an autoencoder of three levels."""
-    return Student.from_pretrained(toy_talker(tmp_path_factory.mktemp("students") / "talker"))
+    return Student.from_pretrained(talker_folder)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Compiled artefacts of a test session stay out of the user's cache."""
-    root = tmp_path_factory.getbasetemp() / "artefacts"
+    """Compiled artefacts of a test session, of all its processes, stay out of the user's cache."""
+    root = shared_folder(tmp_path_factory) / "artefacts"
     monkeypatch.setenv("STREAMGEN_CACHE", str(root))
     return root

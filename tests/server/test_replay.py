@@ -28,7 +28,6 @@ from streamgen_client import StreamClient
 from tests.server.harness import LiveServer, until
 from tests.server.test_talk import as_wave, words
 from tests.server.viewers import SocketClient
-from tests.toy import toy_talker
 
 SESSIONS = 8
 
@@ -153,9 +152,9 @@ async def test_replaying_at_the_command_line(server: LiveServer, toy: Student, t
     assert "another.avi: give a file that ends in" in run(command, [*args, "--out", "another.avi"]).output
 
 
-async def test_what_an_avatar_was_told_is_in_its_log(tmp_path: Path) -> None:
+async def test_what_an_avatar_was_told_is_in_its_log(talker_folder: Path, tmp_path: Path) -> None:
     """The log has what drove every frame, and needs the sound no more."""
-    talker = Student.from_pretrained(toy_talker(tmp_path / "talker"))
+    talker = Student.from_pretrained(talker_folder)
     build = partial(load_engine, talker.path, "openvino")
     server = LiveServer(talker, tmp_path, Settings(), build=build).start()
     try:

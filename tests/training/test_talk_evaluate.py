@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from streamgen.face import SPEECH
-from tests.toy import toy_student, toy_talker
 from tests.training.talking import write_talk
 from training.cli import evaluate
 from training.recipe import FaceJudgeRecipe
@@ -83,10 +82,18 @@ def test_the_judge_learns_from_faces_and_is_kept(folder: Path, tmp_path: Path) -
     assert np.array_equal(load_face_judge(tmp_path).curves_of(frames), judge.curves_of(frames))
 
 
-def test_an_avatar_is_judged(folder: Path, tmp_path: Path) -> None:
-    talker = toy_talker(tmp_path / "talker")
+def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) -> None:
     save_face_judge(FaceJudge(), tmp_path / "judge")
-    options = ["--student", str(talker), "--data", str(folder), "--judges", str(tmp_path / "judge"), "--seconds", "12"]
+    options = [
+        "--student",
+        str(talker_folder),
+        "--data",
+        str(folder),
+        "--judges",
+        str(tmp_path / "judge"),
+        "--seconds",
+        "12",
+    ]
     result = CliRunner().invoke(evaluate, [*options, "--speech", str(folder), "--json", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "out.json").read_text())
@@ -99,18 +106,17 @@ def test_an_avatar_is_judged(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_folder_without_a_judge_is_refused(folder: Path, tmp_path: Path) -> None:
-    talker = toy_talker(tmp_path / "talker")
-    command = ["--student", str(talker), "--json", str(tmp_path / "out.json")]
+def test_a_folder_without_a_judge_is_refused(folder: Path, talker_folder: Path, tmp_path: Path) -> None:
+    command = ["--student", str(talker_folder), "--json", str(tmp_path / "out.json")]
     result = CliRunner().invoke(evaluate, [*command, "--data", str(folder), "--judges", str(tmp_path)])
     assert result.exit_code == 1 and "no judge of faces" in result.output
 
 
-def test_a_student_of_keys_is_no_avatar(folder: Path, tmp_path: Path) -> None:
+def test_a_student_of_keys_is_no_avatar(folder: Path, toy_folder: Path, tmp_path: Path) -> None:
     from streamgen.student import Student
     from training.recipe import RecipeError
     from training.talk.dataset import TalkDataset
 
-    student = Student.from_pretrained(toy_student(tmp_path / "toy"))
+    student = Student.from_pretrained(toy_folder)
     with pytest.raises(RecipeError, match="driven by keys"):
         judging.evaluate(student, TalkDataset(folder, 64, 64), FaceJudge(), tmp_path)
