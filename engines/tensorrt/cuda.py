@@ -78,7 +78,7 @@ class CudaDevice:
 
     def allocate(self, size: int) -> int:
         address = int(self._call(self._cuda.cudaMalloc(size)))
-        self._call(self._cuda.cudaMemset(address, 0, size))
+        self.zero(address, size)
         return address
 
     def host(self, size: int) -> Bytes:

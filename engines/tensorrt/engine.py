@@ -38,7 +38,11 @@ class Executable(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    recordable: bool
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its work may be recorded, now that it has run."""
+        ...
 
     def run(self, addresses: dict[str, int], stream: int) -> None:
         """Ask the stream for a run over memory at these addresses, one for each tensor."""
@@ -130,9 +134,13 @@ class GraphRunner:
             return
         recorded = self._plans[key]
         if recorded is None:
-            used = [self._graphs[PASS_GRAPH], *(self._graphs.values() if steps else ())]
-            can = all(graph.recordable for graph in used)
-            recorded = self._plans[key] = self._device.record(self._main, work) if can else work
+            unused = {*(() if hears else (SPEECH_GRAPH,)), *(() if steps else (DECODE_GRAPH,))}
+            if all(graph.recordable for name, graph in self._graphs.items() if name not in unused):
+                recorded = self._device.record(self._main, work)
+            else:
+                log.warning("TensorRT lets a frame of %d steps not be recorded: kernels are started one by one", steps)
+                recorded = work
+            self._plans[key] = recorded
         recorded()
 
     def _frame(self, batch: _Batch, steps: int, hears: bool) -> None:
@@ -302,12 +310,13 @@ class _Compiled:
         size = engine.device_memory_size_v2
         if size:
             context.set_device_memory(device.allocate(size), size)
-        self._engine, self._context = engine, context
-        stream = device.stream()
-        can = getattr(context, "is_stream_capturable", None)
-        self.recordable = can is None or can(stream)
-        if not self.recordable:
-            log.warning("TensorRT cannot record %s: its kernels are started one by one", engine.name)
+        self._engine, self._context, self._stream = engine, context, device.stream()
+
+    @property
+    def recordable(self) -> bool:
+        # TensorRT for RTX has a word in it.
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(self._stream))
 
     def run(self, addresses: dict[str, int], stream: int) -> None:
         for name, address in addresses.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,62 @@ class HostExecutable:
     def _array(self, tensor: Any, addresses: dict[str, int]) -> NDArray[Any]:
         kind = np.dtype(_KINDS[tensor.type])
         return at(addresses[tensor.name], prod(tensor.shape) * kind.itemsize).view(kind).reshape(tensor.shape)
+
+
+class HostTensorRT:
+    """What `engines.tensorrt.engine.load` asks of TensorRT for RTX, for engines whose graphs ONNX Runtime runs on a
+    device. kept: what its runtime caches were filled with.
+    """
+
+    TensorIOMode = SimpleNamespace(INPUT="input")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
+    compiled = b"what was compiled on the card"
+
+    def __init__(self, sessions: dict[bytes, ort.InferenceSession], device: HostDevice) -> None:
+        self._sessions, self._device = sessions, device
+        self.kept: list[bytes] = []
+
+    def Runtime(self, _: object) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._engine(self._sessions[plan]))
+
+    def _engine(self, session: ort.InferenceSession) -> Any:
+        executable = HostExecutable(session, self._device)
+        names = *executable.inputs, *executable.outputs
+        settings = SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda how: None,
+            create_runtime_cache=lambda: SimpleNamespace(serialize=lambda: self.compiled, deserialize=self.kept.append),
+            set_runtime_cache=lambda cache: None,
+        )
+        return SimpleNamespace(
+            num_io_tensors=len(names),
+            get_tensor_name=lambda index: names[index],
+            get_tensor_mode=lambda name: "input" if name in executable.inputs else "output",
+            device_memory_size_v2=512,
+            create_runtime_config=lambda: settings,
+            create_execution_context=lambda settings: _Context(executable),
+        )
+
+
+class _Context:
+    def __init__(self, executable: HostExecutable) -> None:
+        self._executable = executable
+        self._memory = 0
+        self._addresses: dict[str, int] = {}
+        self._ran = False
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert len(at(address, size)) == size
+        self._memory = size
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self._memory and self._addresses.keys() == {*self._executable.inputs, *self._executable.outputs}
+        self._executable.run(self._addresses, stream)
+        self._ran = True
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._ran

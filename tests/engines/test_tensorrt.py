@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 import engines.select
 import engines.tensorrt.build
-import engines.tensorrt.cuda
+import engines.tensorrt.engine
 from engines.batches import Batches
 from engines.exports import exported
 from engines.onnxruntime import OnnxRuntimeEngine
@@ -24,12 +24,12 @@ from engines.protocol import EngineError, MissingPackage, StepRequest
 from engines.select import load_engine
 from engines.store import ArtefactStore
 from engines.tensorrt.build import RTX, Build, BuildError, _compile, built, module_of
-from engines.tensorrt.engine import GraphRunner
+from engines.tensorrt.engine import GraphRunner, TensorRTEngine
 from streamgen.audio import MEL_BINS
 from streamgen.cache import in_place_cache_shapes
 from streamgen.cli import main
 from streamgen.student import DECODE_GRAPH, PASS_GRAPH, SINKS_GRAPH, SPEECH_GRAPH, Student
-from tests.engines.host_device import HostDevice, HostExecutable
+from tests.engines.host_device import HostDevice, HostExecutable, HostTensorRT
 
 
 def _requests(student: Student, index: int, streams: int) -> list[StepRequest]:
@@ -83,6 +83,34 @@ def test_the_plan_of_a_frame_is_what_onnxruntime_does(
                 engine.open("1", student.start(5))
     # The second batch was not warmed up: each of its plans is asked for once, and then recorded.
     assert device.launches > recorded + 30 and device.asked == asked
+
+
+def test_the_engine_loads_what_was_built_and_keeps_what_the_card_compiled(
+    talker: Student, store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's own part is the build; its runtime is one that runs the same graphs in ONNX Runtime."""
+    device, options = HostDevice(), ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(talker.path))
+    graphs, build = exported(talker, 2, "fp16", store), built(talker, device.capability, 2, store=store)
+    sessions = {build.engines[name]: ort.InferenceSession(graph, options) for name, graph in graphs.items()}
+    runtime = HostTensorRT(sessions, device)
+    monkeypatch.setattr(engines.tensorrt.engine, "CudaDevice", lambda: device)
+    monkeypatch.setattr(engines.tensorrt.engine, "load_module", lambda name: runtime)
+    monkeypatch.setattr(engines.tensorrt.engine, "logger", lambda name: None)
+    engine = TensorRTEngine(talker, 4, 2, store=store)
+    assert (engine.name, engine.precision, engine.device) == ("tensorrt", "fp16", "host memory")
+    assert device.launches == 1 + 2 * len(talker.config.step_plans)  # of the commit, and of each plan, deaf and hearing
+    reference = OnnxRuntimeEngine(talker, 4, rows=2, precision="fp16")
+    for seed in range(3):
+        for each in (engine, reference):
+            each.open(str(seed), talker.start(seed))
+    for index in range(6):
+        requests = _requests(talker, index, 3)
+        for got, wanted in zip(engine.step(requests), reference.step(requests), strict=True):
+            assert np.array_equal(got.latents, wanted.latents) and np.array_equal(got.frames, wanted.frames)
+    assert runtime.kept == []
+    TensorRTEngine(talker, 4, 2, store=store)
+    assert runtime.kept == [HostTensorRT.compiled]
 
 
 @pytest.fixture(scope="module")
