@@ -125,7 +125,8 @@ class HostExecutable:
                 assert addresses[name] == addresses[name.removeprefix("new_")]
             else:
                 assert addresses[name] not in given, f"{name} is written while it is read"
-        self._device.ask(stream, lambda: self._run(dict(addresses)))
+        now = dict(addresses)
+        self._device.ask(stream, lambda: self._run(now))
 
     def _run(self, addresses: dict[str, int]) -> None:
         given = {each.name: self._array(each, addresses).copy() for each in self._session.get_inputs()}
