@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.server.harness import LiveServer, Ticket, until
+from tests.server.harness import PATIENCE_S, LiveServer, Ticket, until
 from tests.server.viewers import PeerClient, SocketClient, undisturbed
 
 SDP = {"Content-Type": "application/sdp"}
@@ -176,9 +176,14 @@ async def test_too_much_on_a_data_channel(shared: LiveServer) -> None:
                 client.channel.send('{"type": "ping", "seq": 0, "t": 0, "held": []}')
             return "rate_limited" in [e["code"] for e in client.of("error")]
 
+        def flooded() -> bool:
+            channel = client.channel
+            for _ in range(400 if channel.readyState == "open" and not channel.bufferedAmount else 0):
+                channel.send("{")
+            return client.closed.is_set()
+
         await until(refused, "the rate limit")
-        for _ in range(400):
-            client.channel.send("{")
-        await until(client.closed.is_set, "the channel closes")
+        # A farewell that is lost on the way is noticed half a minute later.
+        await until(flooded, "the channel closes", 2 * PATIENCE_S)
     await until(lambda: ticket.state()["viewers"] == 0, "its place")
     ticket.call("DELETE")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engines.select import ENGINES
 from server.settings import IceServer, PortRange, Settings, SettingsError, load_settings
 from tests.server.harness import make_certificate
 
@@ -71,7 +72,7 @@ def test_a_mistake_is_told_once_with_its_place(file: Path, monkeypatch: pytest.M
     told = refusal(file, engine="fast", allow_origin=("https://fine.example", "site"), media_ports="9-1")
     assert told == [
         "--allow-origin: give scheme and host, such as https://play.example (given: 'site')",
-        "--engine: choose one of auto, openvino, onnxruntime, torch (given: 'fast')",
+        f"--engine: choose one of {', '.join(ENGINES)} (given: 'fast')",
         "--media-ports: give FIRST-LAST between 1024 and 65535, such as 50000-50100 (given: '9-1')",
         f"{file}: _case_sensitive: there is no such setting",
         f"{file}: max_sesions: there is no such setting; is max_sessions meant?",
