@@ -13,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +23,10 @@ import click
 import numpy as np
 
 from engines.plan import CARDS, Card
-from engines.protocol import Engine, EngineError, EngineFull, StepRequest
+from engines.protocol import Engine, EngineError, EngineFull, StepRequest, StepResult
 from engines.select import load_engine
 from streamgen.audio import MEL_BINS, SILENCE
+from streamgen.state import StreamState
 from streamgen.student import Student, StudentError, shipped_students
 from streamgen.work import frame_flops
 
@@ -83,10 +84,11 @@ def check(students: list[Student], frames: int, seconds: float, left_out: list[s
     if card is None:
         left_out.append("shares of a card's rates: no GPU, or one that `streamgen plan` does not know")
     for student in students:
+        blocks = _reference(student, frames)
         for runtime in runtimes:
             what = f"{student.config.name} on {runtime.name} in {runtime.precision}"
             try:
-                yield _parity(what, student, runtime, frames)
+                yield _parity(what, student, runtime, blocks)
                 for rows in _ROWS if gpu else _ROWS_ON_CPU:
                     yield _speed(what, student, runtime, rows, seconds, card)
             except EngineError as error:
@@ -181,37 +183,62 @@ def _request(student: Student, stream: int, index: int, steps: int) -> StepReque
     return StepRequest(str(stream), actions, steps, mel)
 
 
-def _parity(what: str, student: Student, runtime: Runtime, frames: int) -> Finding:
-    """One step, and a rollout of several rows that stand at different frames, against the reference."""
+@dataclass(frozen=True)
+class _Block:
+    """What an engine is asked, and what the reference answers. opens: streams that begin anew before, from where the
+    reference stands.
+    """
+
+    opens: dict[str, StreamState]
+    requests: list[StepRequest]
+    wanted: list[StepResult]
+
+
+def _reference(student: Student, frames: int) -> list[_Block]:
+    """A rollout of several streams that begin one after another. Nothing without PyTorch."""
     if find_spec("torch") is None:
-        return Finding(f"parity: {what}", None, {"left out": "no PyTorch, which is the reference"})
+        return []
     from engines.torch import TorchEngine
 
     config = student.config
-    # One thread: several wait for each other in turns where an engine's threads have the other cores.
-    reference, engine = TorchEngine(student, _STREAMS, threads=1), runtime.make(student, _STREAMS)
+    # One thread: several wait for each other in turns where others have the cores too.
+    reference, plans = TorchEngine(student, _STREAMS, threads=1), sorted(config.step_plans)
     states = {stream: student.start(stream) for stream in range(_STREAMS)}
-    plans = sorted(config.step_plans)
-    first, worst, scale = 0.0, 0.0, 0.0
+    blocks = []
     for index in range(frames):
         live = [stream for stream in states if index >= stream * _JOINS]
         for stream in live:
             if index == stream * _JOINS:
                 reference.open(str(stream), states[stream])
-            if index % _ANEW == 0 or index == stream * _JOINS:
-                engine.open(str(stream), states[stream])
+        anew = [stream for stream in live if index % _ANEW == 0 or index == stream * _JOINS]
+        opens = {str(stream): states[stream] for stream in anew}
         requests = [_request(student, stream, index, plans[(index + stream) % len(plans)]) for stream in live]
-        for stream, wanted, got in zip(live, reference.step(requests), engine.step(requests), strict=True):
+        wanted = reference.step(requests)
+        for stream, made in zip(live, wanted, strict=True):
+            states[stream] = states[stream].extended(config, made.latents, made.actions)
+        blocks.append(_Block(opens, requests, [replace(made, frames=made.frames[:0]) for made in wanted]))
+    return blocks
+
+
+def _parity(what: str, student: Student, runtime: Runtime, blocks: list[_Block]) -> Finding:
+    """One step, and a rollout of several rows that stand at different frames, against the reference."""
+    if not blocks:
+        return Finding(f"parity: {what}", None, {"left out": "no PyTorch, which is the reference"})
+    engine = runtime.make(student, _STREAMS)
+    first, worst, scale = 0.0, 0.0, 0.0
+    for index, block in enumerate(blocks):
+        for name, state in block.opens.items():
+            engine.open(name, state)
+        for wanted, got in zip(block.wanted, engine.step(block.requests), strict=True):
             assert wanted.frame == got.frame
-            apart = float(np.abs(got.latents.astype(np.float32) - wanted.latents.astype(np.float32)).max())
-            worst, scale = max(worst, apart), max(scale, float(np.abs(wanted.latents).max()))
-            states[stream] = states[stream].extended(config, wanted.latents, wanted.actions)
+            apart = np.abs(got.latents.astype(np.float32) - wanted.latents.astype(np.float32)).max()
+            # Not `max`, which loses what is no number.
+            worst, scale = float(np.maximum(worst, apart)), max(scale, float(np.abs(wanted.latents).max()))
         if index == 0:
             first = worst / scale
-    apart = worst / scale if np.isfinite(worst) else float("inf")
-    allowed = _TOLERANCE.get(engine.precision)
-    figures = {"one step": first, f"{frames} blocks": apart, "allowed": allowed}
-    return Finding(f"parity: {what}", None if allowed is None else apart <= allowed, figures)
+    allowed, whole = _TOLERANCE.get(engine.precision), worst / scale
+    figures = {"one step": first, f"{len(blocks)} blocks": whole, "allowed": allowed}
+    return Finding(f"parity: {what}", None if allowed is None else whole <= allowed, figures)
 
 
 def _speed(what: str, student: Student, runtime: Runtime, rows: int, seconds: float, card: Card | None) -> Finding:

@@ -73,14 +73,14 @@ def _of(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple
     ours, theirs = (cache_k.clone(), cache_v.clone()), (cache_k.clone(), cache_v.clone())
     write_block(k, v, rstd, weight, rotation, where, *ours, raw)
     reference.write_block(k, v, rstd, weight, rotation, where, *theirs, raw)
-    apart = max(_apart(a, b) for a, b in zip(ours, theirs, strict=True))
+    apart = sum(_apart(a, b) for a, b in zip(ours, theirs, strict=True))
     took = _ms(lambda: write_block(k, v, rstd, weight, rotation, where, *ours, raw))
     yield f"write_block, {name}", apart <= _APART[dtype], {"apart": apart, "ms": took}
     x, update = (normal(rows, frames, tokens, heads * dim) for _ in range(2))
     gate, scale, shift = (normal(rows, frames, heads * dim) for _ in range(3))
     modulated = x, update, gate, scale, shift, _EPS
     pairs = zip(gate_modulate(*modulated), reference.gate_modulate(*modulated), strict=True)
-    apart = max(_apart(a, b) for a, b in pairs)
+    apart = sum(_apart(a, b) for a, b in pairs)
     figures = {
         "ms": _ms(lambda: gate_modulate(*modulated)),
         "torch ms": _ms(lambda: reference.gate_modulate(*modulated)),

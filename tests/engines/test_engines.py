@@ -55,7 +55,7 @@ def test_openvino_matches_torch_on_shared_history(
         assert got.frame == wanted.frame
         state = state.extended(student.config, wanted.latents, block)
         difference = np.abs(got.latents.astype(np.float32) - wanted.latents.astype(np.float32)).max()
-        worst, scale = max(worst, float(difference)), max(scale, float(np.abs(wanted.latents).max()))
+        worst, scale = float(np.maximum(worst, difference)), max(scale, float(np.abs(wanted.latents).max()))
     # Latents are rounded to fp16, 1 / 1024 of a power of two: a value between two of them may fall either way.
     assert worst <= (tolerance + 2**-10) * scale
     assert scale > 1
@@ -96,7 +96,7 @@ def test_rows_of_a_batch_match_torch_wherever_they_stand(
         for each, known in zip(engine.step(requests), wanted, strict=True):
             assert (each.stream_id, each.frame) == (known.stream_id, known.frame)
             difference = np.abs(each.latents.astype(np.float32) - known.latents.astype(np.float32)).max()
-            worst, scale = max(worst, float(difference)), max(scale, float(np.abs(known.latents).max()))
+            worst, scale = float(np.maximum(worst, difference)), max(scale, float(np.abs(known.latents).max()))
         state = state.extended(student.config, wanted[0].latents, block)
     assert worst <= tolerance * scale
     assert scale > 1

@@ -41,13 +41,14 @@ def test_engines_of_a_cpu_are_proved_and_the_rest_is_named(talker: Student, tmp_
     assert any(each.startswith("Triton kernels") for each in left_out)
 
 
+@pytest.mark.parametrize("factor", [1.1, np.nan])
 def test_an_engine_that_is_wrong_fails_the_check(
-    plain_student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factor: float, plain_student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Batches.step
 
     def off(self: Batches, requests: object) -> list[StepResult]:
-        return [replace(each, latents=each.latents * np.float16(1.1)) for each in step(self, requests)]  # type: ignore[arg-type]
+        return [replace(each, latents=each.latents * np.float16(factor)) for each in step(self, requests)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(Batches, "step", off)
     code, found, _ = _run(plain_student, tmp_path / "check.json")
