@@ -29,7 +29,7 @@ class ArtefactStore:
 
     refused: ClassVar[int] = 0
 
-    def __init__(self, root: Path | None = None, most_bytes: int = 2 * 2**30) -> None:
+    def __init__(self, root: Path | None = None, most_bytes: int = 8 * 2**30) -> None:
         self.root = root if root is not None else cache_root()
         self.most_bytes = most_bytes
 
@@ -78,7 +78,7 @@ class ArtefactStore:
         return True
 
     def _forget_oldest(self) -> None:
-        """Keep the newest files up to the store's size: each new student leaves compiled graphs behind."""
+        """Keep the newest file, and others up to the store's size: each new student leaves compiled graphs behind."""
         for file in self.root.glob("*" + _PARTIAL):
             if time.time() - file.stat().st_mtime > _PARTIAL_S:
                 file.unlink(missing_ok=True)
@@ -86,5 +86,5 @@ class ArtefactStore:
         total = 0
         for file in files:
             total += file.stat().st_size
-            if total > self.most_bytes:
+            if total > self.most_bytes and file != files[0]:
                 file.unlink(missing_ok=True)

@@ -99,6 +99,7 @@ def test_the_oldest_go_when_the_store_is_full(tmp_path: Path) -> None:
         os.utime(store.path(str(index)), (index, index))
     kept = [index for index in range(5) if store.get(str(index)) is not None]
     assert kept == [3, 4]
+    assert store.put(bytes(5000), "too large for it") and store.get("too large for it") is not None
 
 
 def test_engine_reuses_rebuilds_and_never_mixes(
