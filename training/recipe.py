@@ -203,7 +203,12 @@ class FaceRecipe(BaseRecipe):
 
 class StudentRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
-    copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
+    copies: int = Field(
+        2,
+        ge=0,
+        description="noisy copies of each clip that share its history; none: the history alone, which is a step like "
+        "others where model.history_level is 1",
+    )
     context_noise: float = Field(0.3, ge=0, le=1, description="the clean half is noised up to this level, and told so")
     recycle: int = Field(8, ge=0, description="frames of history replaced by the model's own rollout; 0: none")
     recycle_share: float = Field(0.5, ge=0, le=1, description="share of the steps that recycle")
@@ -263,6 +268,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        if not self.copies and not self.model.history_level:
+            raise ValueError("copies 0: of a clean history nothing is learned; set model.history_level, or copies")
         if self.start is not None and self.start_blocks is not None:
             raise ValueError("start and start_blocks: give one of them")
         if self.model.pose_scale and self.pose is None and self.start is None:
