@@ -15,7 +15,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -58,6 +58,18 @@ class Stage(Protocol):
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         """Write the trained weights into the run folder."""
+        ...
+
+
+@runtime_checkable
+class Duel(Stage, Protocol):
+    """A stage in which a model and its critic learn in turns, each from what the other is now."""
+
+    critic: nn.Module | None
+    """None: it is no duel after all."""
+
+    def turn(self, step: int) -> nn.Module:
+        """Begin a step: which of the two learns in it. What all processes draw alike depends on the step alone."""
         ...
 
 
@@ -121,9 +133,13 @@ def train(stage: Stage, folder: Path) -> None:
     torch.set_flush_denormal(True)
     batches = size * recipe.accumulate
     identity = recipe.identity() | {"batches a step": batches, "data": stage.data.fingerprint()}
-    optimizers = _optimizers(stage.model, recipe)
+    players = [_Player("", stage.model, recipe, recipe.learning_rate, recipe.matrix_learning_rate)]
+    if isinstance(stage, Duel) and stage.critic is not None:
+        players.append(
+            _Player("critic_", stage.critic, recipe, recipe.critic_learning_rate or recipe.learning_rate, None)
+        )
     ema = EMA(stage.model, recipe.ema)
-    first, spent_s, kept_precision = _resume(folder / CHECKPOINT, identity, stage.model, ema, optimizers)
+    first, spent_s, kept_precision = _resume(folder / CHECKPOINT, identity, players, ema)
     precision = _agree(
         kept_precision or (recipe.precision if recipe.precision != "auto" else fastest_precision()), size
     )
@@ -140,10 +156,10 @@ def train(stage: Stage, folder: Path) -> None:
         task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")
         for step in range(first, recipe.steps):
             start = time.perf_counter()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * rate_at(step, recipe)
-            stage.model.zero_grad(set_to_none=True)
+            trained = stage.turn(step) if isinstance(stage, Duel) else stage.model
+            for each in players:
+                each.learns(each.module is trained)
+            player = next(each for each in players if each.module is trained)
             figures: dict[str, float] = {}
             for k in range(recipe.accumulate):
                 number = mine.number((step - first) * recipe.accumulate + k)
@@ -154,21 +170,22 @@ def train(stage: Stage, folder: Path) -> None:
                 (loss / recipe.accumulate).backward()
                 for name, value in {"loss": loss.item(), **told}.items():
                     figures[name] = figures.get(name, 0.0) + value / recipe.accumulate
-            average_gradients(stage.model, figures, size)
-            norm = nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip)
+            average_gradients(trained, figures, size)
+            norm = nn.utils.clip_grad_norm_(trained.parameters(), recipe.clip)
             if torch.isfinite(norm):
-                for optimizer in optimizers:
-                    optimizer.step()
-                ema.update(stage.model)
+                player.step(rate_at(step, recipe))
+                if trained is stage.model:
+                    ema.update(stage.model)
             if log is None:
                 continue
             figures |= {"grad": norm.item(), "step_s": time.perf_counter() - start}
-            log.step(step, figures)
-            progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
+            shown = f"{player.name}loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step"
+            log.step(step, {player.name + name: value for name, value in figures.items()})
+            progress.update(task, advance=1, figures=shown)
             done = step + 1
             if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
                 made_by = {"identity": identity, "precision": precision, "spent_s": spent_s + time.monotonic() - began}
-                _save(folder / CHECKPOINT, done, made_by, stage.model, ema, optimizers)
+                _save(folder / CHECKPOINT, done, made_by, players, ema)
                 saved = time.monotonic()
             if done % recipe.evaluate_every == 0 or done == recipe.steps:
                 result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
@@ -179,17 +196,40 @@ def train(stage: Stage, folder: Path) -> None:
         log.close()
 
 
-def _optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
-    """AdamW; with a matrix rate, Muon for the matrices and kernels inside of blocks and AdamW for the rest."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
-        (matrices if is_matrix and recipe.matrix_learning_rate is not None else rest).append(parameter)
-    adamw = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
-    if recipe.matrix_learning_rate is None:
-        return [adamw]
-    return [adamw, Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)]
+class _Player:
+    """A model that learns, with its optimisers: AdamW; with a matrix rate, Muon for the matrices and kernels inside of
+    blocks and AdamW for the rest.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, recipe: BaseRecipe, rate: float, matrix_rate: float | None
+    ) -> None:
+        """name: before what is logged of it."""
+        self.name, self.module = name, module
+        self._trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for parameter_name, parameter in module.named_parameters():
+            is_matrix = parameter_name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
+            (matrices if is_matrix and matrix_rate is not None else rest).append(parameter)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
+        ]
+        if matrix_rate is not None:
+            self.optimizers.append(Muon(matrices, lr=matrix_rate, weight_decay=recipe.weight_decay))
+
+    def learns(self, now: bool) -> None:
+        """Gradients are made for it, or for what it is given alone."""
+        self.module.zero_grad(set_to_none=True)
+        for parameter in self._trainable:
+            parameter.requires_grad_(now)
+
+    def step(self, rate: float) -> None:
+        """Learn from the gradients, at a share of the rates."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
+            optimizer.step()
 
 
 def _progress(disable: bool) -> Progress:
@@ -233,26 +273,22 @@ class _Log:
         self._board.close()
 
 
-def _save(
-    path: Path, step: int, made_by: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
-) -> None:
+def _save(path: Path, step: int, made_by: dict[str, Any], players: list[_Player], ema: EMA) -> None:
     """Atomic: a kill at any moment leaves the old checkpoint or the new one."""
     state = {
         "step": step,
         **made_by,
-        "model": model.state_dict(),
+        "models": [player.module.state_dict() for player in players],
         "ema": ema.model.state_dict(),
         "ema_updates": ema.updates,
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": [[optimizer.state_dict() for optimizer in player.optimizers] for player in players],
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(
-    path: Path, identity: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, float, str | None]:
+def _resume(path: Path, identity: dict[str, Any], players: list[_Player], ema: EMA) -> tuple[int, float, str | None]:
     """Step, seconds spent and precision of the checkpoint. Raises RecipeError when another recipe made it."""
     if not path.exists():
         return 0, 0.0, None
@@ -263,9 +299,10 @@ def _resume(
         raise RecipeError(
             f"{path} was made with another {', '.join(other)}: change it back, or give the run another name"
         )
-    model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
     ema.updates = state["ema_updates"]
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
+    for player, weights, all_kept in zip(players, state["models"], state["optimizers"], strict=True):
+        player.module.load_state_dict(weights)
+        for optimizer, kept in zip(player.optimizers, all_kept, strict=True):
+            optimizer.load_state_dict(kept)
     return int(state["step"]), float(state["spent_s"]), str(state["precision"])

@@ -63,12 +63,18 @@ def start_from(model: nn.Module, other: nn.Module, folder: Path) -> None:
     model.load_state_dict(weights)
 
 
-def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]], steps: int) -> None:
+def write_origin(
+    run: Path,
+    recipe: StudentRecipe,
+    step_plans: dict[int, tuple[float, ...]],
+    steps: int,
+    bidirectional: bool = False,
+) -> None:
     """Note in a run folder what its weights belong to: the autoencoder whose latents they know, the clips, the step
-    plans, and how many steps to serve with.
+    plans, how many steps to serve with, and whether they see the future, so that they can only teach.
     """
     origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans, "steps": steps}
-    origin["driven_by"] = recipe.driven_by
+    origin |= {"driven_by": recipe.driven_by, "bidirectional": bidirectional}
     if recipe.data is not None:
         origin["data"] = str(recipe.data)
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
@@ -125,6 +131,8 @@ def package(
     that it was trained on are gone.
     """
     origin = _origin(run, autoencoder_run)
+    if origin.get("bidirectional"):
+        raise RecipeError(f"{run} sees the future: it can teach a student, not be one")
     step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
     if steps is not None and steps not in step_plans:
         raise RecipeError(f"{run} has no plan for {steps} steps; it has some for {sorted(step_plans)}")

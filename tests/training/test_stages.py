@@ -86,7 +86,7 @@ pose: RUNS/pose
 MODEL
 """
 STUDENT = """
-stage: causal_consistency
+stage: distillation
 name: student
 autoencoder: RUNS/autoencoder
 teacher: RUNS/teacher
@@ -94,15 +94,55 @@ steps: 2
 precision: fp32
 learning_rate: 1.0e-3
 warmup: 1
-guidance: 1.5
 evaluate_every: 100
 clips: 1
 clip_length: 12
 copies: 2
 recycle: 3
 recycle_share: 1.0
+method: {name: causal_consistency, guidance: 1.5}
 """
-
+DUEL = """
+stage: distillation
+name: duel
+autoencoder: RUNS/autoencoder
+teacher: RUNS/bidirectional
+start: RUNS/student
+steps: 6
+decay: 0
+precision: fp32
+learning_rate: 1.0e-3
+critic_learning_rate: 2.0e-3
+warmup: 1
+evaluate_every: 100
+clips: 1
+clip_length: 12
+recycle: 0
+checkpoint_every_s: 0.001
+method: {name: self_forcing, context: 6, lead: 2, rolled: 4, critic_steps: 1, switch: 0.3, truth: 0.1}
+"""
+BIDIRECTIONAL = """
+stage: bidirectional
+name: bidirectional
+autoencoder: RUNS/autoencoder
+start: RUNS/teacher
+steps: 2
+precision: fp32
+learning_rate: 1.0e-3
+warmup: 1
+evaluate_every: 2
+clips: 1
+clip_length: 12
+context: 4
+"""
+STAGES = {
+    "autoencoder": AUTOENCODER,
+    "pose": POSE,
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "bidirectional": BIDIRECTIONAL,
+    "duel": DUEL,
+}
 
 _COMMAND = [sys.executable, "-c", "from streamgen.cli import main; main(prog_name='streamgen')"]
 
@@ -131,12 +171,16 @@ def _refusal(*arguments: str | Path) -> str:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    """By step; of a step that was done again after a kill, the last one."""
+    """By step, whoever learned in it; of a step that was done again after a kill, the last one."""
     entries = []
     for line in (run / "log.jsonl").read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
             entries.append(json.loads(line))
-    return {entry["step"]: entry["loss"] for entry in entries if entry["event"] == "step"}
+    return {
+        entry["step"]: entry["loss"] if "loss" in entry else entry["critic_loss"]
+        for entry in entries
+        if entry["event"] == "step"
+    }
 
 
 def _wait_for(happened: Callable[[], bool]) -> None:
@@ -153,7 +197,7 @@ pytestmark = pytest.mark.timeout(900)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages, by the command that people use."""
     folder = tmp_path_factory.mktemp("training")
-    for name, text in (("autoencoder", AUTOENCODER), ("pose", POSE), ("teacher", TEACHER), ("student", STUDENT)):
+    for name, text in STAGES.items():
         recipe = folder / f"{name}.yaml"
         recipe.write_text(text.replace("MODEL", MODEL).replace("RUNS", str(folder)))
         _streamgen("train", recipe, "--runs", folder, "--threads", "1")
@@ -161,17 +205,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
-    for name, part in (
-        ("autoencoder", "vae"),
-        ("pose", "pose"),
-        ("teacher", "transformer"),
-        ("student", "transformer"),
-    ):
+    for name in STAGES:
+        part = {"autoencoder": "vae", "pose": "pose"}.get(name, "transformer")
         assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
         assert list((runs / name).glob("sheet_*.png"))
         assert all(loss > 0 for loss in _losses(runs / name).values())
     before, after = (
-        torch.load(runs / run / "checkpoint.pt", weights_only=True)["model"] for run in ("teacher", "student")
+        torch.load(runs / run / "checkpoint.pt", weights_only=True)["models"][0] for run in ("teacher", "student")
     )
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -196,17 +236,20 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
         assert figures["motion"] > 0.01 if wrong else figures["motion"] < 1e-6
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
-    recipe = runs / "teacher.yaml"
-    command = [*_COMMAND, "train", str(recipe), "--runs", str(tmp_path), "--threads", "1"]
-    log = tmp_path / "teacher" / "log.jsonl"
-    for upto in (2, 5):
+@pytest.mark.parametrize(("name", "kills"), [("teacher", (2, 5)), ("duel", (2,))])
+def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(
+    name: str, kills: tuple[int, ...], runs: Path, tmp_path: Path
+) -> None:
+    """A duel with both of its players."""
+    command = [*_COMMAND, "train", str(runs / f"{name}.yaml"), "--runs", str(tmp_path), "--threads", "1"]
+    log = tmp_path / name / "log.jsonl"
+    for upto in kills:
         with subprocess.Popen(command, cwd=ROOT) as process:
             _wait_for(lambda upto=upto: log.exists() and f'"step": {upto},' in log.read_text())
             process.kill()
     _run(command)
-    whole, parts = _losses(runs / "teacher"), _losses(tmp_path / "teacher")
-    assert sorted(parts) == list(range(8))
+    whole, parts = _losses(runs / name), _losses(tmp_path / name)
+    assert sorted(parts) == list(range(len(whole)))
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
@@ -250,18 +293,19 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
-def test_two_processes_do_what_one_does_with_twice_the_accumulation(runs: Path, tmp_path: Path) -> None:
-    recipe = runs / "teacher.yaml"
+@pytest.mark.parametrize("name", ["teacher", "duel"])
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(name: str, runs: Path, tmp_path: Path) -> None:
+    recipe = runs / f"{name}.yaml"
     _streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", "--runs", str(tmp_path / "two")])
-    one, two, single = (_losses(folder / "teacher") for folder in (tmp_path / "one", tmp_path / "two", runs))
+    one, two, single = (_losses(folder / name) for folder in (tmp_path / "one", tmp_path / "two", runs))
     assert two == pytest.approx(one, rel=1e-4)
     assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
     # Either goes on with what the other left.
-    shutil.copytree(tmp_path / "two" / "teacher", tmp_path / "further" / "teacher")
+    shutil.copytree(tmp_path / "two" / name, tmp_path / "further" / name)
     _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
-    assert sorted(_losses(tmp_path / "further" / "teacher")) == [0, 1, 2, 3]
+    assert sorted(_losses(tmp_path / "further" / name)) == [0, 1, 2, 3]
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
@@ -272,6 +316,12 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
     for other in ("model.ffn_conv=false", "model.ffn_dim=40"):
         said = _refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", other, "--runs", runs)
         assert "has weights that do not fit this model: blocks" in said
+    said = _refusal("train", runs / "duel.yaml", "start=null", "--runs", runs)
+    assert "sees the future: name a causal one to start from" in said
+    said = _refusal("train", runs / "student.yaml", f"teacher={runs / 'bidirectional'}", "--runs", runs)
+    assert "sees the future" in said
+    said = _refusal("export", runs / "bidirectional", "--autoencoder", runs / "autoencoder", "--out", runs / "x")
+    assert "it can teach a student, not be one" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
     said = _refusal(
@@ -320,7 +370,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (TEACHER, ("pose=null",), "needs a pose"),
         (POSE, ("model.pose_scale=null",), "set model.pose_scale"),
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
-        (STUDENT, ("intervals=7",), "grid of 7"),
+        (STUDENT, ("method.intervals=7",), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
