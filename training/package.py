@@ -21,7 +21,7 @@ from streamgen.paths import cache_root
 from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
-from training.loop import rank_and_size
+from training.distributed import rank_and_size
 from training.recipe import FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents

@@ -78,6 +78,8 @@ _MAY_CHANGE = {
     "recycle_share",
     "scattered",
     "serve",
+    "shard",
+    "forget_activations",
 }
 
 
@@ -205,8 +207,17 @@ class FaceRecipe(BaseRecipe):
         return self
 
 
-class StudentRecipe(BaseRecipe):
+class TransformerRecipe(BaseRecipe):
+    """What stages have that train a whole transformer."""
+
     autoencoder: Path = Field(description="run folder of the autoencoder")
+    shard: bool = Field(False, description="the processes share one model, each with a piece (FSDP2)")
+    forget_activations: bool = Field(
+        False, description="calculate each block again on the way back: less memory, a third more time"
+    )
+
+
+class StudentRecipe(TransformerRecipe):
     copies: int = Field(
         2,
         ge=0,

@@ -293,15 +293,21 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
-@pytest.mark.parametrize("name", ["teacher", "duel"])
-def test_two_processes_do_what_one_does_with_twice_the_accumulation(name: str, runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ())])
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(
+    name: str, how: tuple[str, ...], runs: Path, tmp_path: Path
+) -> None:
+    """Each with a model of its own, or with a piece of one, which Muon's matrices are put together from."""
     recipe = runs / f"{name}.yaml"
     _streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", "--runs", str(tmp_path / "two")])
+    _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", *how, "--runs", str(tmp_path / "two")])
     one, two, single = (_losses(folder / name) for folder in (tmp_path / "one", tmp_path / "two", runs))
     assert two == pytest.approx(one, rel=1e-4)
     assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
+    ends = [load_file(tmp_path / way / name / "transformer" / WEIGHTS) for way in ("one", "two")]
+    for weight, value in ends[0].items():
+        torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-5)
     # Either goes on with what the other left.
     shutil.copytree(tmp_path / "two" / name, tmp_path / "further" / name)
     _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")

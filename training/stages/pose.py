@@ -21,8 +21,8 @@ from streamgen.models.loading import load_autoencoder, save_pose
 from streamgen.models.pose import Motion, Pose
 from training.clips import LatentClips, encode, poses_of
 from training.data import Clip, held_out, recorded
+from training.distributed import rank_and_size
 from training.judges import yaw_difference
-from training.loop import rank_and_size
 from training.metrics import JUDGED, decode, frames_psnr
 from training.package import data_for
 from training.recipe import PoseRecipe
