@@ -237,6 +237,9 @@ class StudentConfig(_Config):
         description="noise levels (sigma) of the denoising steps, by count"
     )
     steps: int = Field(description="steps a block gets unless the load asks for fewer")
+    opening: tuple[int, ...] = Field(
+        (), description="steps of a stream's first blocks, whatever the load: what is wrong there stays wrong"
+    )
     transformer: TransformerConfig
     vae: AutoencoderConfig
     speech: SpeechConfig | None = None
@@ -245,6 +248,8 @@ class StudentConfig(_Config):
     def _fits(self) -> Self:
         if self.steps not in self.step_plans:
             raise ValueError(f"steps {self.steps} has no plan; plans exist for {sorted(self.step_plans)}")
+        if unknown := sorted(set(self.opening) - set(self.step_plans)):
+            raise ValueError(f"opening {unknown[0]} has no plan; plans exist for {sorted(self.step_plans)}")
         for count, sigmas in self.step_plans.items():
             if (
                 len(sigmas) != count
@@ -278,6 +283,12 @@ class StudentConfig(_Config):
     def action_dim(self) -> int:
         """Width of a frame's action vector."""
         return self.transformer.action_dim or 0
+
+    def steps_of(self, block: int, wanted: int | None = None) -> int:
+        """Steps of the block of this number since a stream's start. wanted: of those after the opening; by default
+        `steps`.
+        """
+        return self.opening[block] if block < len(self.opening) else wanted or self.steps
 
     def jumps(self, count: int) -> tuple[Jump, ...]:
         """Noise levels from and to which each of `count` steps leads."""

@@ -133,6 +133,14 @@ def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
     return float(score.mean())
 
 
+def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Fréchet distance (Dowson and Landau 1982) of the normal distributions nearest to two sets of features [N, D]."""
+    of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The trace of the root of a product is the sum of its eigenvalues' roots.
+    roots = np.sqrt(np.clip(np.linalg.eigvals(of_a @ of_b).real, 0, None))
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(of_a + of_b) - 2 * roots.sum())
+
+
 def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:
     """uint8 frames [..., H, W, 3] of latents [..., C, h, w]."""
     with torch.no_grad():

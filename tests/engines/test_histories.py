@@ -5,12 +5,14 @@ as in the reference.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engines.generate import generate
 from engines.onnxruntime import OnnxRuntimeEngine
 from engines.openvino import OpenVINOEngine
 from engines.protocol import Engine, StepRequest
@@ -84,6 +86,20 @@ def test_a_stream_goes_on_from_its_state(kind: Callable[[Student], Engine], stud
     assert difference < (0.5 if 0 < level < 1 else 4e-3) * np.abs(kept).max()
 
 
+def test_a_stream_opens_with_steps_of_its_own(student: Student) -> None:
+    """Unless somebody asks for others."""
+    counts = sorted(student.config.step_plans)
+    opened = replace(student, config=student.config.model_copy(update={"opening": (counts[-1], counts[0])}))
+    engine, asked = TorchEngine(student), []
+    step = engine.step
+    engine.step = lambda requests: (asked.append(requests[0].steps), step(requests))[1]  # type: ignore[method-assign]
+    actions = _actions(student, 4)[:, 0]
+    assert len(list(generate(engine, opened, actions, 0))) == 4
+    assert asked == [counts[-1], counts[0], student.config.steps, student.config.steps]
+    assert len(list(generate(engine, opened, actions, 0, counts[0]))) == 4
+    assert asked[4:] == [counts[0]] * 4
+
+
 def test_a_kept_step_saves_the_commit(student: Student) -> None:
     config = student.config
     clean = config.transformer.model_copy(update={"history_level": 0.0})
@@ -99,6 +115,8 @@ def test_what_cannot_be_is_refused(student: Student) -> None:
 
     with pytest.raises(ValueError, match="does not end at the history_level"):
         changed(history_level=0.25)
+    with pytest.raises(ValueError, match="opening 9 has no plan"):
+        StudentConfig.model_validate(settings | {"opening": (9,)})
     with pytest.raises(ValueError, match="needs concat_previous"):
         changed(history_level=1.0, concat_previous=False, residual=False, pose_scale=None)
     with pytest.raises(ValueError, match="a block_size of 1"):

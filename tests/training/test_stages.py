@@ -293,6 +293,37 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
+def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the recipes that come with it, at toy size; asked again, nothing is done twice."""
+    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipes").mkdir()
+    for name in ("causal_consistency", "diagonal"):
+        shutil.copy(ROOT / "training" / "recipes" / "compare" / f"{name}.yaml", tmp_path / "recipes")
+    made = "--recipes", tmp_path / "recipes", "--teacher", runs / "teacher", "--autoencoder", runs / "autoencoder"
+    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
+    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out"
+    _streamgen("compare", *made, *short, *where, "precision=fp32")
+    figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert {name: sorted(student["counts"]) for name, student in figures.items()} == {
+        "teacher": ["1", "2", "4"],
+        "causal_consistency": ["1", "2", "4"],
+        "diagonal": ["2", "4"],
+    }
+    for name in ("causal_consistency", "diagonal"):
+        # The budget is time; a toy's steps are few and uneven.
+        assert figures[name]["training_s"] > 0.5 and figures[name]["training_steps"] >= 1
+        assert figures[name]["counts"]["2"]["frame_ms"] > 0
+        assert figures[name]["counts"]["2"]["frechet"] > 0
+    table = (tmp_path / "out" / "compare.md").read_text()
+    assert len(table.splitlines()) == 2 + 8
+    assert (tmp_path / "out" / "compare.png").is_file()
+    logs = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/log.jsonl")}
+    assert len(logs) == 2
+    _streamgen("compare", *made, *short, *where, "precision=fp32")
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert again["diagonal"]["counts"]["2"]["short"] == figures["diagonal"]["counts"]["2"]["short"]
+
+
 @pytest.mark.parametrize(("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ())])
 def test_two_processes_do_what_one_does_with_twice_the_accumulation(
     name: str, how: tuple[str, ...], runs: Path, tmp_path: Path

@@ -22,7 +22,7 @@ class DiagonalMethod:
         plans = roles.recipe.step_plans
         self._settings = settings
         self._policy = Policy(roles, settings)
-        self._plans = *(plans[count] for count in settings.opening), plans[min(plans)]
+        self._plans = *(plans[count] for count in settings.opened(plans)), plans[min(plans)]
         self.critic = self._policy.critic
 
     def begin(self, step: int) -> bool:

@@ -24,7 +24,8 @@ class SelfAdversarialMethod:
         self._settings = settings
         self._policy = Policy(roles, settings, discriminator=True)
         self._plans = [plan for _, plan in sorted(plans.items())]
-        self._first = plans[settings.first or max(plans)]
+        (first,) = settings.opened(plans)
+        self._first = plans[first]
         self.critic = self._policy.critic
 
     def begin(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,10 @@ class _Method(BaseModel):
     def frames(self) -> int:
         """Least length of a clip."""
         return 1
+
+    def opened(self, counts: Collection[int]) -> tuple[int, ...]:
+        """Steps of a rollout's, and of a stream's, first blocks, of the counts that there are."""
+        return ()
 
 
 class OdeRegression(_Method):
@@ -92,6 +97,9 @@ class Diagonal(OnPolicy):
     def changes(self) -> dict[str, object]:
         return {"history_level": self.history_level}
 
+    def opened(self, counts: Collection[int]) -> tuple[int, ...]:
+        return self.opening
+
 
 class SelfAdversarial(OnPolicy):
     """One student for several step counts: with fewer steps it must look as with more."""
@@ -100,6 +108,9 @@ class SelfAdversarial(OnPolicy):
     first: int | None = Field(None, description="steps of a rollout's first block; None: the most there are")
     adversarial: float = Field(0.1, ge=0, description="weight beside dmd")
     steepness: float = Field(1.0, ge=0, description="weight of R1 and R2")
+
+    def opened(self, counts: Collection[int]) -> tuple[int, ...]:
+        return (self.first or max(counts),)
 
 
 class FlowMap(OnPolicy):

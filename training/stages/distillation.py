@@ -83,7 +83,8 @@ class DistillationStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, self.recipe.step_plans, self.recipe.serve)
+        recipe = self.recipe
+        write_origin(folder, recipe, recipe.step_plans, recipe.serve, opening=recipe.method.opened(recipe.step_plans))
 
 
 def student_from(old: CausalVideoTransformer, recipe: DistillationRecipe) -> CausalVideoTransformer:
