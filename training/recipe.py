@@ -267,7 +267,9 @@ class TeacherForcingRecipe(StudentRecipe):
         0.0, ge=0, lt=1, description="an error of x0 counts 1 / max(sigma, this) squared; 0: plain flow matching"
     )
     start: Path | None = Field(
-        None, description="run or student folder whose weights to start from; what they lack is made new"
+        None,
+        description="run or student folder whose weights to start from; what they lack is made new, and a pose or face "
+        "that is named is taken from its own run",
     )
     start_blocks: Path | None = Field(
         None,

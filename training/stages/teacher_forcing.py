@@ -45,6 +45,9 @@ class TeacherForcingStage:
             weights, own = load_transformer(folder).state_dict(), model.state_dict()
             if recipe.start_blocks is not None:
                 weights = {name: value for name, value in weights.items() if name.startswith(_SHARED)}
+            # What has a run of its own is taken from there.
+            given = tuple(f"{part}." for part in ("pose", "face") if getattr(recipe, part) is not None)
+            weights = {name: value for name, value in weights.items() if not name.startswith(given)}
             other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
             if other:
                 raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
