@@ -29,6 +29,7 @@ FRAMES, CONTEXT = 16, 6
 ON_POLICY = {"context": CONTEXT, "rolled": 4, "critic_steps": 1}
 METHODS: dict[str, dict[str, Any]] = {
     "ode_regression": {"name": "ode_regression", "intervals": 4},
+    "one pass": {"name": "ode_regression", "intervals": 1, "history_level": 1.0},
     "causal_consistency": {"name": "causal_consistency", "intervals": 4, "guidance": 1.5},
     "dmd": {"name": "self_forcing", **ON_POLICY, "guidance": 1.5, "truth": 0.5, "lead": 3, "switch": 0.5},
     "sid": {"name": "self_forcing", "objective": "sid", **ON_POLICY},
@@ -51,7 +52,11 @@ def _clips(model: CausalVideoTransformer, rows: int = 2) -> LatentClips:
 
 
 def _recipe(method: dict[str, Any], **changes: object) -> DistillationRecipe:
-    plans = {2: (1.0, 0.5), 3: (1.0, 0.75, 0.5)} if method["name"] == "diagonal" else {1: (1.0,), 2: (1.0, 0.5)}
+    plans = {1: (1.0,), 2: (1.0, 0.5)}
+    if method["name"] == "diagonal":
+        plans = {2: (1.0, 0.5), 3: (1.0, 0.75, 0.5)}
+    elif method.get("history_level") == 1:
+        plans = {1: (1.0,)}
     settings = {
         "stage": "distillation",
         "name": "toy",

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from streamgen.cli import main
 from streamgen.models.loading import load_transformer
 from streamgen.student import WEIGHTS
-from training.clips import LatentClips
+from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.pose import PoseStage, walk
@@ -389,6 +389,37 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
     assert shared and all(torch.equal(own[name], theirs[name]) for name in shared)
     with pytest.raises(RecipeError, match="give one of them"):
         load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
+
+
+def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(runs: Path) -> None:
+    """Without copies: the loss is the error of the frames that the history's own pass predicts, each from its past."""
+    one_pass = (
+        "copies=0",
+        "model.history_level=1.0",
+        "recycle=0",
+        "fade=0",
+        "context_noise=0",
+        f"start={runs}/teacher",
+    )
+    stage = TeacherForcingStage(load_recipe(runs / "teacher.yaml", one_pass))
+    batch = stage.batch(held_out(stage.data, 1, 12), 0)
+    loss, _ = stage.loss(batch, stage.model, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    imperfect_history(stage.model, batch, stage.recipe, (1.0,), generator)  # draws, and changes nothing here
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    with torch.no_grad():
+        passed = ClipPass(stage.model.config, batch.latents, torch.zeros(1, 12), batch.actions, 0, noise)
+        nothing = batch.latents[:, None][:, :0]
+        velocity = passed.all_velocities(stage.model, nothing, torch.zeros(1, 0, 12))[:, 0]
+    error = (noise - velocity - batch.latents)[:, 2:, : stage.model.config.picture_channels]
+    assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+    loss.backward()
+    assert stage.model.blocks[0].ffn[0].weight.grad.abs().max() > 0
+    with pytest.raises(RecipeError, match="copies 0"):
+        load_recipe(runs / "teacher.yaml", ("copies=0",))
+    noisy = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*one_pass, "context_noise=0.1")))
+    with pytest.raises(RecipeError, match="context_noise"):
+        noisy.loss(batch, noisy.model, torch.Generator())
 
 
 def test_recipes_are_checked(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """ODE regression: from every level of the step plans straight to where the teacher's trajectory ends.
 
-The baseline: what many trajectories through one point end in is averaged, which blurs.
+The baseline: what many trajectories through one point end in is averaged, which blurs. From one level, and a teacher's
+one step, nothing is averaged: the student learns to do the same over a history of another kind.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class OdeRegressionMethod:
         self, clips: LatentClips, ema: CausalVideoTransformer, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         roles, recipe, count = self._roles, self._roles.recipe, self._settings.intervals
-        config = roles.teacher.model.config
         x0 = clips.latents
         history, level = imperfect_history(ema, clips, recipe, self._plan, generator)
-        noise = torch.randn(x0.shape, generator=generator) if config.history_level else None
-        clip = ClipPass(config, history, level, clips.actions, 1, noise)
+        noise = torch.randn(x0.shape, generator=generator)
+        clip, own = (
+            ClipPass(model.config, history, level, clips.actions, 1, noise)
+            for model in (roles.teacher.model, roles.student)
+        )
         x = torch.randn(x0[:, None].shape, generator=generator)
         on_the_way = {}
         with torch.no_grad():
@@ -49,5 +52,5 @@ class OdeRegressionMethod:
                 x = consistency_target(x, velocity, sigma, below)
         at = self._levels[int(torch.randint(len(self._levels), (1,), generator=generator))]
         sigma = torch.full(x.shape[:3], at)
-        made = denoised(on_the_way[at], clip.velocity(roles.student, on_the_way[at], sigma), sigma)
+        made = denoised(on_the_way[at], own.velocity(roles.student, on_the_way[at], sigma), sigma)
         return roles.squared_error(made[:, :, recipe.first_target :], x[:, :, recipe.first_target :]), {}

@@ -30,8 +30,15 @@ class OdeRegression(_Method):
     """The end points of the teacher's trajectories, from the levels of the step plans."""
 
     name: Literal["ode_regression"]
-    intervals: int = Field(8, ge=2, description="Euler steps of a trajectory")
+    intervals: int = Field(8, ge=1, description="Euler steps of a trajectory; 1: what the teacher makes in one step")
     guidance: float = Field(1.0, ge=1)
+    history_level: float | None = Field(
+        None, ge=0, le=1, description="of the student; None: the teacher's. 1 saves it the commit"
+    )
+
+    @property
+    def changes(self) -> dict[str, object]:
+        return {} if self.history_level is None else {"history_level": self.history_level}
 
 
 class CausalConsistency(_Method):
