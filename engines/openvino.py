@@ -5,7 +5,7 @@ the slots of the buffer that the next request reads: a few tens of kB a layer, i
 
 A block's graph is cut in three: while one half of the cores makes the frames of new latents, the other makes their keys
 and values. That keeps two cores busy with little to wait for, where one graph on both has each wait for the other after
-every node, the longer the more else goes on.
+every node, the longer the more else goes on. A student without commits has its keys and values already.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ class OpenVINOEngine:
     ) -> None:
         """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in.
 
-        threads: all together; half of them, and at least one, for each of the two requests that run at a time. None
-        takes all cores.
+        threads: all together; of a student that commits half of them, and at least one, for each of the two requests
+        that run at a time. None takes all cores.
         """
         self.student = student
         self.capacity = Capacity(streams, (1,))
@@ -199,7 +199,9 @@ class OpenVINOEngine:
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        each = max(1, (threads or _cores()) // 2)
+        # Without a commit there is nothing to be made beside the frames.
+        at_a_time = 1 if student.config.transformer.history_level else 2
+        each = max(1, (threads or _cores()) // at_a_time)
         self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
