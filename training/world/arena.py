@@ -1,4 +1,7 @@
-"""Writes the arena: a PWAD with one UDMF map, its pictures, its palette and the player's lantern, all our own."""
+"""Writes the arena: a PWAD with one UDMF map, its pictures, its palette and its actors, all our own.
+
+The actors are the player with the lantern and the wisps that it hits.
+"""
 
 import functools
 import math
@@ -17,6 +20,7 @@ LIP = 4  # room above a wall's top; the far side of this gap must stay hidden be
 ALCOVE_HALF, ALCOVE_DEPTH = 130, 128
 OUTSIDE = 760
 PLAYER_RADIUS = 16
+EYE = 41  # of the player, above the floor
 
 Point = tuple[float, float]
 
@@ -56,6 +60,11 @@ PILLARS = (
 )
 DAIS = (310.0, 30.0, 104.0)  # x, y, radius; one step up
 BASIN = (-300.0, -50.0, 96.0)  # x, y, radius; one step down
+WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -360), (-370, -180), (-380, 340))  # where each sets out
+DRIFTER_TYPE = 20001
+WISP_HEIGHT = 24  # of what bounces; what is seen is larger
+WISP_SPEED = 3.5  # map units per tic
+STRETCH = 1.2  # a map unit of height on the screen, in units of width
 
 
 def is_free(x: float, y: float, margin: float = 28.0) -> bool:
@@ -95,6 +104,7 @@ class _Map:
     lines: list[str] = field(default_factory=list)
     sides: list[str] = field(default_factory=list)
     sectors: list[str] = field(default_factory=list)
+    things: list[str] = field(default_factory=list)
 
     def vertex(self, point: Point) -> int:
         return self.vertices.setdefault(point, len(self.vertices))
@@ -130,12 +140,18 @@ class _Map:
         v1, v2, s1 = self.vertex(a), self.vertex(b), self.side(front)
         self.lines.append(f"linedef {{ v1={v1}; v2={v2}; sidefront={s1}; blocking=true; }}")
 
+    def thing(self, kind: int, x: float, y: float, above: float = 0) -> None:
+        """An actor of the editor's number `kind`, `above` map units over the floor."""
+        skills = "skill1=true; skill2=true; skill3=true; skill4=true; skill5=true;"
+        self.things.append(
+            f"thing {{ x={x}; y={y}; height={above}; angle=90; type={kind}; {skills} single=true; coop=true; dm=true;"
+            " class1=true; }"
+        )
+
     def text(self) -> bytes:
         vertices = [f"vertex {{ x={x:.3f}; y={y:.3f}; }}" for x, y in self.vertices]
-        skills = "skill1=true; skill2=true; skill3=true; skill4=true; skill5=true;"
-        thing = f"thing {{ x=0; y=0; angle=90; type=1; {skills} single=true; coop=true; dm=true; class1=true; }}"
         return "\n".join(
-            ['namespace = "zdoom";', *vertices, *self.lines, *self.sides, *self.sectors, thing, ""]
+            ['namespace = "zdoom";', *vertices, *self.lines, *self.sides, *self.sectors, *self.things, ""]
         ).encode()
 
 
@@ -178,6 +194,9 @@ def _textmap() -> bytes:
         shift = f"xpanningfloor={(128 - x) % 256:.1f}; ypanningfloor={(128 + y) % 256:.1f};"
         inner = m.sector(step, SKY_HEIGHT, flat, shift)
         _loop(m, _ring(x, y, radius, 16), yard, inner, edge, 0)
+    m.thing(1, 0, 0)
+    for x, y in WISPS:
+        m.thing(DRIFTER_TYPE, x, y, EYE - WISP_HEIGHT / 2)
     return m.text()
 
 
@@ -227,8 +246,10 @@ MAPINFO = b"""gameinfo { playerclasses = "Walker" }
 map MAP01 "Arena" { sky1 = "PANORAMA", 0  cluster = 1 }
 """
 
-# The lantern flashes at once, on the frame that the key drives, and is ready again 8 tics later.
-DECORATE = b"""actor Walker : DoomPlayer { Player.DisplayName "Walker"  Player.StartItem "Lantern" }
+# The lantern flashes at once, on the frame that the key drives, and is ready again 8 tics later. The player has the
+# flash in hand for its first tic alone.
+LANTERN = """actor Flash : Inventory {}
+actor Walker : DoomPlayer { Player.DisplayName "Walker"  Player.StartItem "Lantern" }
 actor Lantern : Weapon
 {
   Weapon.SelectionOrder 1
@@ -242,13 +263,73 @@ actor Lantern : Weapon
     loop
   Select: LAMP A 1 A_Raise
     loop
-  Fire: LAMP B 3 bright
+  Fire: LAMP B 1 bright A_GiveInventory("Flash")
+    LAMP B 2 bright A_TakeInventory("Flash")
     LAMP C 3 bright
     LAMP D 2
     LAMP D 0 A_ReFire
     goto Ready
   }
 }
+"""
+
+# What moves a wisp: an unseen missile of the player's, hence one that passes through the player and pushes nobody; but
+# it flees when the player comes near. Whatever else it hits "kills" it where it stands, and it goes on from there,
+# mirrored in one axis, the other, or both, until it is free. The engine's own bouncing may throw things into walls.
+_FLY = f"A_ChangeVelocity({WISP_SPEED}, 0, 0, CVF_RELATIVE | CVF_REPLACE)"
+DRIFTER = f"""actor Drifter {DRIFTER_TYPE}
+{{
+  Radius 20
+  Height {WISP_HEIGHT}
+  +MISSILE
+  +NOGRAVITY
+  +SHOOTABLE
+  +NODAMAGE
+  var int user_bumps;
+  States
+  {{
+  Spawn: TNT1 A 0
+    TNT1 A 0 A_SetAngle(random(0, 359))
+    TNT1 A 0 A_TransferPointer(AAPTR_PLAYER1, AAPTR_DEFAULT, AAPTR_DEFAULT, AAPTR_TARGET)
+    TNT1 A 0 A_SpawnItemEx("Wisp", 0, 0, 0, 0, 0, 0, 0, SXF_TRANSFERPOINTERS | SXF_SETMASTER | SXF_ORIGINATOR)
+  Free: TNT1 A 0 A_SetUserVar("user_bumps", 0)
+    TNT1 A 0 A_JumpIfCloser(90, "Flee")
+  Fly: TNT1 A 1 {_FLY}
+    goto Free
+  Flee: TNT1 A 0 A_FaceTarget
+    TNT1 A 0 A_SetAngle(angle + 180)
+    goto Fly
+  Death: TNT1 A 0 A_SetAngle((user_bumps % 2 ? 180 + angle : -angle) + random(-8, 8))
+    TNT1 A 1 A_SetUserVar("user_bumps", user_bumps + 1)
+    TNT1 A 0 A_ChangeFlag("MISSILE", 1)
+    TNT1 A 0 A_ChangeFlag("SHOOTABLE", 1)
+    goto Fly
+  }}
+}}
+"""
+
+# What is seen of it. A wisp acts after the weapon, hence bursts in the flash's own tic. Nothing about it is hidden:
+# each frame of the burst and each stage of the ember lasts for a fixed number of tics.
+_FOLLOW = "bright A_Warp(AAPTR_MASTER, 0, 0, 0, 0, WARPF_NOCHECKPOSITION)"
+WISP = f"""actor Wisp
+{{
+  XScale {1 / sprites.WISP_TEXELS}
+  YScale {1 / sprites.WISP_TEXELS / STRETCH:.4f}
+  +NOINTERACTION
+  +FLOATBOB
+  States
+  {{
+  Spawn: WISP A 0
+  Whole: WISP A 0 A_JumpIfInTargetInventory("Flash", 1, "Lit")
+  Unhurt: WISP A 1 {_FOLLOW}
+    goto Whole
+  Lit: WISP A 0 A_JumpIfTargetInLOS("Burst", 12, JLOSF_FLIPFOV, 900)
+    goto Unhurt
+  Burst: WISP BBCCDDDEEE 1 {_FOLLOW}
+    WISP {"".join(10 * stage for stage in "FGHIJKL")} 1 {_FOLLOW}
+    goto Whole
+  }}
+}}
 """
 
 
@@ -260,20 +341,21 @@ COLORMAP = bytes(range(256)) * 34
 def _wad() -> bytes:
     walls, flats, sky = _pictures()
     lantern = {f"LAMP{frame}0": sprites.lantern(*look) for frame, look in sprites.FRAMES.items()}
+    wisp = {f"WISP{frame}0": picture for frame, picture in sprites.wisp().items()}
     # The floor and the sky fill most of every view: they count several times, to have smooth gradients.
     everything = [
         *walls.values(),
         *flats.values(),
         *[flats["YARD"]] * 6,
         *[sky] * 8,
-        *(picture for picture, _ in lantern.values()),
+        *(picture for picture, _ in [*lantern.values(), *wisp.values()]),
     ]
     palette = choose_palette(everything)
     lumps: list[tuple[str, bytes]] = [
         ("PLAYPAL", palette * 14),
         ("COLORMAP", COLORMAP),
         ("MAPINFO", MAPINFO),
-        ("DECORATE", DECORATE),
+        ("DECORATE", (LANTERN + DRIFTER + WISP).encode()),
     ]
     lumps += [("MAP01", b""), ("TEXTMAP", _textmap()), ("ENDMAP", b"")]
     lumps += [("TX_START", b"")]
@@ -281,6 +363,8 @@ def _wad() -> bytes:
     lumps += [("TX_END", b""), ("S_START", b"")]
     origin = (sprites.WIDTH // 2 - 160, sprites.HEIGHT - 168)
     lumps += [(name, to_png(picture, palette, alpha, origin)) for name, (picture, alpha) in lantern.items()]
+    middle = (sprites.WISP_SIZE // 2, (sprites.WISP_SIZE + WISP_HEIGHT * sprites.WISP_TEXELS) // 2)
+    lumps += [(name, to_png(picture, palette, alpha, middle)) for name, (picture, alpha) in wisp.items()]
     lumps += [("S_END", b"")]
     body, directory = b"", b""
     for name, data in lumps:

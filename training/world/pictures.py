@@ -25,7 +25,7 @@ from training.world.paint import (
 
 SUN_AZIMUTH_DEG = 205.0  # map angle (0 = east, 90 = north) at which the sun stands
 SUN_ELEVATION_DEG = 33.0
-SKY_ROWS_PER_TANGENT = 137.0  # how the engine lays a sky's rows on a 90 degree view (measured)
+SKY_ROWS_PER_TANGENT = 124.0  # how the engine lays a sky's rows on a 90 degree view of 5:4 (measured)
 
 CREAM, SAND, OCHRE = rgb("ecdcbc"), rgb("dcbc8e"), rgb("d2a252")
 TERRACOTTA, BRICK, ROSE = rgb("c07c58"), rgb("a05c48"), rgb("d6a48e")

@@ -1,10 +1,12 @@
-"""The lantern that the player carries: four sprite frames, drawn here, so that no foreign artwork is on screen."""
+"""The lantern that the player carries and the wisps: all drawn here, so that no foreign artwork is on screen."""
 
 import numpy as np
 
-from training.world.paint import Mask, Picture, box, cover, disc, grid, inside, plain, ramp, rgb, shade
+from training.world.paint import Mask, Picture, blend, box, cover, disc, grid, inside, plain, ramp, rgb, shade
 
-WIDTH, HEIGHT = 120, 96  # sprite pixels on the engine's 320x200 screen
+WIDTH, HEIGHT = 120, 96  # of the lantern: sprite pixels on the engine's 320x200 screen
+WISP_SIZE = 160  # texels both ways
+WISP_TEXELS = 2  # per map unit
 
 
 def lantern(recoil: int, glow: float) -> tuple[Picture, Mask]:
@@ -32,3 +34,36 @@ def lantern(recoil: int, glow: float) -> tuple[Picture, Mask]:
 
 
 FRAMES: dict[str, tuple[int, float]] = {"A": (0, 0.0), "B": (0, 1.0), "C": (10, 0.55), "D": (5, 0.0)}
+
+
+def wisp() -> dict[str, tuple[Picture, Mask]]:
+    """Pictures and alphas of a wisp by frame: A whole, B to E bursting, F to L an ember that grows whole again."""
+    frames = {"A": _orb(1.0)}
+    frames |= {name: _burst(stage / 3) for stage, name in enumerate("BCDE")}
+    return frames | {name: _orb(stage / 7) for stage, name in enumerate("FGHIJKL")}
+
+
+def _orb(grown: float) -> tuple[Picture, Mask]:
+    """A glowing ball, dark red and small at 0, whole at 1: a warm white core in a violet rim, 40 map units across."""
+    centre = WISP_SIZE / 2
+    radius = WISP_TEXELS * (8 + 12 * grown)
+    distance = disc(*grid(WISP_SIZE, WISP_SIZE), centre, centre, 0)
+    picture = plain(WISP_SIZE, WISP_SIZE, blend("4a0a12", "5a22b4", grown))
+    cover(picture, ramp(distance, radius, radius * 0.55), blend("a01c14", "c060f0", grown))
+    cover(picture, ramp(distance, radius * 0.7, radius * 0.35), blend("f0602a", "fff4d6", grown))
+    return picture, inside(distance - radius, 1)
+
+
+def _burst(spent: float) -> tuple[Picture, Mask]:
+    """A star of light that opens into a ring as it is `spent` (0 to 1), around the ember to come."""
+    x, y = grid(WISP_SIZE, WISP_SIZE)
+    centre = WISP_SIZE / 2
+    distance = disc(x, y, centre, centre, 0)
+    outer = WISP_TEXELS * (27 + 11 * spent)
+    wave = (1 + 0.14 * np.cos(8 * np.arctan2(y - centre, x - centre))).astype(np.float32)
+    ring = np.maximum(distance - outer * wave, outer * wave * max(0.0, 0.9 * spent - 0.25) - distance)
+    picture, core = _orb(0)
+    cover(picture, inside(ring), rgb("d88cff"))
+    cover(picture, inside(ring + 7), rgb("ffe9a8"))
+    cover(picture, inside(ring + 13), rgb("fffbe8"))
+    return picture, np.maximum(inside(ring, 1), core)
