@@ -132,6 +132,13 @@ def test_a_standing_player_sees_only_wisps_and_flames_move(recorder: WorldRecord
     assert (clip.frames[1:] != clip.frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.5
 
 
+def test_a_flame_goes_through_its_four_pictures_every_8_frames(recorder: WorldRecorder) -> None:
+    clip = recorder.play(hold(24, 0, -1), (150, 70, 90))
+    flames = clip.frames[:, 20:70, 60:100]
+    assert len(np.unique(flames.reshape(24, -1), axis=0)) == 4
+    assert np.array_equal(flames[8:], flames[:-8])
+
+
 def wisp_pixels(frame: np.ndarray) -> np.ndarray:
     """Where a frame [H, W, 3] is violet, which nothing else in the world is: mask [H, W]."""
     return np.asarray(frame[..., 2].astype(int) - frame[..., 1] > 80)
@@ -224,6 +231,8 @@ def test_every_free_place_can_be_walked_to() -> None:
         seen |= near
         front += near
     assert seen == free
+    assert not {(8, -26), (2, -26), (14, -26), (-19, 24), (-19, 25)} & free, "the hedges stand there"
+    assert {(-1, -26), (17, -26), (8, -22), (-10, 24), (-19, 20)} <= free, "and end there"
     assert len(free) > 2500
 
 
@@ -268,6 +277,23 @@ def test_policy_turns_full_circles_and_leaves_walls() -> None:
         push = push + 1 if keys[W] and not keys[S] else 0
         longest_push = max(longest_push, push)
     assert 4 <= longest_push <= 16
+
+
+def test_policy_aims_at_wisps() -> None:
+    """A wisp stands still while the player turns; as soon as it is flashed at, or out of view, there is another one."""
+    rng = np.random.default_rng(0)
+    policy, wisp = StickyPolicy(rng), 30.0
+    flashes, aimed, fired = 0, 0, False
+    for _ in range(20_000):
+        keys = policy.next(10.0, wisp)
+        if keys[SPACE] and not fired:
+            flashes, aimed = flashes + 1, aimed + (abs(wisp) < 6)
+        fired = bool(keys[SPACE])
+        wisp += 5.0 * (int(keys[RIGHT]) - int(keys[LEFT]))
+        if fired or abs(wisp) > 45:
+            wisp = rng.uniform(-45, 45)
+    assert flashes > 500
+    assert aimed > 0.4 * flashes, "12 of 90 degrees are 13% of chance hits"
 
 
 def test_play_says_what_is_wrong(recorder: WorldRecorder) -> None:

@@ -1,6 +1,6 @@
 """Writes the arena: a PWAD with one UDMF map, its pictures, its palette and its actors, all our own.
 
-The actors are the player with the lantern and the wisps that it hits.
+The actors are the player with the lantern, the wisps that it hits, and the braziers' flames.
 """
 
 import functools
@@ -27,7 +27,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Pillar:
-    """A solid column. Lengths in map units; four `sides` mean an upright square of half-width `radius`."""
+    """A solid column. Lengths in map units; four `sides` mean an upright square of half-width `radius`.
+
+    A square with `longer` is a box, which reaches so much further in the east and in the west.
+    """
 
     kind: str
     x: float
@@ -35,18 +38,23 @@ class Pillar:
     radius: float
     height: int
     sides: int
+    longer: float = 0
 
     def outline(self) -> list[Point]:
         """Corners, clockwise; the first is due east, or north-east of a square."""
         if self.sides == 4:
-            r = self.radius
+            dx, dy = self.radius + self.longer, self.radius
             return [
-                (self.x + r, self.y + r),
-                (self.x + r, self.y - r),
-                (self.x - r, self.y - r),
-                (self.x - r, self.y + r),
+                (self.x + dx, self.y + dy),
+                (self.x + dx, self.y - dy),
+                (self.x - dx, self.y - dy),
+                (self.x - dx, self.y + dy),
             ]
         return _ring(self.x, self.y, self.radius, self.sides)
+
+    def faces(self) -> list[float]:
+        """Lengths of a square's or box's faces: west, south, east, north. None of a round one."""
+        return [2 * self.radius, 2 * (self.radius + self.longer)] * 2 if self.sides == 4 else []
 
 
 PILLARS = (
@@ -57,11 +65,17 @@ PILLARS = (
     Pillar("drum", 20, -265, 60, 70, 16),
     Pillar("twin", -66, 335, 26, 150, 12),
     Pillar("twin", 66, 335, 26, 150, 12),
+    Pillar("hedge", 130, -410, 20, 44, 4, longer=100),
+    Pillar("hedge", -300, 380, 20, 44, 4, longer=100),
+    Pillar("brazier", 150, 150, 16, 36, 8),
+    Pillar("brazier", -430, 175, 16, 36, 8),
+    Pillar("brazier", -430, -200, 16, 36, 8),
 )
+TOPS = {"hedge": "LEAVES", "brazier": "COALS"}  # the others stand too high to show theirs
 DAIS = (310.0, 30.0, 104.0)  # x, y, radius; one step up
 BASIN = (-300.0, -50.0, 96.0)  # x, y, radius; one step down
-WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -360), (-370, -180), (-380, 340))  # where each sets out
-DRIFTER_TYPE = 20001
+WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -330), (-340, -230), (-400, 250))  # where each sets out
+DRIFTER_TYPE, FLAME_TYPE = 20001, 20002
 WISP_HEIGHT = 24  # of what bounces; what is seen is larger
 WISP_SPEED = 3.5  # map units per tic
 STRETCH = 1.2  # a map unit of height on the screen, in units of width
@@ -75,7 +89,7 @@ def is_free(x: float, y: float, margin: float = 28.0) -> bool:
         return False
     for p in PILLARS:
         dx, dy = abs(x - p.x), abs(y - p.y)
-        gap = max(dx, dy) if p.sides == 4 else math.hypot(dx, dy)
+        gap = max(dx - p.longer, dy) if p.sides == 4 else math.hypot(dx, dy)
         if gap < p.radius + margin:
             return False
     return True
@@ -187,7 +201,7 @@ def _textmap() -> bytes:
     m.two_sided((back, a), (-h, a), alcove, wall, "NICHE")
     m.two_sided((-h, -a), (-h, a), yard, alcove)
     for index, p in enumerate(PILLARS):
-        top = m.sector(p.height, SKY_HEIGHT, "PLANKS")
+        top = m.sector(p.height, SKY_HEIGHT, TOPS.get(p.kind, "PLANKS"))
         _loop(m, p.outline(), yard, top, f"PILLAR{index}", 0 if p.sides == 4 else _perimeter(p) / p.sides)
     for (x, y, radius), step, flat, edge in ((DAIS, 16, "DAIS", "RIMDAIS"), (BASIN, -14, "WATER", "RIMPOOL")):
         # Flats are laid from the map's origin: shift the picture (256 wide) so that its centre is the sector's.
@@ -197,6 +211,9 @@ def _textmap() -> bytes:
     m.thing(1, 0, 0)
     for x, y in WISPS:
         m.thing(DRIFTER_TYPE, x, y, EYE - WISP_HEIGHT / 2)
+    for p in PILLARS:
+        if p.kind == "brazier":
+            m.thing(FLAME_TYPE, p.x, p.y)
     return m.text()
 
 
@@ -231,13 +248,16 @@ def _pictures() -> tuple[dict[str, Picture], dict[str, Picture], Picture]:
     for name in ("NE", "NW", "SW", "SE"):
         walls[f"CORN{name}"] = pictures.corner_wall(cut, WALL, name)
     for index, p in enumerate(PILLARS):
-        walls[f"PILLAR{index}"] = pictures.pillar(_perimeter(p), p.height, p.kind, p.sides == 4)
-    shadows = [(p.x, p.y, p.radius, float(p.height)) for p in PILLARS]
+        walls[f"PILLAR{index}"] = pictures.pillar(_perimeter(p), p.height, p.kind, p.faces())
+    shadows = [(p.x, p.y, p.radius, float(p.height)) for p in PILLARS if not p.longer]
+    boxes = [(p.x, p.y, p.radius + p.longer, p.radius, float(p.height)) for p in PILLARS if p.longer]
     flats = {
-        "YARD": pictures.courtyard(1024, shadows, WALL),
+        "YARD": pictures.courtyard(1024, shadows, boxes, WALL),
         "PLANKS": pictures.planks(256),
         "DAIS": pictures.dais_floor(256),
         "WATER": pictures.water(256),
+        "LEAVES": pictures.leaves(256),
+        "COALS": pictures.coals(64),
     }
     return walls, flats, pictures.sky(1024, 240, 200)
 
@@ -313,8 +333,8 @@ DRIFTER = f"""actor Drifter {DRIFTER_TYPE}
 _FOLLOW = "bright A_Warp(AAPTR_MASTER, 0, 0, 0, 0, WARPF_NOCHECKPOSITION)"
 WISP = f"""actor Wisp
 {{
-  XScale {1 / sprites.WISP_TEXELS}
-  YScale {1 / sprites.WISP_TEXELS / STRETCH:.4f}
+  XScale {1 / sprites.TEXELS}
+  YScale {1 / sprites.TEXELS / STRETCH:.4f}
   +NOINTERACTION
   +FLOATBOB
   States
@@ -323,11 +343,26 @@ WISP = f"""actor Wisp
   Whole: WISP A 0 A_JumpIfInTargetInventory("Flash", 1, "Lit")
   Unhurt: WISP A 1 {_FOLLOW}
     goto Whole
-  Lit: WISP A 0 A_JumpIfTargetInLOS("Burst", 12, JLOSF_FLIPFOV, 900)
+  Lit: WISP A 0 A_JumpIfTargetInLOS("Burst", 12, JLOSF_FLIPFOV, 1000)
     goto Unhurt
   Burst: WISP BBCCDDDEEE 1 {_FOLLOW}
     WISP {"".join(10 * stage for stage in "FGHIJKL")} 1 {_FOLLOW}
     goto Whole
+  }}
+}}
+"""
+
+
+# A brazier's fire: its base is a pillar of the map.
+FLAME = f"""actor Flame {FLAME_TYPE}
+{{
+  XScale {1 / sprites.TEXELS}
+  YScale {1 / sprites.TEXELS / STRETCH:.4f}
+  +NOINTERACTION
+  States
+  {{
+  Spawn: FLAM ABCD 4 bright
+    loop
   }}
 }}
 """
@@ -342,20 +377,21 @@ def _wad() -> bytes:
     walls, flats, sky = _pictures()
     lantern = {f"LAMP{frame}0": sprites.lantern(*look) for frame, look in sprites.FRAMES.items()}
     wisp = {f"WISP{frame}0": picture for frame, picture in sprites.wisp().items()}
+    flames = {f"FLAM{frame}0": sprites.flame(k) for k, frame in enumerate("ABCD")}
     # The floor and the sky fill most of every view: they count several times, to have smooth gradients.
     everything = [
         *walls.values(),
         *flats.values(),
         *[flats["YARD"]] * 6,
         *[sky] * 8,
-        *(picture for picture, _ in [*lantern.values(), *wisp.values()]),
+        *(picture for picture, _ in [*lantern.values(), *wisp.values(), *flames.values()]),
     ]
     palette = choose_palette(everything)
     lumps: list[tuple[str, bytes]] = [
         ("PLAYPAL", palette * 14),
         ("COLORMAP", COLORMAP),
         ("MAPINFO", MAPINFO),
-        ("DECORATE", (LANTERN + DRIFTER + WISP).encode()),
+        ("DECORATE", (LANTERN + DRIFTER + WISP + FLAME).encode()),
     ]
     lumps += [("MAP01", b""), ("TEXTMAP", _textmap()), ("ENDMAP", b"")]
     lumps += [("TX_START", b"")]
@@ -363,8 +399,10 @@ def _wad() -> bytes:
     lumps += [("TX_END", b""), ("S_START", b"")]
     origin = (sprites.WIDTH // 2 - 160, sprites.HEIGHT - 168)
     lumps += [(name, to_png(picture, palette, alpha, origin)) for name, (picture, alpha) in lantern.items()]
-    middle = (sprites.WISP_SIZE // 2, (sprites.WISP_SIZE + WISP_HEIGHT * sprites.WISP_TEXELS) // 2)
+    middle = (sprites.WISP_SIZE // 2, (sprites.WISP_SIZE + WISP_HEIGHT * sprites.TEXELS) // 2)
     lumps += [(name, to_png(picture, palette, alpha, middle)) for name, (picture, alpha) in wisp.items()]
+    foot = (sprites.FLAME_WIDTH // 2, sprites.FLAME_HEIGHT)
+    lumps += [(name, to_png(picture, palette, alpha, foot)) for name, (picture, alpha) in flames.items()]
     lumps += [("S_END", b"")]
     body, directory = b"", b""
     for name, data in lumps:

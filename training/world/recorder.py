@@ -61,6 +61,7 @@ class WorldRecorder:
         game.set_available_game_variables([variable.POSITION_X, variable.POSITION_Y, variable.ANGLE])
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X256)
+        game.set_objects_info_enabled(True)  # where the wisps are, for the random player
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         for hide in (
@@ -88,11 +89,11 @@ class WorldRecorder:
         clip = self._empty(num_frames)
         self._begin(_random_pose(rng), scene=int(rng.integers(2**31)))
         policy = StickyPolicy(rng)
-        self._observe(clip, 0)
+        state = self._observe(clip, 0)
         moved = math.inf
         for t in range(1, num_frames):
-            clip.actions[t] = policy.next(moved)
-            self._step(clip, t)
+            clip.actions[t] = policy.next(moved, _wisp_ahead(state, clip.poses[t - 1]))
+            state = self._step(clip, t)
             moved = math.dist(clip.poses[t, :2], clip.poses[t - 1, :2])
         return clip
 
@@ -145,13 +146,13 @@ class WorldRecorder:
         if abs(off) > 0.1:
             raise RuntimeError(f"the engine did not turn the player to {yaw:.1f} degrees but {off:.1f} short of it")
 
-    def _step(self, clip: Clip, t: int) -> None:
+    def _step(self, clip: Clip, t: int) -> vizdoom.GameState:
         forward, back, left, right, fire = (int(key) for key in clip.actions[t])
         # Buttons add up in the engine: forward with back, or left with right, is standing still.
         self._game.make_action([forward, back, TURN_DEG_PER_TIC * (right - left), fire], FRAME_SKIP)
-        self._observe(clip, t)
+        return self._observe(clip, t)
 
-    def _observe(self, clip: Clip, t: int) -> None:
+    def _observe(self, clip: Clip, t: int) -> vizdoom.GameState:
         state = self._game.get_state()
         pose = state.game_variables
         if pose is None:
@@ -159,6 +160,7 @@ class WorldRecorder:
         clip.frames[t] = cv2.resize(state.screen_buffer, (self.width, self.height), interpolation=cv2.INTER_AREA)
         x, y, yaw = (float(value) for value in pose)
         clip.poses[t] = x, y, yaw % 360
+        return state
 
     def close(self) -> None:
         """End the engine and remove its files."""
@@ -193,6 +195,20 @@ class WorldData:
 
     def recorder(self, seed: int) -> WorldRecorder:
         return WorldRecorder(seed, self.width, self.height)
+
+
+def _wisp_ahead(state: vizdoom.GameState, pose: NDArray[np.float32]) -> float | None:
+    """How far to the left (degrees) of where the player at `pose` [3] looks the wisp next to that is.
+
+    None without a wisp in the 90 degrees of the view. One hidden by a pillar counts: a player remembers those.
+    """
+    x, y, yaw = pose
+    left = [
+        (math.degrees(math.atan2(thing.position_y - y, thing.position_x - x)) - float(yaw) + 180) % 360 - 180
+        for thing in state.objects or ()
+        if thing.name == "Wisp"
+    ]
+    return min((turn for turn in left if abs(turn) < 45), key=abs, default=None)
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:
