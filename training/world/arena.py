@@ -352,7 +352,6 @@ WISP = f"""actor Wisp
 }}
 """
 
-
 # A brazier's fire: its base is a pillar of the map.
 FLAME = f"""actor Flame {FLAME_TYPE}
 {{
