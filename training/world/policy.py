@@ -61,9 +61,9 @@ class StickyPolicy:
 
     def _behaviour(self) -> list[NDArray[np.uint8]]:
         rng, draw = self._rng, self._rng.random()
-        if draw < 0.08:
+        if draw < 0.12:
             return self._hold(frames=self._frames(12))
-        if draw < 0.26:  # a hunt: turn until a wisp is ahead, and flash
+        if draw < 0.28:  # a hunt: turn until a wisp is ahead, and flash
             self._hunt, self._search = int(rng.integers(20, 60)), self._side()
             return self._hold(self._search, frames=1)
         if draw < 0.37:  # a tap of one key, one or two frames, out of stillness or out of a walk
