@@ -29,8 +29,8 @@ SINK_ROTATION = "sink_rotation"
 class Frame:
     """What a batch is given for a block of each of its B rows.
 
-    noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, the latents to commit, K = 1. levels
-    int64 [P, B]: index of each pass's noise level; P is K + 1, or 1 where there are no steps. given: inputs of all
+    noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, what the commit takes, K = 1. levels
+    int64 [P, B]: index of each pass's noise level; P is K, and 1 more where the history is clean. given: inputs of all
     passes by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what rows hear, if any
     does.
     """
@@ -106,13 +106,13 @@ class Batches:
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
         self._runner.clear(batch, row)
         stream = self._streams[stream_id] = _Stream(batch, row, state.seed, 0, 0, nothing, reference)
-        for block in replay(state, config.transformer):
+        levels = np.full((1, rows), config.all_jumps.index((config.transformer.history_level, 0.0)), np.int64)
+        for block in replay(state, config.transformer, config.steps):
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
-            latents = np.zeros((1, rows, *block.latents.shape), np.float32)
-            latents[0, row] = block.latents
-            given = self._given(batch, {row: block.actions})
-            self._runner.commit(batch, Frame(latents, np.zeros((1, rows), np.int64), given))
+            noise = np.zeros((1, rows, *block.given.shape), np.float32)
+            noise[0, row] = block.given
+            self._runner.commit(batch, Frame(noise, levels, self._given(batch, {row: block.actions})))
             self._advance(stream, block.latents)
         stream.frame = state.frame
 
@@ -145,16 +145,22 @@ class Batches:
         self._streams.pop(stream_id, None)
 
     def _frame(self, batch: int, requests: list[StepRequest]) -> Frame:
-        """Rows that take fewer steps than others commit more than once; those without a request do nothing else."""
+        """Rows that take fewer steps than others commit more than once, or where there is no commit begin more than
+        once; those without a request do nothing else.
+        """
         config, rows = self.student.config, self._runner.rows
         most = max(request.steps for request in requests)
         noise = np.zeros((most, rows, config.transformer.block_size, *config.latent_shape), np.float32)
-        levels = np.zeros((most + 1, rows), np.int64)
+        commits = not config.transformer.history_level
+        levels = np.zeros((most + commits, rows), np.int64)
         actions, mel = {}, {}
         for request in requests:
             stream, steps = self._streams[request.stream_id], request.steps
-            noise[:steps, stream.row] = step_noise(stream.seed, stream.frame, steps, config)
-            levels[:steps, stream.row] = [config.levels.index(sigma) for sigma in config.step_plans[steps]]
+            own = step_noise(stream.seed, stream.frame, steps, config)
+            plan = [config.all_jumps.index(jump) for jump in config.jumps(steps)]
+            wait = 0 if commits else most - steps
+            noise[:wait, stream.row], levels[:wait, stream.row] = own[0], plan[0]
+            noise[wait : wait + steps, stream.row], levels[wait : wait + steps, stream.row] = own, plan
             actions[stream.row] = request.actions
             if request.mel is not None:
                 mel[stream.row] = request.mel

@@ -25,7 +25,8 @@ def generate(
     engine.open("generate", student.start(seed))
     try:
         for at in range(0, len(actions) // size * size, size):
-            request = StepRequest("generate", actions[at : at + size], steps or student.config.steps)
+            count = steps or student.config.steps_of(at // size)
+            request = StepRequest("generate", actions[at : at + size], count)
             yield from engine.step([request])[0].frames
     finally:
         engine.close("generate")
@@ -54,7 +55,7 @@ def speak(
         for at in range(0, int(len(sound) / SAMPLE_RATE * config.fps) // size * size, size):
             mel = np.stack([ear.window((at + i + 1) / config.fps) for i in range(size)])
             actions = np.stack([performer.actions(start.frame + at + i, loudness(mel[i])) for i in range(size)])
-            yield from engine.step([StepRequest("speak", actions, steps or config.steps, mel)])[0].frames
+            yield from engine.step([StepRequest("speak", actions, steps or config.steps_of(at // size), mel)])[0].frames
     finally:
         engine.close("speak")
 

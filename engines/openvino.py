@@ -220,14 +220,13 @@ class OpenVINOEngine:
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
         caches = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         stream = _Stream(state.seed, 0, 0, nothing, reference, *caches)
-        for block in replay(state, config):
+        for block in replay(state, config, self.student.config.steps):
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
-            latents = block.latents.astype(np.float32)
-            given = self._inputs(stream, block.actions, latents=latents[None])
+            given = self._inputs(stream, block.actions, latents=block.given[None])
             _set((self._commit,), given)
             self._commit.infer()
-            self._write(self._commit, stream, latents)
+            self._write(self._commit, stream, block.latents.astype(np.float32))
         stream.frame = state.frame
         self._streams[stream_id] = stream
 

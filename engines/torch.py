@@ -53,7 +53,7 @@ class TorchEngine:
     @torch.inference_mode()
     def open(self, stream_id: str, state: StreamState) -> None:
         self._streams.check_room(stream_id)
-        self._streams[stream_id] = recache(self._commit, state), state.seed
+        self._streams[stream_id] = recache(self._commit, state, self.student.config.steps), state.seed
 
     @torch.inference_mode()
     def step(self, requests: Sequence[StepRequest]) -> list[StepResult]:
@@ -137,7 +137,7 @@ class _Runner:
 
             use_kernels(transformer)
             attention, self._rotate_sinks = KernelAttention, rotate_all_sinks
-        self._pass = compiled(InPlacePass(transformer, student.config.levels, attention).to(device).eval())
+        self._pass = compiled(InPlacePass(transformer, student.config.all_jumps, attention).to(device).eval())
         self._decode = compiled(Decode(autoencoder).eval())
         speech = load_speech(student.path) if student.config.speech else None
         self._hear = HearingRows(speech).to(device).eval() if speech else None

@@ -80,6 +80,7 @@ class Stream:
         self.identity = identity
         self.listener = listener
         self.state = student.start(seed, identity)
+        self._first = self.state.frame
         self.voice = Voice(student.config) if student.config.speech else None
         self.utterance = 0
         self._performer = self._perform(seed)
@@ -176,6 +177,7 @@ class Stream:
         return StepRequest(self.id, self._pending.actions, self._pending.steps, self._pending.mel)
 
     def _next(self, steps: int) -> _Pending:
+        steps = self.student.config.steps_of((self.state.frame - self._first) // self.block_size, steps)
         intake = self.inputs.take()
         keys = tuple(code for code in self.student.config.keys if code in intake.held)
         if self.voice is None or self._performer is None:

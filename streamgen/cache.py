@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamgen.config import TransformerConfig
+from streamgen.noise import block_noise
 from streamgen.state import StreamState
 
 ROPE_THETA = 10_000.0
@@ -100,32 +101,46 @@ def block_rotation(frame: int, config: TransformerConfig) -> NDArray[np.float32]
 class ReplayBlock:
     """A block of a stream's history, to be committed at `frame` into a cache whose oldest ring frame is `first`.
 
-    latents float16 [F, C, h, w]; previous float16 [C, h, w], the clean latent before it; actions float32 [F, A].
+    latents float16 [F, C, h, w]; given float32, what the pass takes that makes their keys: the latents, or with a
+    `history_level` these with the stream's noise; previous float16 [C, h, w], the clean latent before it; actions
+    float32 [F, A].
     """
 
     frame: int
     first: int
     latents: NDArray[np.float16]
+    given: NDArray[np.float32]
     previous: NDArray[np.float16]
     actions: NDArray[np.float32]
 
 
-def replay(state: StreamState, config: TransformerConfig) -> Iterator[ReplayBlock]:
+def replay(state: StreamState, config: TransformerConfig, steps: int = 1) -> Iterator[ReplayBlock]:
     """The blocks whose commits, in order, rebuild the cache of a stream: its sinks, then its last latents.
 
     From `history_frames` latents in a windowed pass the result equals the live cache; from fewer, deeper layers miss
-    what their keys remember of frames that left the window.
+    what their keys remember of frames that left the window. steps: of its blocks, which with a `history_level` decide
+    the noise; below 1 it was added to what the step before the last made of a block, in whose place are its latents.
     """
     size, count = config.block_size, len(state.latents)
     start = state.frame - count
     nothing = np.zeros(state.latents.shape[1:], np.float16)
+
+    def block(
+        at: int, first: int, x: NDArray[np.float16], before: NDArray[np.float16], actions: NDArray[np.float32]
+    ) -> ReplayBlock:
+        given, level = x.astype(np.float32), config.history_level
+        if level:
+            given = (1 - np.float32(level)) * given
+            given += np.float32(level) * block_noise(state.seed, at, steps - 1, given.shape)
+        return ReplayBlock(at, first, x, given, before, actions)
+
     for at in range(0, len(state.sink), size):
         before = state.sink[at - 1] if at else nothing
-        yield ReplayBlock(at, config.sink, state.sink[at : at + size], before, state.sink_actions[at : at + size])
+        yield block(at, config.sink, state.sink[at : at + size], before, state.sink_actions[at : at + size])
     # Of a history that does not reach back to the stream's start, the first latent only serves as `previous`.
     spare = int(config.concat_previous and start > 0)
     usable = min(count - spare, state.frame - len(state.sink)) // size * size
     first = state.frame - usable
     for at in range(count - usable, count, size):
         before = state.latents[at - 1] if at else nothing
-        yield ReplayBlock(start + at, first, state.latents[at : at + size], before, state.actions[at : at + size])
+        yield block(start + at, first, state.latents[at : at + size], before, state.actions[at : at + size])

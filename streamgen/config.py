@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,6 +29,8 @@ VIEW_HARMONICS = 5
 """Of a ray's direction: it is given once around, twice, four times, …"""
 VIEW_DETAIL = 64
 """Channels of the convolutions over the view's columns."""
+_OWN_PICTURE = 0.5
+"""Noise level up to which keys made from noisy latents still tell what is in them (diagonal forcing)."""
 FACE_CODE = 256
 """Width of what steers a face."""
 FACE_BLOCKS, FACE_DEEP_BLOCKS = 2, 3
@@ -59,11 +62,23 @@ class TransformerConfig(_Config):
     window: int = Field(ge=1, description="frames that a query sees, its own block included, sinks not")
     sink: int = Field(0, ge=0, description="first frames of the stream that stay visible for ever")
     block_size: int = Field(1, ge=1, description="frames generated together")
+    history_level: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="noise level of the pass whose keys and values the cache keeps. 0: that of a block's clean "
+        "latents, a pass of its own (the commit); above: the last denoising step, and no pass more",
+    )
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(
         False,
         description="x0 is predicted as the previous clean latent, or as the face where there is one, plus the head's "
         "output",
+    )
+    flow_map: bool = Field(
+        False,
+        description="a pass is told to which noise level it leads, and jumps there; without, it leads to none, and "
+        "fresh noise is added for the next step",
     )
     ffn_conv: bool = Field(False, description="depthwise 3x3 convolution inside the FFN")
     detail_dim: int = Field(
@@ -97,6 +112,11 @@ class TransformerConfig(_Config):
                 raise ValueError(f"{what} {value} is not a multiple of {divisor}")
         if self.residual and not self.concat_previous:
             raise ValueError("residual needs concat_previous: without it there is no previous latent to add to")
+        if self.history_level > _OWN_PICTURE and not (self.concat_previous and self.block_size == 1):
+            raise ValueError(
+                f"history_level {self.history_level}: above {_OWN_PICTURE} a block's keys hardly know its own frames; "
+                "that needs concat_previous and a block_size of 1, so that those of the next block do"
+            )
         if self.pose_scale and not (self.residual and self.action_dim and self.picture_channels > 0):
             raise ValueError(
                 f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels: "
@@ -162,6 +182,16 @@ class TransformerConfig(_Config):
         return self.num_layers * self.past_slots + int(self.concat_previous)
 
 
+Jump = tuple[float, float]
+"""Noise levels before and after a pass."""
+
+
+def jumps(sigmas: Sequence[float], config: TransformerConfig) -> tuple[Jump, ...]:
+    """Of the steps at levels `sigmas`: each to the next level where the transformer maps flows, else to no noise."""
+    ends = (*sigmas[1:], 0.0) if config.flow_map else (0.0,) * len(sigmas)
+    return tuple(zip(sigmas, ends, strict=True))
+
+
 class AutoencoderConfig(_Config):
     """Shape of an `Autoencoder` (`vae/config.json`): two levels make 8 pixels a latent pixel, three make 16."""
 
@@ -207,6 +237,9 @@ class StudentConfig(_Config):
         description="noise levels (sigma) of the denoising steps, by count"
     )
     steps: int = Field(description="steps a block gets unless the load asks for fewer")
+    opening: tuple[int, ...] = Field(
+        (), description="steps of a stream's first blocks, whatever the load: what is wrong there stays wrong"
+    )
     transformer: TransformerConfig
     vae: AutoencoderConfig
     speech: SpeechConfig | None = None
@@ -215,6 +248,8 @@ class StudentConfig(_Config):
     def _fits(self) -> Self:
         if self.steps not in self.step_plans:
             raise ValueError(f"steps {self.steps} has no plan; plans exist for {sorted(self.step_plans)}")
+        if unknown := sorted(set(self.opening) - set(self.step_plans)):
+            raise ValueError(f"opening {unknown[0]} has no plan; plans exist for {sorted(self.step_plans)}")
         for count, sigmas in self.step_plans.items():
             if (
                 len(sigmas) != count
@@ -223,6 +258,9 @@ class StudentConfig(_Config):
                 or sigmas[-1] <= 0
             ):
                 raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
+            level = self.transformer.history_level
+            if level and sigmas[-1] != level:
+                raise ValueError(f"step plan {count}: {sigmas} does not end at the history_level {level}")
         if self.transformer.text_dim is not None:
             raise ValueError("text_dim: the rollout takes no text yet")
         channels = self.transformer.picture_channels, self.vae.latent_channels
@@ -246,10 +284,20 @@ class StudentConfig(_Config):
         """Width of a frame's action vector."""
         return self.transformer.action_dim or 0
 
+    def steps_of(self, block: int, wanted: int | None = None) -> int:
+        """Steps of the block of this number since a stream's start. wanted: of those after the opening; by default
+        `steps`.
+        """
+        return self.opening[block] if block < len(self.opening) else wanted or self.steps
+
+    def jumps(self, count: int) -> tuple[Jump, ...]:
+        """Noise levels from and to which each of `count` steps leads."""
+        return jumps(self.step_plans[count], self.transformer)
+
     @property
-    def levels(self) -> tuple[float, ...]:
-        """The noise levels of all steps and of the commit, rising from 0."""
-        return tuple(sorted({0.0, *(sigma for plan in self.step_plans.values() for sigma in plan)}))
+    def all_jumps(self) -> tuple[Jump, ...]:
+        """Of all steps, and of the commit, which stays at 0; in order."""
+        return tuple(sorted({(0.0, 0.0), *(jump for count in self.step_plans for jump in self.jumps(count))}))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

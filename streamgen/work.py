@@ -144,7 +144,9 @@ def decoder_work(config: StudentConfig) -> Work:
 
 
 def commit_work(config: TransformerConfig) -> Work:
-    """The pass that writes a block's keys and values, which needs no head."""
+    """The pass that writes a block's keys and values, which needs no head; none where a denoising step's are kept."""
+    if config.history_level:
+        return Work()
     whole, head = pass_work(config), _head_work(config)
     return Work(*(a - b for a, b in zip(astuple(whole), astuple(head), strict=True)))
 

@@ -70,7 +70,12 @@ def toy_recipe(config: TransformerConfig, **changes: object) -> TeacherForcingRe
     return TeacherForcingRecipe.model_validate(settings | changes)
 
 
-def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
+TWO_STEPS: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
+
+
+def toy_student(
+    folder: Path, seed: int = 0, step_plans: dict[int, tuple[float, ...]] = TWO_STEPS, **changes: object
+) -> Path:
     """Write a student folder with two starts of 20 frames."""
     transformer = toy_transformer(toy_transformer_config(**changes), seed)
     config = transformer.config
@@ -82,8 +87,8 @@ def toy_student(folder: Path, seed: int = 0, **changes: object) -> Path:
         width=config.width * 8,
         height=config.height * 8,
         keys=WORLD_KEYS,
-        step_plans={1: (1.0,), 2: (1.0, 0.5)},
-        steps=2,
+        step_plans=step_plans,
+        steps=max(step_plans),
         transformer=config,
         vae=vae,
     )

@@ -1,4 +1,4 @@
-"""Commands `streamgen data`, `streamgen train`, `streamgen evaluate` and `streamgen export`."""
+"""Commands `streamgen compare`, `streamgen data`, `streamgen train`, `streamgen evaluate` and `streamgen export`."""
 
 from __future__ import annotations
 
@@ -181,6 +181,61 @@ def export(
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--recipes",
+    type=_FOLDER,
+    default=RECIPES / "compare",
+    help="Folder of recipes of distillation; default: all methods.",
+)
+@click.option("--teacher", type=_FOLDER, required=True, help="Run folder of the teacher that all start from.")
+@click.option("--autoencoder", type=_FOLDER, default=Path("runs/world-autoencoder"))
+@click.option("--data", type=_FOLDER, default=None, help="Folder of videos; default: the recorder of the world.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, help="Of training for each.")
+@click.option("--processes", type=click.IntRange(1), default=2, help="That train together.")
+@click.option("--episodes", type=click.IntRange(1), default=3, help="Rollouts of a minute, each with a seed.")
+@click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Their length.")
+@click.option("--long", "long_s", type=click.FloatRange(min=4), default=600.0, help="Length of one more rollout.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="Engine of the rollouts.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the figures.")
+def compare(
+    overrides: tuple[str, ...],
+    recipes: Path,
+    teacher: Path,
+    autoencoder: Path,
+    data: Path | None,
+    minutes: float,
+    processes: int,
+    episodes: int,
+    seconds: float,
+    long_s: float,
+    engine: str,
+    runs: Path,
+    out: Path,
+) -> None:
+    """Train students by every method from one teacher, for as long each, and put them in one table."""
+    _torch()
+
+    from streamgen.models.loading import load_autoencoder, load_transformer
+    from streamgen.student import StudentError
+    from training.compare import Budget, compare as run
+    from training.data import open_data
+    from training.footage import VideoDataError
+    from training.recipe import RecipeError
+
+    try:
+        side, config = load_autoencoder(autoencoder).config.latent_pixel, load_transformer(teacher).config
+        clips = open_data(data, config.width * side, config.height * side)
+        own = overrides if data is None else (*overrides, f"data={data}")
+        budget = Budget(minutes, processes, episodes, seconds, long_s)
+        run(sorted(recipes.glob("*.yaml")), teacher, autoencoder, clips, runs, out, budget, own, engine)
+    except (RecipeError, StudentError, VideoDataError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo((out / "compare.md").read_text())
 
 
 @click.command()

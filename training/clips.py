@@ -105,20 +105,31 @@ class ClipPass:
     """Forward passes over whole clips with a fixed history, all frames at once (teacher forcing)."""
 
     def __init__(
-        self, config: TransformerConfig, history: Tensor, level: Tensor, actions: Tensor, copies: int = 1
+        self,
+        config: TransformerConfig,
+        history: Tensor,
+        level: Tensor,
+        actions: Tensor,
+        copies: int = 1,
+        noise: Tensor | None = None,
     ) -> None:
         """history [B, F, C, h, w] at noise `level` [B, F]; actions [B, F, A]; `copies` noisy copies are denoised at a
-        time.
+        time. noise as history: with a `history_level` the clean history's keys are made at that level.
         """
         self.config, self.copies = config, copies
-        self._history, self._level, self._actions = history, level, actions
+        self._level, self._actions, self._reference = level, actions, history[:, 0]
         self._previous = before(history, config.block_size) if config.concat_previous else None
+        if config.history_level:
+            assert noise is not None, "a history_level needs noise"
+            self._level = torch.full_like(level, config.history_level)
+            history = add_noise(history, noise, self._level)
+        self.history = history
 
     def _faces(self, model: CausalVideoTransformer, driven: Tensor | None) -> Tensor | None:
         """Of the history and of every copy, which are the same people in the same poses unless others drive them."""
         if not self.config.face_dim:
             return None
-        reference = self._history[:, 0], self._actions[:, 0]
+        reference = self._reference, self._actions[:, 0]
         own = model.face(*reference, self._actions)
         return torch.cat([own, *([own if driven is None else model.face(*reference, driven)] * self.copies)], 1)
 
@@ -129,12 +140,28 @@ class ClipPass:
         sigma: Tensor,
         known: Tensor | None = None,
         driven: Tensor | None = None,
+        to: Tensor | None = None,
     ) -> Tensor:
         """Velocity of noisy copies x [B, K, F, C, h, w] at levels sigma [B, K, F].
 
         known as sigma: 0 withholds an action. driven [B, F, A]: actions of the noisy frames instead of the history's.
+        to as sigma: the levels to which a model that maps flows is to go; by default 0.
         """
-        frames, copies = self._history.shape[1], self.copies
+        return self.all_velocities(model, x, sigma, known, driven, to)[:, 1:]
+
+    def all_velocities(
+        self,
+        model: CausalVideoTransformer,
+        x: Tensor,
+        sigma: Tensor,
+        known: Tensor | None = None,
+        driven: Tensor | None = None,
+        to: Tensor | None = None,
+    ) -> Tensor:
+        """[B, 1 + K, F, C, h, w]: as `velocity`, and before it that of the history at its own level, which is a step
+        like others where there is a `history_level`.
+        """
+        frames, copies = self.history.shape[1], self.copies
         attend = ClipAttention(self.config, model.space, frames, copies + 1)
 
         def repeated(t: Tensor) -> Tensor:
@@ -143,16 +170,19 @@ class ClipPass:
         levels = torch.cat([self._level, sigma.flatten(1, 2)], 1)
         if known is not None:
             known = torch.cat([torch.ones_like(self._level), known.flatten(1, 2)], 1)
+        if to is not None:
+            to = torch.cat([torch.zeros_like(self._level), to.flatten(1, 2)], 1)
         out = model(
-            torch.cat([self._history, x.flatten(1, 2)], 1),
+            torch.cat([self.history, x.flatten(1, 2)], 1),
             levels,
             attend,
             torch.cat([self._actions, *([self._actions if driven is None else driven] * copies)], 1),
             None if self._previous is None else repeated(self._previous),
             known_BF=known,
             face_BFCHW=self._faces(model, driven),
+            to_BF=to,
         )
-        velocity: Tensor = out[:, frames:].unflatten(1, (copies, frames))
+        velocity: Tensor = out.unflatten(1, (1 + copies, frames))
         return velocity.float()
 
 
@@ -208,6 +238,8 @@ def imperfect_history(
 
     Returns the history [B, F, C, h, w] and its noise level [B, F]. Raises RecipeError.
     """
+    if recipe.context_noise and model.config.history_level:
+        raise RecipeError("context_noise: the history has a noise level of its own (history_level); set it to 0")
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
         history = recycled_history(model, clips, recipe, sigmas, generator)
@@ -242,12 +274,13 @@ def recycled_history(
     start = int(torch.randint(context, last_start + 1, (1,), generator=generator)) // size * size
     commit, rollout = Commit(model), Rollout(model, None, sigmas)
     cache = RollingCache.empty(config, x0.shape[0])
+    own_noise = torch.randn(x0.shape, generator=generator) if config.history_level else x0
     begin = max(start - context, config.sink)
     for at in (*range(0, config.sink, size), *range(begin, start, size)):
         if at == begin and at > 0:
             cache.frame = cache.first = at
             cache.previous = x0[:, at - 1]
-        cache.clean(commit, x0[:, at : at + size], clips.actions[:, at : at + size])
+        cache.clean(commit, *(t[:, at : at + size] for t in (x0, clips.actions, own_noise)))
     out = x0.clone()
     for at in range(start, start + recipe.recycle, size):
         noise = torch.randn((len(sigmas), x0.shape[0], size, *x0.shape[2:]), generator=generator)
@@ -255,5 +288,5 @@ def recycled_history(
         made = rollout.denoise(noise, cache.previous, actions, *cache.inputs()).float()
         error = (made - x0[:, at : at + size]).clamp(-recipe.recycle_clip, recipe.recycle_clip)
         out[:, at : at + size] += error
-        cache.clean(commit, out[:, at : at + size], actions)
+        cache.clean(commit, out[:, at : at + size], actions, noise[-1])
     return out

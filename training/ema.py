@@ -7,10 +7,13 @@ import copy
 import torch
 from torch import nn
 
+from training.distributed import whole
+
 
 class EMA:
     """`model` follows the trained model: w <- d w + (1 - d) w_trained with d = min(decay, (1 + n) / (10 + n)) at
-    update n.
+    update n. It is whole in every process, also where the trained one is in pieces: processes may ask it for rollouts
+    of different lengths.
     """
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
@@ -23,6 +26,6 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for weight, trained_weight in zip(self.model.parameters(), trained.parameters(), strict=True):
-            weight.lerp_(trained_weight, 1 - decay)
+            weight.lerp_(whole(trained_weight), 1 - decay)
         for buffer, trained_buffer in zip(self.model.buffers(), trained.buffers(), strict=True):
             buffer.copy_(trained_buffer)

@@ -31,11 +31,12 @@ from training.sheets import contact_sheet
 
 matplotlib.use("Agg")
 
-_CONTEXT = 16
+CONTEXT = 16
+"""True frames before what is judged."""
 _JUDGED = 32
 _CLIPS = 12
 _SEGMENT_S = 2.0
-_MARKS_S = (5, 30, 60)
+_MARKS_S = (5, 30, 60, 600)
 _CONTROLLED = 20
 _CONTROLLED_S = 10.0
 _DRIFT_S = (1, 5, 10)
@@ -67,15 +68,15 @@ def evaluate(
         )
     folder.mkdir(parents=True, exist_ok=True)
     model, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
-    real = held_out(data, _CLIPS, _CONTEXT + _JUDGED)
+    real = held_out(data, _CLIPS, CONTEXT + _JUDGED)
     figures: dict[str, Any] = {"student": config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     engine = load_engine(student.path, engine_name)
-    long = held_out(data, rollouts, _CONTEXT + round(rollout_s * config.fps), first=_CLIPS)
-    figures["rollout"] = _rollouts(student, engine, autoencoder, long, folder)
+    long = held_out(data, rollouts, CONTEXT + round(rollout_s * config.fps), first=_CLIPS)
+    _, figures["rollout"] = judge_rollouts(student, engine, autoencoder, long, folder)
     if judges is not None:
         blocks = math.ceil(_CONTROLLED_S * config.fps / config.transformer.block_size)
-        frames = _CONTEXT + blocks * config.transformer.block_size
+        frames = CONTEXT + blocks * config.transformer.block_size
         episodes = held_out(data, _CONTROLLED, frames, first=_CLIPS + rollouts)
         figures["control"] = _control(student, engine, autoencoder, episodes, judges)
     return figures
@@ -86,11 +87,11 @@ def _teacher_forced(
 ) -> dict[str, Any]:
     clips = encode(autoencoder, real, model.config)
     truth = np.stack([clip.frames for clip in real])
-    judged = truth[:, _CONTEXT:].reshape(-1, *truth.shape[2:])
-    last = truth[:, _CONTEXT - 1 : -1].reshape(judged.shape)
+    judged = truth[:, CONTEXT:].reshape(-1, *truth.shape[2:])
+    last = truth[:, CONTEXT - 1 : -1].reshape(judged.shape)
 
     def judge(latents: Tensor) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        made = decode(autoencoder, latents[:, _CONTEXT:]).reshape(judged.shape)
+        made = decode(autoencoder, latents[:, CONTEXT:]).reshape(judged.shape)
         return made, {
             "psnr": frames_psnr(made, judged),
             "ssim": ssim(made, judged),
@@ -115,6 +116,16 @@ def _teacher_forced(
     return figures
 
 
+def judge_next_frame(student: Student, autoencoder: Autoencoder, real: list[Clip], steps: int) -> dict[str, float]:
+    """PSNR and detail of next frames of real clips, from their true past."""
+    model = load_transformer(student.path)
+    clips = encode(autoencoder, real, model.config)
+    truth = np.concatenate([clip.frames[CONTEXT:] for clip in real])
+    made = decode(autoencoder, teacher_forced(model, clips, student.config.step_plans[steps])[:, CONTEXT:])
+    made = made.reshape(truth.shape)
+    return {"psnr": frames_psnr(made, truth), "detail": detail(made) / detail(truth)}
+
+
 def roll(
     engine: Engine, student: Student, state: StreamState, actions: NDArray[np.float32], steps: int | None = None
 ) -> NDArray[np.uint8]:
@@ -122,20 +133,24 @@ def roll(
     size = student.config.transformer.block_size
     engine.open("evaluate", state)
     frames = [
-        engine.step([StepRequest("evaluate", actions[at : at + size], steps or student.config.steps)])[0].frames
+        engine.step([StepRequest("evaluate", actions[at : at + size], student.config.steps_of(at // size, steps))])[
+            0
+        ].frames
         for at in range(0, len(actions) // size * size, size)
     ]
     engine.close("evaluate")
     return np.concatenate(frames)
 
 
-def _play(student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int) -> NDArray[np.uint8]:
+def _play(
+    student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int, steps: int | None = None
+) -> NDArray[np.uint8]:
     """Frames [F, H, W, 3] that the student makes of a real episode's keys after its first frames."""
-    head = Clip(clip.frames[:_CONTEXT], clip.actions[:_CONTEXT], clip.poses[:_CONTEXT])
+    head = Clip(clip.frames[:CONTEXT], clip.actions[:CONTEXT], clip.poses[:CONTEXT])
     start: LatentClips = encode(autoencoder, [head], student.config.transformer)
     latents, actions = start.latents[0].half().numpy(), start.actions[0].numpy()
     state = StreamState.begin(student.config, student.hash, seed, latents, actions)
-    return roll(engine, student, state, clip.actions[_CONTEXT:].astype(np.float32))
+    return roll(engine, student, state, clip.actions[CONTEXT:].astype(np.float32), steps)
 
 
 def _control(
@@ -146,8 +161,8 @@ def _control(
     Each figure stands beside the judge's own on the real frames: its ceiling.
     """
     made = [_play(student, engine, autoencoder, clip, seed) for seed, clip in enumerate(real)]
-    truth = [clip.frames[_CONTEXT:] for clip in real]
-    keys = np.concatenate([clip.actions[_CONTEXT + 1 :] for clip in real])
+    truth = [clip.frames[CONTEXT:] for clip in real]
+    keys = np.concatenate([clip.actions[CONTEXT + 1 :] for clip in real])
     codes = student.config.keys
     figures: dict[str, Any] = {"episodes": len(real), "seconds": _CONTROLLED_S}
     for name, frames in (("generated", made), ("ceiling", truth)):
@@ -159,7 +174,7 @@ def _control(
             )
         for after_s in _DRIFT_S:
             at = round(after_s * student.config.fps) - 1
-            poses = np.stack([clip.poses[_CONTEXT + at] for clip in real])
+            poses = np.stack([clip.poses[CONTEXT + at] for clip in real])
             if np.isfinite(poses).all():
                 seen = np.concatenate([judges.poses_of(part[at : at + 1]) for part in frames])
                 figures[name][f"{after_s}_s"] = {
@@ -169,17 +184,25 @@ def _control(
     return figures
 
 
-def _rollouts(
-    student: Student, engine: Engine, autoencoder: Autoencoder, real: list[Clip], folder: Path
-) -> dict[str, Any]:
-    """Free-running play under the keys of real episodes, against those episodes."""
+def judge_rollouts(
+    student: Student,
+    engine: Engine,
+    autoencoder: Autoencoder,
+    real: list[Clip],
+    folder: Path,
+    steps: int | None = None,
+) -> tuple[list[NDArray[np.uint8]], dict[str, Any]]:
+    """Free-running play under the keys of real episodes, against those episodes: its frames, and figures by how many
+    seconds from the start they count. `folder` gets a sheet and curves. steps: None takes the student's own.
+    """
     fps = student.config.fps
     size = round(_SEGMENT_S * fps)
     curves: list[dict[str, list[float]]] = []
-    rows = []
+    rows, played = [], []
     for seed, clip in enumerate(real):
-        made = _play(student, engine, autoencoder, clip, seed)
-        truth = clip.frames[_CONTEXT:]
+        made = _play(student, engine, autoencoder, clip, seed, steps)
+        played.append(made)
+        truth = clip.frames[CONTEXT:]
         typical = detail(truth)
         elsewhere = np.roll(truth, len(truth) // 2, 0)
         colour = truth.reshape(-1, 3).mean(0)
@@ -202,7 +225,7 @@ def _rollouts(
     _plot(curves, folder / "rollout_curves.png")
     figures: dict[str, Any] = {
         "episodes": len(curves),
-        "seconds": (len(real[0].frames) - _CONTEXT) / fps,
+        "seconds": (len(real[0].frames) - CONTEXT) / fps,
         "segment_s": _SEGMENT_S,
     }
     reached_s = len(curves[0]["detail"]) * _SEGMENT_S
@@ -227,7 +250,7 @@ def _rollouts(
                 sum(sum(c["motion"][:upto]) for c in curves) / sum(sum(c["real_motion"][:upto]) for c in curves)
             ),
         }
-    return figures
+    return played, figures
 
 
 def _error(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:

@@ -12,20 +12,21 @@ with many threads, whose barriers wait for the slowest core.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from streamgen.models.transformer import CausalVideoTransformer
+from training import distributed
 from training.data import Clip, ClipData, ClipSource, Share
 from training.ema import EMA
 from training.muon import Muon
-from training.recipe import BaseRecipe, RecipeError
+from training.recipe import BaseRecipe, RecipeError, TransformerRecipe
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -61,6 +62,18 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class Duel(Stage, Protocol):
+    """A stage in which a model and its critic learn in turns, each from what the other is now."""
+
+    critic: nn.Module | None
+    """None: it is no duel after all."""
+
+    def turn(self, step: int) -> nn.Module:
+        """Begin a step: which of the two learns in it. What all processes draw alike depends on the step alone."""
+        ...
+
+
 def rate_at(step: int, recipe: BaseRecipe) -> float:
     """Share of the learning rate: warmup, stable, linear decay to zero (WSD)."""
     decay_steps = max(1, round(recipe.decay * recipe.steps))
@@ -84,48 +97,19 @@ def fastest_precision() -> str:
     return "bf16" if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else "fp32"
 
 
-def _agree(precision: str, size: int) -> str:
-    """The first process's choice, for all."""
-    if size == 1:
-        return precision
-    choice = [precision]
-    distributed.broadcast_object_list(choice)
-    return choice[0]
-
-
-def rank_and_size() -> tuple[int, int]:
-    """This process's place under torchrun; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def average_gradients(model: nn.Module, figures: dict[str, float], size: int) -> None:
-    """Replace the gradients, and the figures beside them, by their mean over the processes."""
-    if size == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor(list(figures.values()))])
-    distributed.all_reduce(flat)
-    *means, told = flat.div_(size).split([*(g.numel() for g in gradients), len(figures)])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    figures.update(zip(figures, told.tolist(), strict=True))
-
-
 def train(stage: Stage, folder: Path) -> None:
     """Run a stage to the end of its recipe in `folder`, going on from the checkpoint there if there is one."""
     recipe = stage.recipe
-    rank, size = rank_and_size()
-    if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+    distributed.start()
+    rank, size = distributed.rank_and_size()
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     batches = size * recipe.accumulate
     identity = recipe.identity() | {"batches a step": batches, "data": stage.data.fingerprint()}
-    optimizers = _optimizers(stage.model, recipe)
-    ema = EMA(stage.model, recipe.ema)
-    first, spent_s, kept_precision = _resume(folder / CHECKPOINT, identity, stage.model, ema, optimizers)
-    precision = _agree(
-        kept_precision or (recipe.precision if recipe.precision != "auto" else fastest_precision()), size
+    run = _Run(stage)
+    first, spent_s, kept_precision = run.resume(folder / CHECKPOINT, identity)
+    precision = distributed.agreed(
+        kept_precision or (recipe.precision if recipe.precision != "auto" else fastest_precision())
     )
     log = _Log(folder, first) if rank == 0 else None
     if log is not None:
@@ -140,56 +124,142 @@ def train(stage: Stage, folder: Path) -> None:
         task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")
         for step in range(first, recipe.steps):
             start = time.perf_counter()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * rate_at(step, recipe)
-            stage.model.zero_grad(set_to_none=True)
+            player = run.turn(step)
             figures: dict[str, float] = {}
             for k in range(recipe.accumulate):
                 number = mine.number((step - first) * recipe.accumulate + k)
                 generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
                 batch = stage.batch([next(source) for _ in range(recipe.clips)], number)
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    loss, told = stage.loss(batch, ema.model, generator)
+                    loss, told = stage.loss(batch, run.ema.model, generator)
                 (loss / recipe.accumulate).backward()
                 for name, value in {"loss": loss.item(), **told}.items():
                     figures[name] = figures.get(name, 0.0) + value / recipe.accumulate
-            average_gradients(stage.model, figures, size)
-            norm = nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip)
+            distributed.average(player.module, figures)
+            norm = distributed.whole(nn.utils.clip_grad_norm_(player.module.parameters(), recipe.clip))
             if torch.isfinite(norm):
-                for optimizer in optimizers:
-                    optimizer.step()
-                ema.update(stage.model)
-            if log is None:
-                continue
-            figures |= {"grad": norm.item(), "step_s": time.perf_counter() - start}
-            log.step(step, figures)
-            progress.update(task, advance=1, figures=f"loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step")
+                player.step(rate_at(step, recipe))
+                if player.module is stage.model:
+                    run.ema.update(stage.model)
             done = step + 1
-            if time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps:
-                made_by = {"identity": identity, "precision": precision, "spent_s": spent_s + time.monotonic() - began}
-                _save(folder / CHECKPOINT, done, made_by, stage.model, ema, optimizers)
+            if log is not None:
+                figures |= {"grad": norm.item(), "step_s": time.perf_counter() - start}
+                log.step(step, {player.name + name: value for name, value in figures.items()})
+                said = f"{player.name}loss {figures['loss']:.4f}  {figures['step_s']:.2f} s/step"
+                progress.update(task, advance=1, figures=said)
+            due = time.monotonic() - saved > recipe.checkpoint_every_s or done == recipe.steps
+            if distributed.agreed(due) if run.in_pieces else due:
+                spent = spent_s + time.monotonic() - began
+                run.save(folder / CHECKPOINT, done, {"identity": identity, "precision": precision, "spent_s": spent})
                 saved = time.monotonic()
-            if done % recipe.evaluate_every == 0 or done == recipe.steps:
-                result = stage.evaluate(ema.model, folder / f"sheet_{done:06d}.png")
+            if (done % recipe.evaluate_every == 0 or done == recipe.steps) and log is not None:
+                result = stage.evaluate(run.ema.model, folder / f"sheet_{done:06d}.png")
                 log.evaluation(done, result)
                 progress.console.print(f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in result.items()))
     if log is not None:
-        stage.finish(ema.model, folder)
+        stage.finish(run.ema.model, folder)
         log.close()
 
 
-def _optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
-    """AdamW; with a matrix rate, Muon for the matrices and kernels inside of blocks and AdamW for the rest."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
-        (matrices if is_matrix and recipe.matrix_learning_rate is not None else rest).append(parameter)
-    adamw = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
-    if recipe.matrix_learning_rate is None:
-        return [adamw]
-    return [adamw, Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)]
+class _Run:
+    """What changes from step to step: who learns, and the EMA of the one that is trained."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, recipe = stage, stage.recipe
+        critic = stage.critic if isinstance(stage, Duel) else None
+        self.ema = EMA(stage.model, recipe.ema)
+        self.in_pieces = False
+        if isinstance(recipe, TransformerRecipe):
+            assert isinstance(stage.model, CausalVideoTransformer)
+            if recipe.forget_activations:
+                distributed.forget_activations(stage.model)
+            self.in_pieces = recipe.shard and distributed.rank_and_size()[1] > 1
+        for module in (stage.model, critic):
+            if self.in_pieces and module is not None:
+                distributed.cut(module)
+        self._players = [_Player("", stage.model, recipe, recipe.learning_rate, recipe.matrix_learning_rate)]
+        if critic is not None:
+            rate = recipe.critic_learning_rate or recipe.learning_rate
+            self._players.append(_Player("critic_", critic, recipe, rate, None))
+
+    def turn(self, step: int) -> _Player:
+        """Who learns in this step; the others do not."""
+        learns = self._stage.turn(step) if isinstance(self._stage, Duel) else self._stage.model
+        for player in self._players:
+            player.learns(player.module is learns)
+        return next(player for player in self._players if player.module is learns)
+
+    def save(self, path: Path, step: int, made_by: dict[str, Any]) -> None:
+        """Atomic: a kill at any moment leaves the old checkpoint or the new one. The first process writes it."""
+        first = distributed.rank_and_size()[0] == 0
+        if not first and not self.in_pieces:
+            return
+        models = [distributed.whole(player.module.state_dict()) for player in self._players]
+        optimizers = [
+            [distributed.whole(optimizer.state_dict()) for optimizer in player.optimizers] for player in self._players
+        ]
+        if not first:
+            return
+        state = {"step": step, **made_by, "models": models, "optimizers": optimizers}
+        state |= {"ema": self.ema.model.state_dict(), "ema_updates": self.ema.updates}
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path, identity: dict[str, Any]) -> tuple[int, float, str | None]:
+        """Step, seconds spent and precision of the checkpoint. Raises RecipeError when another recipe made it."""
+        if not path.exists():
+            return 0, 0.0, None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before: dict[str, Any] = state["identity"]
+        other = sorted(key for key in identity.keys() | before.keys() if identity.get(key) != before.get(key))
+        if other:
+            raise RecipeError(
+                f"{path} was made with another {', '.join(other)}: change it back, or give the run another name"
+            )
+        self.ema.model.load_state_dict(state["ema"])
+        self.ema.updates = state["ema_updates"]
+        for player, weights, optimizers in zip(self._players, state["models"], state["optimizers"], strict=True):
+            distributed.load(player.module, weights)
+            for optimizer, kept in zip(player.optimizers, optimizers, strict=True):
+                distributed.load_optimizer(optimizer, kept)
+        return int(state["step"]), float(state["spent_s"]), str(state["precision"])
+
+
+class _Player:
+    """A model that learns, with its optimisers: AdamW; with a matrix rate, Muon for the matrices and kernels inside of
+    blocks and AdamW for the rest.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, recipe: BaseRecipe, rate: float, matrix_rate: float | None
+    ) -> None:
+        """name: before what is logged of it."""
+        self.name, self.module = name, module
+        self._trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for parameter_name, parameter in module.named_parameters():
+            is_matrix = parameter_name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
+            (matrices if is_matrix and matrix_rate is not None else rest).append(parameter)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
+        ]
+        if matrix_rate is not None:
+            self.optimizers.append(Muon(matrices, lr=matrix_rate, weight_decay=recipe.weight_decay))
+
+    def learns(self, now: bool) -> None:
+        """Gradients are made for it, or for what it is given alone."""
+        self.module.zero_grad(set_to_none=True)
+        for parameter in self._trainable:
+            parameter.requires_grad_(now)
+
+    def step(self, rate: float) -> None:
+        """Learn from the gradients, at a share of the rates."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
+            optimizer.step()
 
 
 def _progress(disable: bool) -> Progress:
@@ -231,41 +301,3 @@ class _Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
-
-
-def _save(
-    path: Path, step: int, made_by: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
-) -> None:
-    """Atomic: a kill at any moment leaves the old checkpoint or the new one."""
-    state = {
-        "step": step,
-        **made_by,
-        "model": model.state_dict(),
-        "ema": ema.model.state_dict(),
-        "ema_updates": ema.updates,
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _resume(
-    path: Path, identity: dict[str, Any], model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, float, str | None]:
-    """Step, seconds spent and precision of the checkpoint. Raises RecipeError when another recipe made it."""
-    if not path.exists():
-        return 0, 0.0, None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    before: dict[str, Any] = state["identity"]
-    other = sorted(key for key in identity.keys() | before.keys() if identity.get(key) != before.get(key))
-    if other:
-        raise RecipeError(
-            f"{path} was made with another {', '.join(other)}: change it back, or give the run another name"
-        )
-    model.load_state_dict(state["model"])
-    ema.model.load_state_dict(state["ema"])
-    ema.updates = state["ema_updates"]
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-    return int(state["step"]), float(state["spent_s"]), str(state["precision"])

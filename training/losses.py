@@ -63,6 +63,65 @@ def consistency_target(x_sigma: Tensor, velocity_teacher: Tensor, sigma: Tensor,
     return x_sigma - gap * velocity_teacher
 
 
+def distribution_matching(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """DMD (Yin et al. 2024): half the squared distance of clips x [B, ...] to where the difference of two scores pulls
+    them. real and fake: x0 as the teacher and as the critic predict it from the same noised x, which get no gradient.
+
+    The pull is divided by each clip's mean distance from what the teacher predicts, so that no noise level outweighs
+    others.
+    """
+    with torch.no_grad():
+        pull = (fake - real) / _distance(x, real)
+        goal = x - pull
+    return 0.5 * F.mse_loss(x, goal)
+
+
+def motion_matching(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """`distribution_matching` of what changes from frame to frame of clips [B, F, ...] (diagonal distillation).
+
+    Its gradient reaches both frames of every difference.
+    """
+    return distribution_matching(*(clip.diff(dim=1) for clip in (x, real, fake)))
+
+
+def score_identity(x: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
+    """SiD (Zhou et al. 2024) for clips [B, ...]; real and fake as for `distribution_matching`, but the gradient goes
+    through both networks to x. alpha, near 1: how much of the squared difference of the scores is taken away again.
+    """
+    apart = real - fake
+    return (apart * (real - x - alpha * apart) / _distance(x, real)).mean()
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference of each clip, without gradient."""
+    return (x - y).detach().abs().mean(tuple(range(1, x.dim())), keepdim=True).clamp_min(1e-4)
+
+
+def fools(logits: Tensor) -> Tensor:
+    """Loss of whose clips shall pass for real, from a discriminator's logits of them."""
+    return F.softplus(-logits).mean()
+
+
+def tells_apart(real: Tensor, fake: Tensor) -> Tensor:
+    """Loss of a discriminator from its logits of real and of made clips."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def steepness(logits: Tensor, logits_nearby: Tensor, distance: float) -> Tensor:
+    """R1 or R2 by a finite difference: squared slope of a discriminator between clips and the same clips with noise of
+    spread `distance` added (Lin et al. 2025); no second derivative is needed.
+    """
+    return ((logits_nearby - logits) / distance).square().mean()
+
+
+def flow_map_target(velocity: Tensor, derivative: Tensor, sigma: Tensor, to: Tensor) -> Tensor:
+    """What a flow map u(x, sigma, to) must equal: the velocity less (sigma - to) du/dsigma along the flow (MeanFlow,
+    Geng et al. 2025; AnyFlow). Without gradient; sigma and to are broadcast from the left.
+    """
+    gap = (sigma - to).reshape(sigma.shape + (1,) * (velocity.dim() - sigma.dim()))
+    return (velocity - gap * derivative).detach()
+
+
 @torch.no_grad()
 def psnr(x: Tensor, y: Tensor) -> float:
     """PSNR in dB of images in [-1, 1], from their pooled mean squared error."""

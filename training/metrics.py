@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from streamgen.config import jumps
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
@@ -43,14 +44,17 @@ def teacher_forced(
     generator = torch.Generator().manual_seed(seed)
     out = []
     for row in range(len(x0)):
-        clip = ClipPass(model.config, x0[row : row + 1], torch.zeros(1, x0.shape[1]), clips.actions[row : row + 1])
+        history, own = x0[row : row + 1], clips.actions[row : row + 1]
+        noise = torch.randn(history.shape, generator=generator) if model.config.history_level else None
+        clip = ClipPass(model.config, history, torch.zeros(1, x0.shape[1]), own, noise=noise)
         driven = None if actions is None else actions[row : row + 1]
         shape = (1, 1, *x0.shape[1:])
         x = torch.randn(shape, generator=generator)
-        for step, sigma in enumerate(sigmas):
-            if step:
+        for step, (sigma, to) in enumerate(jumps(sigmas, model.config)):
+            if step and not model.config.flow_map:
                 x = (1 - sigma) * x + sigma * torch.randn(shape, generator=generator)
-            x = x - sigma * clip.velocity(model, x, torch.full(shape[:3], sigma), driven=driven)
+            levels, ends = (torch.full(shape[:3], level) for level in (sigma, to))
+            x = x - (sigma - to) * clip.velocity(model, x, levels, driven=driven, to=ends)
         out.append(x[:, 0])
     return torch.cat(out)
 
@@ -77,9 +81,11 @@ def play(
     size = config.block_size
     commit, rollout = Commit(model), Rollout(model, autoencoder, sigmas)
     cache = RollingCache.empty(config, 1)
-    for at in range(0, history.latents.shape[1], size):
-        cache.clean(commit, history.latents[:1, at : at + size], history.actions[:1, at : at + size])
     generator = torch.Generator().manual_seed(seed)
+    for at in range(0, history.latents.shape[1], size):
+        seen = history.latents[:1, at : at + size]
+        noise = torch.randn(seen.shape, generator=generator) if config.history_level else None
+        cache.clean(commit, seen, history.actions[:1, at : at + size], noise)
     frames, latents = [], []
     for at in range(0, len(actions) // size * size, size):
         noise = torch.randn((len(rollout.sigmas), 1, size, *history.latents.shape[2:]), generator=generator)
@@ -125,6 +131,14 @@ def ssim(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     score = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
     return float(score.mean())
+
+
+def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Fréchet distance (Dowson and Landau 1982) of the normal distributions nearest to two sets of features [N, D]."""
+    of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The trace of the root of a product is the sum of its eigenvalues' roots.
+    roots = np.sqrt(np.clip(np.linalg.eigvals(of_a @ of_b).real, 0, None))
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(of_a + of_b) - 2 * roots.sum())
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:

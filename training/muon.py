@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.distributed import like, whole
+
 _POLYNOMIAL = 3.4445, -4.7750, 2.0315
 """Jordan's quintic: it brings singular values in (0, 1] near 1 in few steps, to within 0.3."""
 _STEPS = 5
@@ -60,10 +62,14 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 momentum = state.setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                nesterov = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+                nesterov = parameter.grad.lerp(momentum, group["momentum"])
+                # An update needs the whole matrix, of which a process may have a piece.
+                nesterov = whole(nesterov).flatten(1)
                 alike[nesterov.shape].append((parameter, nesterov))
             for shape, found in alike.items():
                 updates = orthogonalised(torch.stack([update for _, update in found]))
                 for (parameter, _), update in zip(found, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * _RMS * max(shape) ** 0.5)
+                    parameter.add_(
+                        like(parameter, update.view(parameter.shape)), alpha=-group["lr"] * _RMS * max(shape) ** 0.5
+                    )

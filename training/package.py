@@ -21,7 +21,7 @@ from streamgen.paths import cache_root
 from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
-from training.loop import rank_and_size
+from training.distributed import rank_and_size
 from training.recipe import FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents
@@ -63,12 +63,20 @@ def start_from(model: nn.Module, other: nn.Module, folder: Path) -> None:
     model.load_state_dict(weights)
 
 
-def write_origin(run: Path, recipe: StudentRecipe, step_plans: dict[int, tuple[float, ...]], steps: int) -> None:
+def write_origin(
+    run: Path,
+    recipe: StudentRecipe,
+    step_plans: dict[int, tuple[float, ...]],
+    steps: int,
+    bidirectional: bool = False,
+    opening: tuple[int, ...] = (),
+) -> None:
     """Note in a run folder what its weights belong to: the autoencoder whose latents they know, the clips, the step
-    plans, and how many steps to serve with.
+    plans, how many steps to serve with and to open a stream with, and whether they see the future, so that they can
+    only teach.
     """
     origin = {"autoencoder": weights_hash(recipe.autoencoder, "vae"), "step_plans": step_plans, "steps": steps}
-    origin["driven_by"] = recipe.driven_by
+    origin |= {"driven_by": recipe.driven_by, "bidirectional": bidirectional, "opening": opening}
     if recipe.data is not None:
         origin["data"] = str(recipe.data)
     (run / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
@@ -114,18 +122,21 @@ def package(
     speech_run: Path | None = None,
     identities: dict[str, str] | None = None,
     steps: int | None = None,
+    step_plans: dict[int, tuple[float, ...]] | None = None,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
     average: another run, and the share of its weights in the student's. speech_run: what hears for one that speech
     drives. identities: the people of its videos that it can be, and what they are called; None: all of them. steps: how
-    many to serve it with; None: as the run says.
+    many to serve it with; None: as the run says. step_plans: None takes the run's own.
 
     Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
     that it was trained on are gone.
     """
     origin = _origin(run, autoencoder_run)
-    step_plans = {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
+    if origin.get("bidirectional"):
+        raise RecipeError(f"{run} sees the future: it can teach a student, not be one")
+    step_plans = step_plans or {int(count): tuple(sigmas) for count, sigmas in origin["step_plans"].items()}
     if steps is not None and steps not in step_plans:
         raise RecipeError(f"{run} has no plan for {steps} steps; it has some for {sorted(step_plans)}")
     transformer, autoencoder = load_transformer(run), load_autoencoder(autoencoder_run)
@@ -158,6 +169,7 @@ def package(
         speech=speech.config if speech else None,
         step_plans=step_plans,
         steps=steps or origin["steps"],
+        opening=tuple(origin.get("opening", ())),
         transformer=transformer.config,
         vae=autoencoder.config,
     )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.face import SPEECH
 from streamgen.student import WEIGHTS
+from training.methods.settings import AnyMethod, CausalConsistency, OdeRegression
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a frame, in shares of its width and height."""
@@ -36,6 +37,9 @@ class BaseRecipe(BaseModel):
     learning_rate: float = Field(gt=0, description="of AdamW")
     matrix_learning_rate: float | None = Field(
         None, gt=0, description="of Muon, for matrices and kernels inside of blocks; None: AdamW trains them too"
+    )
+    critic_learning_rate: float | None = Field(
+        None, gt=0, description="of AdamW, for a critic where there is one; None: as for the model"
     )
     warmup: int = Field(100, ge=0)
     decay: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate falls to zero")
@@ -74,6 +78,8 @@ _MAY_CHANGE = {
     "recycle_share",
     "scattered",
     "serve",
+    "shard",
+    "forget_activations",
 }
 
 
@@ -201,9 +207,23 @@ class FaceRecipe(BaseRecipe):
         return self
 
 
-class StudentRecipe(BaseRecipe):
+class TransformerRecipe(BaseRecipe):
+    """What stages have that train a whole transformer."""
+
     autoencoder: Path = Field(description="run folder of the autoencoder")
-    copies: int = Field(2, ge=1, description="noisy copies of each clip that share its clean half")
+    shard: bool = Field(False, description="the processes share one model, each with a piece (FSDP2)")
+    forget_activations: bool = Field(
+        False, description="calculate each block again on the way back: less memory, a third more time"
+    )
+
+
+class StudentRecipe(TransformerRecipe):
+    copies: int = Field(
+        2,
+        ge=0,
+        description="noisy copies of each clip that share its history; none: the history alone, which is a step like "
+        "others where model.history_level is 1",
+    )
     context_noise: float = Field(0.3, ge=0, le=1, description="the clean half is noised up to this level, and told so")
     recycle: int = Field(8, ge=0, description="frames of history replaced by the model's own rollout; 0: none")
     recycle_share: float = Field(0.5, ge=0, le=1, description="share of the steps that recycle")
@@ -247,7 +267,9 @@ class TeacherForcingRecipe(StudentRecipe):
         0.0, ge=0, lt=1, description="an error of x0 counts 1 / max(sigma, this) squared; 0: plain flow matching"
     )
     start: Path | None = Field(
-        None, description="run or student folder whose weights to start from; what they lack is made new"
+        None,
+        description="run or student folder whose weights to start from; what they lack is made new, and a pose or face "
+        "that is named is taken from its own run",
     )
     start_blocks: Path | None = Field(
         None,
@@ -263,6 +285,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        if not self.copies and not self.model.history_level:
+            raise ValueError("copies 0: of a clean history nothing is learned; set model.history_level, or copies")
         if self.start is not None and self.start_blocks is not None:
             raise ValueError("start and start_blocks: give one of them")
         if self.model.pose_scale and self.pose is None and self.start is None:
@@ -272,26 +296,49 @@ class TeacherForcingRecipe(StudentRecipe):
         return self
 
 
-class CausalConsistencyRecipe(StudentRecipe):
-    """Few-step student from a teacher-forced model by consistency along the teacher's trajectories."""
+class BidirectionalRecipe(StudentRecipe):
+    """All frames of a clip denoised together, from a causal teacher's weights: a score of whole rollouts."""
 
-    stage: Literal["causal_consistency"]
-    teacher: Path = Field(description="run folder of the teacher")
-    intervals: int = Field(32, ge=2, description="N: the time grid has N intervals, the last one ends at zero noise")
-    guidance: float = Field(1.0, ge=1)
-    step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
-    serve: int = Field(1, description="steps that the student is served with")
-    plan_weight: float = Field(
-        0.5, ge=0, le=1, description="share of frames whose noise level is taken from the step plans"
-    )
+    stage: Literal["bidirectional"]
+    start: Path = Field(description="run folder of the causal teacher")
+    context: int = Field(8, ge=1, description="frames at the start of a clip that stay clean, at most")
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    shift: float = Field(1.0, gt=0, description="above 1: more of the high noise levels")
 
     @model_validator(mode="after")
-    def _on_grid(self) -> Self:
+    def _fits(self) -> Self:
+        if self.context >= self.clip_length:
+            raise ValueError(f"context {self.context}: a clip of {self.clip_length} frames has nothing after it")
+        return self
+
+
+class DistillationRecipe(StudentRecipe):
+    """A student of few steps from a teacher, by one of the methods."""
+
+    stage: Literal["distillation"]
+    teacher: Path = Field(description="run or student folder of the teacher, causal or bidirectional")
+    start: Path | None = Field(
+        None, description="run or student folder that the student starts from; None: the teacher's, if it is causal"
+    )
+    method: AnyMethod
+    step_plans: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (1.0, 0.5)}
+    serve: int = Field(1, description="steps that the student is served with")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        method = self.method
         if self.serve not in self.step_plans:
             raise ValueError(f"serve {self.serve} has no step plan; plans exist for {sorted(self.step_plans)}")
-        off = [s for plan in self.step_plans.values() for s in plan if not (s * self.intervals).is_integer()]
-        if off:
-            raise ValueError(f"noise level {off[0]} of a step plan is not on the grid of {self.intervals} intervals")
+        if wrong := [(count, plan) for count, plan in self.step_plans.items() if len(plan) != count or plan[0] != 1]:
+            raise ValueError(f"step plan {wrong[0][0]}: {wrong[0][1]} is not {wrong[0][0]} noise levels from 1 on")
+        if isinstance(method, (CausalConsistency, OdeRegression)):
+            off = [s for plan in self.step_plans.values() for s in plan if not (s * method.intervals).is_integer()]
+            if off:
+                raise ValueError(
+                    f"noise level {off[0]} of a step plan is not on the grid of {method.intervals} intervals"
+                )
+        if self.clip_length < method.frames:
+            raise ValueError(f"clip_length {self.clip_length}: {method.name} needs {method.frames} frames")
         return self
 
 
@@ -303,7 +350,8 @@ AnyRecipe = (
     | FaceRecipe
     | PoseRecipe
     | TeacherForcingRecipe
-    | CausalConsistencyRecipe
+    | BidirectionalRecipe
+    | DistillationRecipe
 )
 
 

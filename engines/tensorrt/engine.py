@@ -156,22 +156,30 @@ class GraphRunner:
         if SINKS_GRAPH in self._graphs:
             self._run(SINKS_GRAPH, known | {"rotation": known[SINK_ROTATION]}, self._main)
         x = given.at("noise 0")
-        for at in range(steps + 1):
+        passes = steps if steps and self._config.transformer.history_level else steps + 1
+        for at in range(passes):
             if steps and at == steps:
                 # The commit needs no frames, nor the frames the commit.
-                device.after(self._beside, self._main)
-                self._run(DECODE_GRAPH, {"latents": x, "frames": batch.made.at("frames")}, self._beside)
-                device.download(batch.made.bytes("frames"), batch.made.at("frames"), self._beside)
+                self._show(batch, x)
             out = batch.latents[at % 2]
             noise = given.at(f"noise {min(at, max(steps - 1, 0))}")
             of_pass = {"x": x, "noise": noise, "level": given.at(f"level {at}"), "latents": out}
             self._run(PASS_GRAPH, known | of_pass, self._main)
             x = out
         if steps:
+            if passes == steps:
+                self._show(batch, x)
             device.download(batch.made.bytes("latents"), x, self._main)
             device.after(self._main, self._beside)
         if hears:
             device.download(batch.made.bytes("heard_actions"), known["heard_actions"], self._main)
+
+    def _show(self, batch: _Batch, latents: int) -> None:
+        """Decode beside whatever comes next."""
+        device = self._device
+        device.after(self._beside, self._main)
+        self._run(DECODE_GRAPH, {"latents": latents, "frames": batch.made.at("frames")}, self._beside)
+        device.download(batch.made.bytes("frames"), batch.made.at("frames"), self._beside)
 
     def _run(self, graph: str, known: dict[str, int], stream: int) -> None:
         executable = self._graphs[graph]

@@ -105,8 +105,9 @@ class _Both:
         made, other = (runner.start(batch, frame)() for runner in (self._plain, self._quantised))
         differences = made.frames.astype(np.float64) - other.frames
         self.errors += np.square(differences).mean((0, 2, 3, 4)).tolist()
-        latents = made.latents.astype(np.float16).astype(np.float32)
-        self._quantised.commit(batch, Frame(latents[None], np.zeros_like(frame.levels[:1]), frame.given))
+        if len(frame.levels) > len(frame.noise):
+            latents = made.latents.astype(np.float16).astype(np.float32)
+            self._quantised.commit(batch, Frame(latents[None], np.zeros_like(frame.levels[:1]), frame.given))
         return lambda: made
 
     def commit(self, batch: int, frame: Frame) -> None:

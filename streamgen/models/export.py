@@ -125,8 +125,8 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
     decodes, and what hears (`streamgen.models.rollout.InPlacePass`).
 
     Opset 24. The cache's inputs are `cache_0`, …, its outputs `new_cache_0`, …, made to be bound to the same memory. A
-    pass has its levels from `StudentConfig.levels`. Weights stay in the student's files: locations are relative to its
-    folder. precision: of networks and cache; latents, poses and what hears stay in fp32.
+    pass has its levels from `StudentConfig.all_jumps`. Weights stay in the student's files: locations are relative to
+    its folder. precision: of networks and cache; latents, poses and what hears stay in fp32.
     """
     config, dtype = student.config, _DTYPES[precision]
     transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
@@ -147,7 +147,7 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
         given += [latents[:, -1].clone(), actions[:, 0].clone()]
         names += _REFERENCE_INPUTS
     wanted: dict[str, tuple[nn.Module, list[Any], list[str], list[str]]] = {
-        PASS_GRAPH: (InPlacePass(transformer, config.levels), given, names, ["latents", *new]),
+        PASS_GRAPH: (InPlacePass(transformer, config.all_jumps), given, names, ["latents", *new]),
         DECODE_GRAPH: (Decode(autoencoder), [latents], ["latents"], ["frames"]),
     }
     if config.transformer.sink:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
-from streamgen.config import TransformerConfig
+from streamgen.config import Jump, TransformerConfig, jumps
 from streamgen.models.attention import Attend, CacheAttention, InPlaceAttention, rotate_sinks
 from streamgen.models.autoencoder import Autoencoder, to_levels, to_uint8
 from streamgen.models.transformer import TIME_SCALE, CausalVideoTransformer, sinusoid
@@ -21,7 +21,7 @@ from streamgen.state import StreamState
 
 
 class Commit(nn.Module):
-    """The pass at zero noise that gives a clean block's keys and values."""
+    """The pass that gives a known block's keys and values: at zero noise, or at the transformer's `history_level`."""
 
     def __init__(self, transformer: CausalVideoTransformer) -> None:
         super().__init__()
@@ -39,15 +39,17 @@ class Commit(nn.Module):
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w]; other inputs as for `Rollout`."""
+        """Keys, raw keys and values [L, B, H, F N, D] of `latents` [B, F, C, h, w], which are at the history's noise
+        level; other inputs as for `Rollout`.
+        """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         face = _face(self.transformer, reference, reference_actions, actions)
-        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
+        _velocity(self.transformer, latents, self.transformer.config.history_level, attend, actions, previous, face)
         return attend.block()
 
 
 class Rollout(nn.Module):
-    """All of a block: denoising steps with fresh noise between them, the decoder, and the commit."""
+    """All of a block: denoising steps with fresh noise between them, the decoder, and the commit if there is one."""
 
     def __init__(
         self, transformer: CausalVideoTransformer, autoencoder: Autoencoder | None, sigmas: Sequence[float]
@@ -70,17 +72,19 @@ class Rollout(nn.Module):
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
     ) -> Tensor:
-        """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on."""
+        """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on; or
+        jump from level to level, where the transformer maps flows.
+        """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         face = _face(self.transformer, reference, reference_actions, actions)
         return self._denoise(noise, previous, actions, attend, face)
 
     def _denoise(self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None) -> Tensor:
-        x = noise[0]
-        for step, sigma in enumerate(self.sigmas):
-            if step:
+        x, maps_flows = noise[0], self.transformer.config.flow_map
+        for step, (sigma, to) in enumerate(jumps(self.sigmas, self.transformer.config)):
+            if step and not maps_flows:
                 x = (1 - sigma) * x + sigma * noise[step]
-            x = x - sigma * _velocity(self.transformer, x, sigma, attend, actions, previous, face)
+            x = x - (sigma - to) * _velocity(self.transformer, x, sigma, attend, actions, previous, face, to=to)
         return x
 
     def forward(
@@ -108,12 +112,13 @@ class Rollout(nn.Module):
     def _play(
         self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Frames and latents; `attend` has seen the commit."""
+        """Frames and latents; `attend` has seen the pass whose keys and values are kept."""
         assert self.autoencoder is not None
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
         latents = self._denoise(noise, previous, actions, attend, face).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
-        _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
+        if not self.transformer.config.history_level:
+            _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
         return frames, latents
 
 
@@ -121,24 +126,28 @@ class InPlacePass(nn.Module):
     """One pass over a block, a denoising step or the commit, that writes into its cache: the rollout in pieces, for
     runtimes that write into a cache once a graph.
 
-    A frame is `RotateSinks`, a pass for each step and the commit, and `Decode`. Each row has a noise level of its own;
-    one that is done before others commits again, which changes nothing.
+    A frame is `RotateSinks`, a pass for each step and for the commit if there is one, and `Decode`. Each row has a
+    noise level of its own; one that is done before others commits again, which changes nothing.
     """
 
     levels: Tensor
+    ends: Tensor
     times: Tensor
 
     def __init__(
         self,
         transformer: CausalVideoTransformer,
-        levels: Sequence[float],
+        levels: Sequence[Jump],
         attention: Callable[..., InPlaceAttention] = InPlaceAttention,
     ) -> None:
-        """levels: the noise levels that may be asked for; 0 commits. attention: made as `InPlaceAttention` is."""
+        """levels: before and after the passes that may be asked for; from 0 commits. attention: made as
+        `InPlaceAttention` is.
+        """
         super().__init__()
         self.transformer = transformer
         self._attention = attention
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        for name, values in zip(("levels", "ends"), zip(*levels, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
         times = sinusoid(self.levels * TIME_SCALE, transformer.config.freq_dim)
         self.register_buffer("times", times, persistent=False)
 
@@ -156,19 +165,22 @@ class InPlacePass(nn.Module):
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Clean latents [B, F, C, h, w] as they are predicted, and the cache with the block in it.
+        """Latents [B, F, C, h, w] at the level to which the pass leads, and the cache with the block in it.
 
-        x: what the pass before predicted (of the first: the noise); noise: fresh, to bring x to the level, whose index
-        is `level` [B]. write, length and cache as for `InPlaceAttention`, all else as for `Rollout`.
+        x: what the pass before gave (of the first: the noise); noise: fresh, to bring x to the level, whose index is
+        `level` [B], where the transformer does not map flows. write, length and cache as for `InPlaceAttention`, all
+        else as for `Rollout`.
         """
         attend = self._attention(self.transformer.config, self.transformer.space, rotation, write, length, cache)
         face = _face(self.transformer, reference, reference_actions, actions)
-        sigma = self.levels.index_select(0, level)[:, None, None, None, None]
+        sigma, end = (t.index_select(0, level)[:, None, None, None, None] for t in (self.levels, self.ends))
+        noisy = x if self.transformer.config.flow_map else (1 - sigma) * x + sigma * noise
         # What is committed are latents as the state keeps them.
-        x = torch.where(sigma > 0, (1 - sigma) * x + sigma * noise, x.half().float())
+        x = torch.where(sigma > 0, noisy, x.half().float())
         times = self.times.index_select(0, level)[:, None].expand(-1, x.shape[1], -1)
-        levels = sigma[:, :, 0, 0, 0].expand(-1, x.shape[1])
-        return x - sigma * _velocity(self.transformer, x, levels, attend, actions, previous, face, times), attend.cache
+        levels, ends = (t[:, :, 0, 0, 0].expand(-1, x.shape[1]) for t in (sigma, end))
+        velocity = _velocity(self.transformer, x, levels, attend, actions, previous, face, times, ends)
+        return x - (sigma - end) * velocity, attend.cache
 
 
 class RotateSinks(nn.Module):
@@ -223,12 +235,13 @@ def _velocity(
     previous: Tensor,
     face: Tensor | None,
     times: Tensor | None = None,
+    to: float | Tensor = 0.0,
 ) -> Tensor:
     config = transformer.config
-    levels = sigma if isinstance(sigma, Tensor) else torch.full(x.shape[:2], sigma)
+    levels, ends = (t if isinstance(t, Tensor) else torch.full(x.shape[:2], t) for t in (sigma, to))
     before = previous[:, None].expand_as(x) if config.concat_previous else None
     driven = actions if config.action_dim is not None else None
-    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face, times_BFd=times)
+    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face, times_BFd=times, to_BF=ends)
     return velocity
 
 
@@ -277,20 +290,30 @@ class RollingCache:
         self.previous = latents[:, -1]
         self.frame += self.config.block_size
 
-    def clean(self, commit: Commit, latents: Tensor, actions: Tensor) -> None:
-        """Commit a clean block: latents [B, F, C, h, w], actions [B, F, A]."""
+    def clean(self, commit: Commit, latents: Tensor, actions: Tensor, noise: Tensor | None = None) -> None:
+        """Commit a known block: clean latents [B, F, C, h, w], actions [B, F, A]. noise: its own, as large, which a
+        `history_level` needs.
+        """
         if self.config.face_dim and self.frame == 0:
             self.reference = latents[:, 0], actions[:, 0]
-        self.write(latents, *commit(latents, self.previous, actions, *self.inputs()))
+        given, level = latents, self.config.history_level
+        if level:
+            assert noise is not None, "a history_level needs the block's noise"
+            given = (1 - level) * latents + level * noise
+        self.write(latents, *commit(given, self.previous, actions, *self.inputs()))
 
 
-def recache(commit: Commit, state: StreamState) -> RollingCache:
+def recache(commit: Commit, state: StreamState, steps: int = 1) -> RollingCache:
     """The cache (one row) of a stream, by committing its history in order: the live cache, if the history is long
-    enough.
+    enough. steps: as for `replay`.
     """
     cache = RollingCache.empty(commit.transformer.config, 1)
-    for block in replay(state, commit.transformer.config):
+    for block in replay(state, commit.transformer.config, steps):
         cache.frame, cache.first = block.frame, block.first
         cache.previous = torch.from_numpy(block.previous)[None].float()
-        cache.clean(commit, torch.from_numpy(block.latents)[None].float(), torch.from_numpy(block.actions)[None])
+        latents, actions = torch.from_numpy(block.latents)[None].float(), torch.from_numpy(block.actions)[None]
+        if cache.config.face_dim and cache.frame == 0:
+            cache.reference = latents[:, 0], actions[:, 0]
+        given = torch.from_numpy(block.given)[None]
+        cache.write(latents, *commit(given, cache.previous, actions, *cache.inputs()))
     return cache

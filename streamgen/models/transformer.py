@@ -21,6 +21,9 @@ from streamgen.models.pose import Pose
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
 
+JUMP_GATE = 0.25
+"""Share of the embedding of a jump's length in that of its noise level (AnyFlow)."""
+
 SIGMA_MIN = 1e-3
 """Least noise level that a residual model's velocity is divided by; the pass at zero noise does not use it."""
 
@@ -170,6 +173,8 @@ class CausalVideoTransformer(nn.Module):
             # One more input says whether the action is known: condition dropout clears it.
             self.action_embedding = nn.Sequential(nn.Linear(config.action_dim + 1, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        if config.flow_map:
+            self.jump_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = _Head(config)
@@ -195,6 +200,9 @@ class CausalVideoTransformer(nn.Module):
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
         nn.init.zeros_(self.head.head.weight)
+        if self.config.flow_map:
+            # A model that knows no jumps yet becomes one that does, and is the same at first.
+            nn.init.zeros_(cast(nn.Linear, self.jump_embedding[2]).weight)
         if self.config.detail_dim:
             nn.init.zeros_(self.detail.conv_out.weight)
             nn.init.zeros_(cast(Tensor, self.detail.conv_out.bias))
@@ -210,13 +218,15 @@ class CausalVideoTransformer(nn.Module):
         known_BF: Tensor | None = None,
         face_BFCHW: Tensor | None = None,
         times_BFd: Tensor | None = None,
+        to_BF: Tensor | None = None,
     ) -> Tensor:
-        """Velocity eps - x0, [B, F, C, h, w].
+        """Velocity eps - x0, [B, F, C, h, w]; of a model that maps flows the mean one on the way to levels `to`.
 
-        x: latents at noise levels sigma in [0, 1]. actions: what drove each frame; known: 1, or 0 where the action is
-        withheld from the tokens (default: all known). previous: the clean latent before each frame's block, where the
-        configuration has `concat_previous`. context: text features, where it has `text_dim`. face: what `face` draws of
-        each frame, where it has `face_dim`. times: the levels' `sinusoid`, where it is at hand.
+        x: latents at noise levels sigma in [0, 1]. to: 0 by default. actions: what drove each frame; known: 1, or 0
+        where the action is withheld from the tokens (default: all known). previous: the clean latent before each
+        frame's block, where the configuration has `concat_previous`. context: text features, where it has `text_dim`.
+        face: what `face` draws of each frame, where it has `face_dim`. times: the levels' `sinusoid`, where it is at
+        hand.
 
         Blocks and head calculate in the precision of their weights, all else in that of x.
         """
@@ -242,6 +252,10 @@ class CausalVideoTransformer(nn.Module):
         if times_BFd is None:
             times_BFd = sinusoid(sigma_BF * TIME_SCALE, config.freq_dim)
         temb_BFd = self.time_embedding(times_BFd.to(x.dtype))
+        if config.flow_map:
+            jump_BF = sigma_BF if to_BF is None else sigma_BF - to_BF
+            jump = self.jump_embedding(sinusoid(jump_BF * TIME_SCALE, config.freq_dim).to(x.dtype))
+            temb_BFd = temb_BFd + JUMP_GATE * jump
         if actions_BFA is not None:
             temb_BFd = temb_BFd + self.action_embedding(actions_BFA.to(x.dtype))
         e_BF6d = self.time_projection(temb_BFd).unflatten(-1, (6, config.dim))

@@ -174,6 +174,23 @@ def test_twenty_minutes_have_every_frame_at_its_time(world: World) -> None:
     assert all(abs(t - (due_s + i * 0.05)) < 0.005 for i, t in enumerate(times))
 
 
+def test_a_streams_first_blocks_take_the_steps_of_the_opening(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = student.config.model_copy(update={"opening": (1, 2, 1)})
+    world = make_world(replace(student, config=config), monkeypatch)
+    assert config.steps == 2
+    world.add("a")
+    world.run(0.5)
+    stream = world.idle()
+    taken = [message.requests[0].steps for _, message in world.steps]
+    assert taken[:3] == [1, 2, 1] and set(taken[3:]) == {2}
+    stream.reset(2)
+    already = len(world.steps)
+    world.run(0.5)
+    assert [message.requests[0].steps for _, message in world.steps[already : already + 4]] == [1, 2, 1, 2]
+
+
 def test_inputs_are_read_just_in_time(world: World) -> None:
     viewer = world.add("a")
     world.run(5.0)

@@ -7,7 +7,22 @@ import math
 import pytest
 import torch
 
-from training.losses import add_noise, consistency_target, denoised, flow_matching, psnr, reconstruction, shifted
+from training.losses import (
+    add_noise,
+    consistency_target,
+    denoised,
+    distribution_matching,
+    flow_map_target,
+    flow_matching,
+    fools,
+    motion_matching,
+    psnr,
+    reconstruction,
+    score_identity,
+    shifted,
+    steepness,
+    tells_apart,
+)
 
 
 def test_noise_and_denoising_are_inverse() -> None:
@@ -64,3 +79,66 @@ def test_psnr_is_pooled() -> None:
     x, y = torch.zeros(2, 3), torch.tensor([[0.2] * 3, [0.0] * 3])
     assert psnr(x, y) == pytest.approx(10 * math.log10(4 / 0.02), abs=1e-4)
     assert psnr(x, x) == float("inf")
+
+
+def test_distribution_matching_pulls_towards_the_teacher() -> None:
+    x, real, fake = (torch.randn(2, 3, 4) for _ in range(3))
+    x.requires_grad_()
+    real.requires_grad_()
+    fake.requires_grad_()
+    distribution_matching(x, real, fake).backward()
+    distance = (x - real).abs().mean((1, 2), keepdim=True).detach()
+    torch.testing.assert_close(x.grad, ((fake - real) / distance / x.numel()).detach(), atol=1e-6, rtol=1e-5)
+    assert real.grad is None and fake.grad is None
+    # Where the two scores agree there is nothing to learn.
+    (gradient,) = torch.autograd.grad(distribution_matching(x, real, real), x)
+    assert gradient.abs().max() == 0
+
+
+def test_motion_matching_moves_both_frames() -> None:
+    x, real, fake = torch.zeros(1, 4, 3, requires_grad=True), torch.zeros(1, 4, 3), torch.zeros(1, 4, 3)
+    real = (
+        real + torch.tensor([0.0, 0, 1, 1])[None, :, None]
+    )  # the teacher wants a step between the second and the third
+    motion_matching(x, real, fake).backward()
+    assert x.grad is not None
+    assert x.grad[0, 1].min() > 0 > x.grad[0, 2].max()
+    torch.testing.assert_close(x.grad[0, 1], -x.grad[0, 2])
+    assert x.grad[0, 0].abs().max() == 0 == x.grad[0, 3].abs().max()
+
+
+def test_score_identity_reaches_x_through_both_scores() -> None:
+    x = torch.randn(1, 5, requires_grad=True)
+    real, fake = 0.5 * x + 1, 0.25 * x
+    loss = score_identity(x, real, fake, 1.0)
+    distance = (x - real).detach().abs().mean()
+    want = ((real - fake) * (fake - x) / distance).mean()  # alpha 1: the square is gone
+    torch.testing.assert_close(loss, want)
+    (own,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (alone,) = torch.autograd.grad(score_identity(x, real.detach(), fake.detach(), 1.0), x)
+    assert (own - alone).abs().max() > 1e-3
+
+
+def test_a_discriminators_losses() -> None:
+    sure, unsure = torch.full((4,), 9.0), torch.zeros(4)
+    assert fools(sure) < 1e-3 < fools(unsure) < fools(-sure)
+    assert tells_apart(sure, -sure) < 1e-3
+    assert tells_apart(unsure, unsure).item() == pytest.approx(2 * math.log(2), rel=1e-5)
+    # The slope of 3 x, by a finite difference.
+    x = torch.randn(50)
+    assert steepness(3 * x, 3 * (x + 0.05), 0.05).item() == pytest.approx(9, rel=1e-3)
+
+
+def test_a_flow_map_of_a_straight_flow_is_its_velocity() -> None:
+    """Towards one point c: u = (x - c) / sigma from anywhere to anywhere, and does not change on the way."""
+    c, eps = torch.randn(6), torch.randn(6)
+    sigma, to, h = torch.tensor(0.8), torch.tensor(0.3), 0.01
+
+    def u(level: torch.Tensor) -> torch.Tensor:
+        return (add_noise(c, eps, level) - c) / level
+
+    derivative = (u(sigma + h) - u(sigma - h)) / (2 * h)
+    torch.testing.assert_close(flow_map_target(eps - c, derivative, sigma, to), u(sigma), atol=1e-4, rtol=0)
+    # Of a bent one, u = sigma + to is the mean of a velocity 2 sigma between the two.
+    torch.testing.assert_close(flow_map_target(2 * sigma, torch.ones(()), sigma, to), sigma + to, atol=1e-6, rtol=0)
+    assert not flow_map_target(eps.clone().requires_grad_(), derivative, sigma, to).requires_grad

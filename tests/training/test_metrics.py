@@ -58,18 +58,20 @@ def test_other_actions_always_differ() -> None:
     assert all(tuple(a.tolist()) in known for a in changed.flatten(0, 1))
 
 
-@pytest.mark.parametrize("change", [{}, WITH_POSE, WITH_FACE])
+@pytest.mark.parametrize("change", [{}, WITH_POSE, WITH_FACE, {"history_level": 1.0}, {"history_level": 0.5}])
 def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dict[str, Any]) -> None:
     model = toy_transformer(toy_transformer_config(**change))
     channels = model.config.in_channels
     torch.manual_seed(2)
     clips = LatentClips(torch.randn(1, 9, channels, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
     made = teacher_forced(model, clips, (1.0,), seed=3)
-    noise = torch.randn((1, 1, 9, channels, 4, 6), generator=torch.Generator().manual_seed(3))[0]
+    generator = torch.Generator().manual_seed(3)
+    of_history = torch.randn(clips.latents.shape, generator=generator) if model.config.history_level else clips.latents
+    noise = torch.randn((1, 1, 9, channels, 4, 6), generator=generator)[0]
     with torch.no_grad():
         cache, commit = RollingCache.empty(model.config, 1), Commit(model)
         for at in range(8):
-            cache.clean(commit, clips.latents[:, at : at + 1], clips.actions[:, at : at + 1])
+            cache.clean(commit, *(t[:, at : at + 1] for t in (clips.latents, clips.actions, of_history)))
         attend = CacheAttention(model.config, model.space, *cache.inputs()[:4])
         previous, driven = cache.previous[:, None], clips.actions[:, 8:]
         face = model.face(*cache.reference, driven) if model.config.face_dim else None

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from streamgen.cli import main
 from streamgen.models.loading import load_transformer
 from streamgen.student import WEIGHTS
-from training.clips import LatentClips
+from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.pose import PoseStage, walk
@@ -86,7 +86,7 @@ pose: RUNS/pose
 MODEL
 """
 STUDENT = """
-stage: causal_consistency
+stage: distillation
 name: student
 autoencoder: RUNS/autoencoder
 teacher: RUNS/teacher
@@ -94,15 +94,55 @@ steps: 2
 precision: fp32
 learning_rate: 1.0e-3
 warmup: 1
-guidance: 1.5
 evaluate_every: 100
 clips: 1
 clip_length: 12
 copies: 2
 recycle: 3
 recycle_share: 1.0
+method: {name: causal_consistency, guidance: 1.5}
 """
-
+DUEL = """
+stage: distillation
+name: duel
+autoencoder: RUNS/autoencoder
+teacher: RUNS/bidirectional
+start: RUNS/student
+steps: 6
+decay: 0
+precision: fp32
+learning_rate: 1.0e-3
+critic_learning_rate: 2.0e-3
+warmup: 1
+evaluate_every: 100
+clips: 1
+clip_length: 12
+recycle: 0
+checkpoint_every_s: 0.001
+method: {name: self_forcing, context: 6, lead: 2, rolled: 4, critic_steps: 1, switch: 0.3, truth: 0.1}
+"""
+BIDIRECTIONAL = """
+stage: bidirectional
+name: bidirectional
+autoencoder: RUNS/autoencoder
+start: RUNS/teacher
+steps: 2
+precision: fp32
+learning_rate: 1.0e-3
+warmup: 1
+evaluate_every: 2
+clips: 1
+clip_length: 12
+context: 4
+"""
+STAGES = {
+    "autoencoder": AUTOENCODER,
+    "pose": POSE,
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "bidirectional": BIDIRECTIONAL,
+    "duel": DUEL,
+}
 
 _COMMAND = [sys.executable, "-c", "from streamgen.cli import main; main(prog_name='streamgen')"]
 
@@ -131,12 +171,16 @@ def _refusal(*arguments: str | Path) -> str:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    """By step; of a step that was done again after a kill, the last one."""
+    """By step, whoever learned in it; of a step that was done again after a kill, the last one."""
     entries = []
     for line in (run / "log.jsonl").read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
             entries.append(json.loads(line))
-    return {entry["step"]: entry["loss"] for entry in entries if entry["event"] == "step"}
+    return {
+        entry["step"]: entry["loss"] if "loss" in entry else entry["critic_loss"]
+        for entry in entries
+        if entry["event"] == "step"
+    }
 
 
 def _wait_for(happened: Callable[[], bool]) -> None:
@@ -153,7 +197,7 @@ pytestmark = pytest.mark.timeout(900)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages, by the command that people use."""
     folder = tmp_path_factory.mktemp("training")
-    for name, text in (("autoencoder", AUTOENCODER), ("pose", POSE), ("teacher", TEACHER), ("student", STUDENT)):
+    for name, text in STAGES.items():
         recipe = folder / f"{name}.yaml"
         recipe.write_text(text.replace("MODEL", MODEL).replace("RUNS", str(folder)))
         _streamgen("train", recipe, "--runs", folder, "--threads", "1")
@@ -161,17 +205,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
-    for name, part in (
-        ("autoencoder", "vae"),
-        ("pose", "pose"),
-        ("teacher", "transformer"),
-        ("student", "transformer"),
-    ):
+    for name in STAGES:
+        part = {"autoencoder": "vae", "pose": "pose"}.get(name, "transformer")
         assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
         assert list((runs / name).glob("sheet_*.png"))
         assert all(loss > 0 for loss in _losses(runs / name).values())
     before, after = (
-        torch.load(runs / run / "checkpoint.pt", weights_only=True)["model"] for run in ("teacher", "student")
+        torch.load(runs / run / "checkpoint.pt", weights_only=True)["models"][0] for run in ("teacher", "student")
     )
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -196,17 +236,20 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
         assert figures["motion"] > 0.01 if wrong else figures["motion"] < 1e-6
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
-    recipe = runs / "teacher.yaml"
-    command = [*_COMMAND, "train", str(recipe), "--runs", str(tmp_path), "--threads", "1"]
-    log = tmp_path / "teacher" / "log.jsonl"
-    for upto in (2, 5):
+@pytest.mark.parametrize(("name", "kills"), [("teacher", (2, 5)), ("duel", (2,))])
+def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(
+    name: str, kills: tuple[int, ...], runs: Path, tmp_path: Path
+) -> None:
+    """A duel with both of its players."""
+    command = [*_COMMAND, "train", str(runs / f"{name}.yaml"), "--runs", str(tmp_path), "--threads", "1"]
+    log = tmp_path / name / "log.jsonl"
+    for upto in kills:
         with subprocess.Popen(command, cwd=ROOT) as process:
             _wait_for(lambda upto=upto: log.exists() and f'"step": {upto},' in log.read_text())
             process.kill()
     _run(command)
-    whole, parts = _losses(runs / "teacher"), _losses(tmp_path / "teacher")
-    assert sorted(parts) == list(range(8))
+    whole, parts = _losses(runs / name), _losses(tmp_path / name)
+    assert sorted(parts) == list(range(len(whole)))
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
@@ -250,18 +293,56 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
-def test_two_processes_do_what_one_does_with_twice_the_accumulation(runs: Path, tmp_path: Path) -> None:
-    recipe = runs / "teacher.yaml"
+def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the recipes that come with it, at toy size; asked again, nothing is done twice."""
+    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipes").mkdir()
+    for name in ("causal_consistency", "diagonal"):
+        shutil.copy(ROOT / "training" / "recipes" / "compare" / f"{name}.yaml", tmp_path / "recipes")
+    made = "--recipes", tmp_path / "recipes", "--teacher", runs / "teacher", "--autoencoder", runs / "autoencoder"
+    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
+    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out"
+    _streamgen("compare", *made, *short, *where, "precision=fp32")
+    figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert {name: sorted(student["counts"]) for name, student in figures.items()} == {
+        "teacher": ["1", "2", "4"],
+        "causal_consistency": ["1", "2", "4"],
+        "diagonal": ["2", "4"],
+    }
+    for name in ("causal_consistency", "diagonal"):
+        # The budget is time; a toy's steps are few and uneven.
+        assert figures[name]["training_s"] > 0.5 and figures[name]["training_steps"] >= 1
+        assert figures[name]["counts"]["2"]["frame_ms"] > 0
+        assert figures[name]["counts"]["2"]["frechet"] > 0
+    table = (tmp_path / "out" / "compare.md").read_text()
+    assert len(table.splitlines()) == 2 + 8
+    assert (tmp_path / "out" / "compare.png").is_file()
+    logs = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/log.jsonl")}
+    assert len(logs) == 2
+    _streamgen("compare", *made, *short, *where, "precision=fp32")
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert again["diagonal"]["counts"]["2"]["short"] == figures["diagonal"]["counts"]["2"]["short"]
+
+
+@pytest.mark.parametrize(("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ())])
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(
+    name: str, how: tuple[str, ...], runs: Path, tmp_path: Path
+) -> None:
+    """Each with a model of its own, or with a piece of one, which Muon's matrices are put together from."""
+    recipe = runs / f"{name}.yaml"
     _streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", "--runs", str(tmp_path / "two")])
-    one, two, single = (_losses(folder / "teacher") for folder in (tmp_path / "one", tmp_path / "two", runs))
+    _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", *how, "--runs", str(tmp_path / "two")])
+    one, two, single = (_losses(folder / name) for folder in (tmp_path / "one", tmp_path / "two", runs))
     assert two == pytest.approx(one, rel=1e-4)
     assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
+    ends = [load_file(tmp_path / way / name / "transformer" / WEIGHTS) for way in ("one", "two")]
+    for weight, value in ends[0].items():
+        torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-5)
     # Either goes on with what the other left.
-    shutil.copytree(tmp_path / "two" / "teacher", tmp_path / "further" / "teacher")
+    shutil.copytree(tmp_path / "two" / name, tmp_path / "further" / name)
     _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
-    assert sorted(_losses(tmp_path / "further" / "teacher")) == [0, 1, 2, 3]
+    assert sorted(_losses(tmp_path / "further" / name)) == [0, 1, 2, 3]
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
@@ -272,6 +353,12 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
     for other in ("model.ffn_conv=false", "model.ffn_dim=40"):
         said = _refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", other, "--runs", runs)
         assert "has weights that do not fit this model: blocks" in said
+    said = _refusal("train", runs / "duel.yaml", "start=null", "--runs", runs)
+    assert "sees the future: name a causal one to start from" in said
+    said = _refusal("train", runs / "student.yaml", f"teacher={runs / 'bidirectional'}", "--runs", runs)
+    assert "sees the future" in said
+    said = _refusal("export", runs / "bidirectional", "--autoencoder", runs / "autoencoder", "--out", runs / "x")
+    assert "it can teach a student, not be one" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
     said = _refusal(
@@ -304,6 +391,37 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
         load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
 
 
+def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(runs: Path) -> None:
+    """Without copies: the loss is the error of the frames that the history's own pass predicts, each from its past."""
+    one_pass = (
+        "copies=0",
+        "model.history_level=1.0",
+        "recycle=0",
+        "fade=0",
+        "context_noise=0",
+        f"start={runs}/teacher",
+    )
+    stage = TeacherForcingStage(load_recipe(runs / "teacher.yaml", one_pass))
+    batch = stage.batch(held_out(stage.data, 1, 12), 0)
+    loss, _ = stage.loss(batch, stage.model, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    imperfect_history(stage.model, batch, stage.recipe, (1.0,), generator)  # draws, and changes nothing here
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    with torch.no_grad():
+        passed = ClipPass(stage.model.config, batch.latents, torch.zeros(1, 12), batch.actions, 0, noise)
+        nothing = batch.latents[:, None][:, :0]
+        velocity = passed.all_velocities(stage.model, nothing, torch.zeros(1, 0, 12))[:, 0]
+    error = (noise - velocity - batch.latents)[:, 2:, : stage.model.config.picture_channels]
+    assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+    loss.backward()
+    assert stage.model.blocks[0].ffn[0].weight.grad.abs().max() > 0
+    with pytest.raises(RecipeError, match="copies 0"):
+        load_recipe(runs / "teacher.yaml", ("copies=0",))
+    noisy = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*one_pass, "context_noise=0.1")))
+    with pytest.raises(RecipeError, match="context_noise"):
+        noisy.loss(batch, noisy.model, torch.Generator())
+
+
 def test_recipes_are_checked(tmp_path: Path) -> None:
     for recipe in sorted((ROOT / "training" / "recipes").rglob("*.yaml")):
         # Those of the avatar say that they need clips, and are given some.
@@ -320,7 +438,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (TEACHER, ("pose=null",), "needs a pose"),
         (POSE, ("model.pose_scale=null",), "set model.pose_scale"),
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
-        (STUDENT, ("intervals=7",), "grid of 7"),
+        (STUDENT, ("method.intervals=7",), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),

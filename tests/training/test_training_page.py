@@ -42,6 +42,8 @@ TOY: dict[str, dict[str, Any]] = {
         "model": {"in_channels": 4, "height": 6, "width": 8, "dim": 24, "ffn_dim": 48, "num_heads": 2, "num_layers": 2},
     },
     "student": {"recycle": 4},
+    "bidirectional": {},
+    "sharper": {"steps": 3},
 }
 
 
@@ -77,7 +79,13 @@ def _merged(recipe: dict[str, Any], toy: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_recipe_of_the_page_loads(tmp_path: Path) -> None:
     recipes = _blocks("yaml")
-    assert [yaml.safe_load(text)["name"] for text in recipes] == ["my-autoencoder", "my-teacher", "my-student"]
+    assert [yaml.safe_load(text)["name"] for text in recipes] == [
+        "my-autoencoder",
+        "my-teacher",
+        "my-student",
+        "my-bidirectional",
+        "my-sharper",
+    ]
     for text in recipes:
         path = tmp_path / "recipe.yaml"
         path.write_text(text)

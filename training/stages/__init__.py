@@ -6,6 +6,7 @@ from training.loop import Stage
 from training.recipe import (
     AnyRecipe,
     AutoencoderRecipe,
+    BidirectionalRecipe,
     FaceJudgeRecipe,
     FaceRecipe,
     JudgesRecipe,
@@ -45,6 +46,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.teacher_forcing import TeacherForcingStage
 
         return TeacherForcingStage(recipe)
-    from training.stages.causal_consistency import CausalConsistencyStage
+    if isinstance(recipe, BidirectionalRecipe):
+        from training.stages.bidirectional import BidirectionalStage
 
-    return CausalConsistencyStage(recipe)
+        return BidirectionalStage(recipe)
+    from training.stages.distillation import DistillationStage
+
+    return DistillationStage(recipe)

@@ -1,8 +1,8 @@
 """The world before the teacher: where the keys lead, and what is to be seen from there (streamgen/models/pose.py).
 
 Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. Most of a
-batch is drawn from a pool of clips and a pool of frames that are recorded once, at the start: a step costs little and
-a recording much.
+batch is drawn from a pool of clips and a pool of frames that are recorded once, at the start, by each process its
+share: a step costs little and a recording much.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from streamgen.models.loading import load_autoencoder, save_pose
 from streamgen.models.pose import Motion, Pose
 from training.clips import LatentClips, encode, poses_of
 from training.data import Clip, held_out, recorded
+from training.distributed import rank_and_size
 from training.judges import yaw_difference
-from training.loop import rank_and_size
 from training.metrics import JUDGED, decode, frames_psnr
 from training.package import data_for
 from training.recipe import PoseRecipe
@@ -62,8 +62,9 @@ class PoseStage:
     def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
         """Latents [N, C, h, w] of single frames, and short walks: poses [B, 1 + walk, 6] in place of latents."""
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, number))
-        frames, chosen = rng.integers(recipe.pool, size=recipe.frames), rng.integers(recipe.walks, size=recipe.starts)
         new, old = self._poses(clips), self._walks
+        frames = rng.integers(len(self._pool), size=recipe.frames)
+        chosen = rng.integers(len(old.latents), size=recipe.starts)
         poses = torch.cat([new.latents, old.latents[chosen]])
         actions = torch.cat([new.actions, old.actions[chosen]])
         # Not from a clip's first frame, whose speed is not known.
@@ -106,10 +107,13 @@ class PoseStage:
         save_pose(ema, folder)
 
     def _recorded(self, what: str, first: int, count: int, length: int) -> Iterator[list[Clip]]:
-        """Clips for a pool, some at a time."""
+        """This process's share of the clips for a pool, some at a time."""
+        rank, size = rank_and_size()
+        count = max(1, count // size)
+        first += rank * count
         clips = recorded(self.data, _POOL_SEED, range(first, first + count), length)
         said = f"{self.recipe.name}: recording {count} {what}"
-        for _ in track(range(0, count, _PART), said, transient=True, disable=rank_and_size()[0] > 0):
+        for _ in track(range(0, count, _PART), said, transient=True, disable=rank > 0):
             yield list(islice(clips, _PART))
 
     def _encoded(self, clips: list[Clip]) -> Tensor:

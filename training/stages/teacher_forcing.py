@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from streamgen.config import TransformerConfig
 from streamgen.models.loading import load_autoencoder, load_face, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history
@@ -16,11 +17,20 @@ from training.metrics import JUDGED, evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import RecipeError, TeacherForcingRecipe
 
-ROLLOUT_SIGMAS = (1.0, 0.5)
-"""Steps of the teacher in its own rollouts: recycling and the contact sheet."""
+_SECOND_STEP = 0.5
+"""Noise level of a teacher's second step in its own rollouts."""
 
 _SHARED = "blocks.", "time_"
 """Weights that do not depend on what is generated, nor on what drives it."""
+
+
+def rollout_plans(config: TransformerConfig) -> dict[int, tuple[float, ...]]:
+    """Step plans of a teacher's own rollouts, by count: recycling and the contact sheet take the longest."""
+    last = config.history_level or _SECOND_STEP
+    plans = {1: (1.0,), 2: (1.0, last)}
+    if not config.history_level:
+        return plans
+    return {count: plan for count, plan in plans.items() if plan[-1] == last and len(set(plan)) == count}
 
 
 class TeacherForcingStage:
@@ -35,6 +45,9 @@ class TeacherForcingStage:
             weights, own = load_transformer(folder).state_dict(), model.state_dict()
             if recipe.start_blocks is not None:
                 weights = {name: value for name, value in weights.items() if name.startswith(_SHARED)}
+            # What has a run of its own is taken from there.
+            given = tuple(f"{part}." for part in ("pose", "face") if getattr(recipe, part) is not None)
+            weights = {name: value for name, value in weights.items() if not name.startswith(given)}
             other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
             if other:
                 raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
@@ -51,6 +64,7 @@ class TeacherForcingStage:
         self.data = data_for(recipe, recipe.model, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
+        self._plans = rollout_plans(recipe.model)
         self._weight = error_weight(self._autoencoder, recipe.model, recipe, self._held_out)
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -60,13 +74,23 @@ class TeacherForcingStage:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe, x0 = self.recipe, batch.latents
         rows, frames = x0.shape[:2]
-        history, level = imperfect_history(ema, batch, recipe, ROLLOUT_SIGMAS, generator)
+        own = recipe.model.history_level
+        history, level = imperfect_history(ema, batch, recipe, self._plans[max(self._plans)], generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
         eps = torch.randn(target.shape, generator=generator)
         known = (torch.rand(sigma.shape, generator=generator) >= recipe.condition_dropout).float()
-        clip = ClipPass(recipe.model, history, level, batch.actions, recipe.copies)
-        velocity = clip.velocity(self.model, add_noise(target, eps, sigma), sigma, known)
+        noise = torch.randn(x0.shape, generator=generator) if own else None
+        clip = ClipPass(recipe.model, history, level, batch.actions, recipe.copies, noise)
+        velocity = clip.all_velocities(self.model, add_noise(target, eps, sigma), sigma, known)
+        if noise is None:
+            velocity = velocity[:, 1:]
+        else:
+            # The pass that makes the history's keys is a step like any other: it learns as they do, and to mend what
+            # the history it starts from has of errors.
+            target = torch.cat([x0[:, None], target], 1)
+            eps = torch.cat([(x0 + (clip.history - x0) / own)[:, None], eps], 1)
+            sigma = torch.cat([torch.full((rows, 1, frames), own), sigma], 1)
         weight = torch.ones_like(sigma) if recipe.sigma_floor == 0 else (sigma / recipe.sigma_floor).clamp(max=1) ** 2
         weight[:, :, : recipe.first_target] = 0
         velocity, target, eps = (t[:, :, :, : recipe.model.picture_channels] for t in (velocity, target, eps))
@@ -76,10 +100,16 @@ class TeacherForcingStage:
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         assert isinstance(ema, CausalVideoTransformer)
         return evaluate_transformer(
-            ema, self._autoencoder, self._held_out, self._held_out_clips, ROLLOUT_SIGMAS, sheet, self.recipe.focus
+            ema,
+            self._autoencoder,
+            self._held_out,
+            self._held_out_clips,
+            self._plans[max(self._plans)],
+            sheet,
+            self.recipe.focus,
         )
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, {1: ROLLOUT_SIGMAS[:1], 2: ROLLOUT_SIGMAS}, 2)
+        write_origin(folder, self.recipe, self._plans, max(self._plans))

@@ -1,0 +1,292 @@
+"""The comparison: every method from one teacher with one budget of time, at every step count, in one table.
+
+What is there already is not done again, so an interrupted comparison goes on when it is asked for once more.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.protocol import Engine, StepRequest
+from engines.select import load_engine
+from streamgen.models.autoencoder import Autoencoder, to_float
+from streamgen.models.loading import load_autoencoder
+from streamgen.student import Student
+from training.data import ClipData, held_out
+from training.evaluate import CONTEXT, judge_next_frame, judge_rollouts
+from training.loop import CHECKPOINT, LOG
+from training.metrics import frechet
+from training.package import package
+from training.recipe import DistillationRecipe, RecipeError, load_recipe
+
+matplotlib.use("Agg")
+
+_TRIED = 6
+"""Steps by which a recipe's own time is measured."""
+_NEXT, _NEXT_FRAMES = 8, 24
+"""Held-out clips whose next frames are predicted, and how many of each."""
+_PATCH = 2
+_PATCHES = 4000
+"""Patches of latents, of so many latent pixels a side, by which pictures are told apart."""
+_TIMED, _ROUNDS = 10, 12
+"""Frames of each student in a round of timing."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """minutes: of training for each method. processes: that train. episodes: rollouts of `short_s` seconds and one of
+    `long_s`.
+    """
+
+    minutes: float
+    processes: int
+    episodes: int
+    short_s: float
+    long_s: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """steps and training_s: of its training, none of the teacher."""
+
+    name: str
+    student: Path
+    steps: int
+    training_s: float
+
+
+def compare(
+    recipes: Sequence[Path],
+    teacher: Path,
+    autoencoder: Path,
+    data: ClipData,
+    runs: Path,
+    out: Path,
+    budget: Budget,
+    overrides: tuple[str, ...] = (),
+    engine: str = "auto",
+) -> dict[str, Any]:
+    """Train what the recipes say, from `teacher`, and judge it: figures in `out/compare.json`, a table and plots beside
+    it. Raises RecipeError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
+    path = out / "compare.json"
+    kept: dict[str, Any] = json.loads(path.read_text())["students"] if path.exists() else {}
+    students: dict[str, Any] = {}
+    for contestant in contestants:
+        known = Student.from_pretrained(contestant.student)
+        before = kept.get(contestant.name, {})
+        if before.get("hash") != known.hash:
+            before = _judged(contestant, known, data, out, budget, engine)
+        students[contestant.name] = before
+        path.write_text(json.dumps({"students": kept | students}, indent=1) + "\n")
+    _time(contestants, students, engine)
+    figures = {"minutes": budget.minutes, "processes": budget.processes, "students": students}
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "compare.md").write_text(table(students))
+    _plot(students, out / "compare.png")
+    return figures
+
+
+def _contestants(
+    recipes: Sequence[Path],
+    teacher: Path,
+    autoencoder: Path,
+    runs: Path,
+    out: Path,
+    budget: Budget,
+    overrides: tuple[str, ...],
+) -> Iterator[Contestant]:
+    """The teacher as it is, and what becomes of it by each recipe."""
+    same = f"teacher={teacher}", f"autoencoder={autoencoder}", *overrides
+    loaded = [(path, load_recipe(path, same)) for path in recipes]
+    plans: dict[int, tuple[float, ...]] = {}
+    for path, recipe in loaded:
+        if not isinstance(recipe, DistillationRecipe):
+            raise RecipeError(f"{path} is of the stage {recipe.stage}; methods of distillation are compared")
+        if 1 in recipe.step_plans:
+            plans |= recipe.step_plans
+    yield _packed("teacher", teacher, autoencoder, out, 0, 0.0, plans or {1: (1.0,)})
+    for path, recipe in loaded:
+        run = runs / recipe.name
+        command = [str(path), *same, "--runs", str(runs)]
+        if not (run / CHECKPOINT).exists():
+            _train(command, budget, f"steps={_TRIED}", f"name={recipe.name}-tried")
+            tried = runs / f"{recipe.name}-tried"
+            each = statistics.fmean(_step_times(tried)[1:])
+            shutil.rmtree(tried)
+            steps = max(1, round(60 * budget.minutes / each))
+        else:
+            started = next(e for e in _entries(run) if e["event"] == "start")
+            steps = int(started["recipe"]["steps"])
+        _train(command, budget, f"steps={steps}")
+        yield _packed(path.stem, run, autoencoder, out, steps, sum(_step_times(run)))
+
+
+def _train(command: list[str], budget: Budget, *more: str) -> None:
+    """Raises RecipeError when it fails; what it said is on stderr."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(budget.processes), "-m"]
+    done = subprocess.run([sys.executable, *torchrun, "training", "train", *command, *more], check=False)
+    if done.returncode:
+        raise RecipeError(f"training {command[0]} ended with exit code {done.returncode}")
+
+
+def _entries(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+
+
+def _step_times(run: Path) -> list[float]:
+    """Seconds of each step, whoever learned in it."""
+    steps = {e["step"]: e.get("step_s") or e["critic_step_s"] for e in _entries(run) if e["event"] == "step"}
+    return [float(seconds) for _, seconds in sorted(steps.items())]
+
+
+def _packed(
+    name: str,
+    run: Path,
+    autoencoder: Path,
+    out: Path,
+    steps: int,
+    training_s: float,
+    step_plans: dict[int, tuple[float, ...]] | None = None,
+) -> Contestant:
+    student = out / "students" / name
+    if not (student / "ranges.json").exists():
+        package(run, autoencoder, student, f"# {name}\n\nOf a comparison.\n", name, step_plans=step_plans)
+    return Contestant(name, student, steps, training_s)
+
+
+def _judged(
+    contestant: Contestant, student: Student, data: ClipData, out: Path, budget: Budget, engine_name: str
+) -> dict[str, Any]:
+    config = student.config
+    autoencoder = load_autoencoder(student.path)
+    engine = load_engine(student.path, engine_name)
+    near = held_out(data, _NEXT, CONTEXT + _NEXT_FRAMES)
+    short = held_out(data, budget.episodes, CONTEXT + round(budget.short_s * config.fps), first=_NEXT)
+    long = held_out(data, 1, CONTEXT + round(budget.long_s * config.fps), first=_NEXT + budget.episodes)
+    counts = {}
+    for count in sorted(config.step_plans):
+        sheets = out / "sheets" / f"{contestant.name}_{count}"
+        sheets.mkdir(parents=True, exist_ok=True)
+        played, minute = judge_rollouts(student, engine, autoencoder, short, sheets, count)
+        _, ten = judge_rollouts(student, engine, autoencoder, long, sheets / "long", count)
+        truth = np.concatenate([clip.frames[CONTEXT:] for clip in short])
+        counts[count] = {
+            "next_frame": judge_next_frame(student, autoencoder, near, count),
+            "frechet": frechet(_patches(autoencoder, np.concatenate(played)), _patches(autoencoder, truth)),
+            "short": minute,
+            "long": ten,
+        }
+    return {
+        "hash": student.hash,
+        "training_steps": contestant.steps,
+        "training_s": contestant.training_s,
+        "counts": counts,
+    }
+
+
+def _patches(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Patches of latents [N, features] from frames spread over all of them: features of a network trained here."""
+    some = frames[:: max(1, len(frames) // 200)]
+    with torch.no_grad():
+        latents = torch.cat([autoencoder.encode(part) for part in to_float(torch.from_numpy(some)).split(32)])
+    patches = latents.unfold(2, _PATCH, _PATCH).unfold(3, _PATCH, _PATCH)  # [F, C, h/p, w/p, p, p]
+    rows = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    return rows[:: max(1, len(rows) // _PATCHES)].double().numpy()
+
+
+def _time(contestants: Sequence[Contestant], students: dict[str, Any], engine_name: str) -> None:
+    """Median milliseconds of a frame, all students in turns: what else goes on falls on all alike."""
+    engines: list[tuple[str, Student, Engine]] = []
+    for contestant in contestants:
+        student = Student.from_pretrained(contestant.student)
+        engines.append((contestant.name, student, load_engine(student.path, engine_name)))
+    spent: dict[tuple[str, int], list[float]] = {}
+    for number in range(_ROUNDS):
+        for name, student, engine in engines:
+            for count in student.config.step_plans:
+                engine.open("timed", student.start(number))
+                still = np.zeros((student.config.transformer.block_size, student.config.action_dim), np.float32)
+                for _ in range(_TIMED):
+                    began = time.perf_counter()
+                    engine.step([StepRequest("timed", still, count)])
+                    spent.setdefault((name, count), []).append(time.perf_counter() - began)
+    for (name, count), seconds in spent.items():
+        counts = students[name]["counts"]
+        counts[count if count in counts else str(count)]["frame_ms"] = 1000 * statistics.median(seconds)
+
+
+def table(students: dict[str, Any]) -> str:
+    """Markdown: a line for each student and step count."""
+    head = (
+        "method",
+        "steps",
+        "next frame, dB",
+        "its detail",
+        "Fréchet",
+        "detail, minute (worst)",
+        "motion",
+        "detail, to the end (worst)",
+        "colour drift",
+        "ms a frame",
+        "training, min (steps)",
+    )
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for name, student in students.items():
+        for count, figures in student["counts"].items():
+            near, short, long = figures["next_frame"], _last(figures["short"]), _last(figures["long"])
+            cells = (
+                name,
+                str(count),
+                f"{near['psnr']:.2f}",
+                f"{near['detail']:.2f}",
+                f"{figures['frechet']:.1f}",
+                f"{short['detail_mean']:.2f} ({short['detail_worst']:.2f})",
+                f"{short['motion_ratio']:.2f}",
+                f"{long['detail_mean']:.2f} ({long['detail_worst']:.2f})",
+                f"{long['colour_drift_worst']:.0f}",
+                f"{figures['frame_ms']:.1f}",
+                f"{student['training_s'] / 60:.1f} ({student['training_steps']})",
+            )
+            lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _last(rollouts: dict[str, Any]) -> dict[str, Any]:
+    """Of the longest stretch from the start that was judged."""
+    marks = [name for name, value in rollouts.items() if isinstance(value, dict)]
+    longest: dict[str, Any] = rollouts[max(marks, key=lambda name: int(name.removesuffix("_s")))]
+    return longest
+
+
+def _plot(students: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    quality, steady = figure.subplots(1, 2)
+    for index, (name, student) in enumerate(students.items()):
+        every = list(student["counts"].values())
+        ms = [figures["frame_ms"] for figures in every]
+        quality.plot(ms, [figures["frechet"] for figures in every], f"C{index}o-", label=name)
+        steady.plot(ms, [_last(figures["long"])["detail_mean"] for figures in every], f"C{index}o-")
+    quality.set(xlabel="ms a frame", ylabel="Fréchet distance of latent patches, a minute")
+    steady.set(xlabel="ms a frame", ylabel="detail / real, to the end")
+    steady.axhline(1, color="grey", linestyle=":")
+    quality.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
