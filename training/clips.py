@@ -265,12 +265,16 @@ def recycled_history(
     """The clips with `recipe.recycle` frames replaced by the model's own rollout under the true actions.
 
     The rollout starts from a freshly recached window. Its error is clipped, since the target stays the true frame.
-    Error recycling after LongLive 2 and Matrix-Game 3, with each error kept at the frame where it arose.
+    Error recycling after LongLive 2 and Matrix-Game 3, with each error kept at the frame where it arose. Raises
+    RecipeError where the clips are too short.
     """
     config, x0 = model.config, clips.latents
     size = config.block_size
     context = config.window
     last_start = x0.shape[1] - recipe.recycle - size
+    if last_start < context:
+        room = context + recipe.recycle + size
+        raise RecipeError(f"clip_length {x0.shape[1]}: recycling {recipe.recycle} frames needs {room}")
     start = int(torch.randint(context, last_start + 1, (1,), generator=generator)) // size * size
     commit, rollout = Commit(model), Rollout(model, None, sigmas)
     cache = RollingCache.empty(config, x0.shape[0])

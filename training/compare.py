@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
 from streamgen.models.autoencoder import Autoencoder, to_float
-from streamgen.models.loading import load_autoencoder
+from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import Student
 from training.data import ClipData, held_out
 from training.evaluate import CONTEXT, judge_next_frame, judge_rollouts
@@ -84,19 +84,26 @@ def compare(
     it. Raises RecipeError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
     path = out / "compare.json"
-    kept: dict[str, Any] = json.loads(path.read_text())["students"] if path.exists() else {}
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    asked = {"minutes": budget.minutes, "processes": budget.processes}
+    if any(before.get(name, value) != value for name, value in asked.items()):
+        had = f"{before['minutes']:g} minutes by {before['processes']} processes"
+        raise RecipeError(f"{path} has a comparison of {had}: ask for the same, or give others --runs and --out")
+    if load_transformer(teacher).config.history_level:
+        raise RecipeError(f"{teacher} keeps no clean history, so it has no steps to be compared at (history_level)")
+    contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
+    kept: dict[str, Any] = before.get("students", {})
     students: dict[str, Any] = {}
     for contestant in contestants:
         known = Student.from_pretrained(contestant.student)
-        before = kept.get(contestant.name, {})
-        if before.get("hash") != known.hash:
-            before = _judged(contestant, known, data, out, budget, engine)
-        students[contestant.name] = before
-        path.write_text(json.dumps({"students": kept | students}, indent=1) + "\n")
+        own = kept.get(contestant.name, {})
+        if own.get("hash") != known.hash:
+            own = _judged(contestant, known, data, out, budget, engine)
+        students[contestant.name] = own
+        path.write_text(json.dumps(asked | {"students": kept | students}, indent=1) + "\n")
     _time(contestants, students, engine)
-    figures = {"minutes": budget.minutes, "processes": budget.processes, "students": students}
+    figures = asked | {"students": students}
     path.write_text(json.dumps(figures, indent=1) + "\n")
     (out / "compare.md").write_text(table(students))
     _plot(students, out / "compare.png")

@@ -182,6 +182,9 @@ def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     assert touched == list(range(touched[0], touched[0] + 4))
     assert touched[0] >= config.window
     assert error.max() <= 0.5 + 1e-6
+    short = LatentClips(clips.latents[:, :8], clips.actions[:, :8])
+    with pytest.raises(RecipeError, match="clip_length 8: recycling 4 frames needs 9"):
+        recycled_history(model, short, recipe, (1.0, 0.5), torch.Generator())
 
 
 def test_poses_go_with_the_latents_where_the_model_has_them() -> None:

@@ -322,6 +322,8 @@ def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     _streamgen("compare", *made, *short, *where, "precision=fp32")
     again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
     assert again["diagonal"]["counts"]["2"]["short"] == figures["diagonal"]["counts"]["2"]["short"]
+    said = _refusal("compare", *made, *short, "--minutes", "7", *where)
+    assert "has a comparison of 0.05 minutes by 1 processes" in said
 
 
 @pytest.mark.parametrize(("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ())])
