@@ -117,6 +117,8 @@ class TransformerConfig(_Config):
                 f"history_level {self.history_level}: above {_OWN_PICTURE} a block's keys hardly know its own frames; "
                 "that needs concat_previous and a block_size of 1, so that those of the next block do"
             )
+        if self.flow_map and self.history_level:
+            raise ValueError("flow_map leads every step somewhere else, so no history_level is that of all last steps")
         if self.pose_scale and not (self.residual and self.action_dim and self.picture_channels > 0):
             raise ValueError(
                 f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels: "

@@ -25,7 +25,7 @@ from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
 from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.loading import load_autoencoder, load_transformer
-from streamgen.student import Student
+from streamgen.student import RANGES, WEIGHTS, Student
 from training.data import ClipData, held_out
 from training.evaluate import CONTEXT, judge_next_frame, judge_rollouts
 from training.loop import CHECKPOINT, LOG
@@ -35,8 +35,9 @@ from training.recipe import DistillationRecipe, RecipeError, load_recipe
 
 matplotlib.use("Agg")
 
-_TRIED = 6
-"""Steps by which a recipe's own time is measured."""
+_TRIED = 7
+"""Steps by which a recipe's own time is measured; the first is not counted, and the others are whole rounds of a critic
+and its student."""
 _NEXT, _NEXT_FRAMES = 8, 24
 """Held-out clips whose next frames are predicted, and how many of each."""
 _PATCH = 2
@@ -173,8 +174,11 @@ def _packed(
     step_plans: dict[int, tuple[float, ...]] | None = None,
 ) -> Contestant:
     student = out / "students" / name
-    if not (student / "ranges.json").exists():
-        package(run, autoencoder, student, f"# {name}\n\nOf a comparison.\n", name, step_plans=step_plans)
+    packed, trained = student / RANGES, run / "transformer" / WEIGHTS
+    if not packed.exists() or packed.stat().st_mtime < trained.stat().st_mtime:
+        count = None if step_plans is None else max(step_plans)
+        card = f"# {name}\n\nOf a comparison.\n"
+        package(run, autoencoder, student, card, name, steps=count, step_plans=step_plans)
     return Contestant(name, student, steps, training_s)
 
 

@@ -66,7 +66,8 @@ def cut(module: nn.Module) -> None:
         if isinstance(part, CausalVideoTransformer):
             for block in part.blocks:
                 fully_shard(block, mesh=mesh)
-        fully_shard(part, mesh=mesh, ignored_params=fixed)
+        # After each pass, the root too: what was put together while it did not learn would go on not learning.
+        fully_shard(part, mesh=mesh, ignored_params=fixed, reshard_after_forward=True)
 
 
 def forget_activations(model: CausalVideoTransformer) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.face import SPEECH
 from streamgen.student import WEIGHTS
-from training.methods.settings import AnyMethod, CausalConsistency, OdeRegression
+from training.methods.settings import AnyMethod
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a frame, in shares of its width and height."""
@@ -285,8 +285,14 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
         if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
             raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
-        if not self.copies and not self.model.history_level:
-            raise ValueError("copies 0: of a clean history nothing is learned; set model.history_level, or copies")
+        if not self.copies and self.model.history_level != 1:
+            raise ValueError(
+                "copies 0: then the history's pass is the only step; set model.history_level to 1, or copies"
+            )
+        if self.model.flow_map:
+            raise ValueError(
+                "model.flow_map: jumps are learned by distillation (method flow_map), from a model without"
+            )
         if self.start is not None and self.start_blocks is not None:
             raise ValueError("start and start_blocks: give one of them")
         if self.model.pose_scale and self.pose is None and self.start is None:
@@ -329,14 +335,16 @@ class DistillationRecipe(StudentRecipe):
         method = self.method
         if self.serve not in self.step_plans:
             raise ValueError(f"serve {self.serve} has no step plan; plans exist for {sorted(self.step_plans)}")
-        if wrong := [(count, plan) for count, plan in self.step_plans.items() if len(plan) != count or plan[0] != 1]:
-            raise ValueError(f"step plan {wrong[0][0]}: {wrong[0][1]} is not {wrong[0][0]} noise levels from 1 on")
-        if isinstance(method, (CausalConsistency, OdeRegression)):
-            off = [s for plan in self.step_plans.values() for s in plan if not (s * method.intervals).is_integer()]
-            if off:
-                raise ValueError(
-                    f"noise level {off[0]} of a step plan is not on the grid of {method.intervals} intervals"
-                )
+        for count, plan in self.step_plans.items():
+            if len(plan) != count or plan[0] != 1 or list(plan) != sorted(set(plan), reverse=True) or plan[-1] <= 0:
+                raise ValueError(f"step plan {count}: {plan} is not {count} noise levels that fall from 1 to above 0")
+        if unknown := set(method.opened(self.step_plans)) - set(self.step_plans):
+            raise ValueError(f"{method.name} opens with {min(unknown)} steps, for which there is no step plan")
+        off = [s for plan in self.step_plans.values() for s in plan if not (s * (method.grid or 0)).is_integer()]
+        if method.grid is not None and off:
+            raise ValueError(f"noise level {off[0]} of a step plan is not on the grid of {method.grid} intervals")
+        if not self.copies:
+            raise ValueError("copies 0: only a teacher whose one pass is its history learns without them")
         if self.clip_length < method.frames:
             raise ValueError(f"clip_length {self.clip_length}: {method.name} needs {method.frames} frames")
         return self

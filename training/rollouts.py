@@ -74,11 +74,13 @@ def roll_out(
         at = context + block * size
         last = len(plan) - 1 if exits is None else exits[block]
         noise = torch.stack([drawn() for _ in range(last + 1)])
-        given = cache.previous, clips.actions[:, at : at + size], *cache.inputs()
+        # Copies: the way back may calculate a block again, when the cache has long been written over.
+        rotation, visible, k, v, *reference = cache.inputs()
+        given = cache.previous, clips.actions[:, at : at + size], rotation, visible, k.clone(), v.clone(), *reference
         wanted = gradient and at >= context + lead
         if config.flow_map:
             with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                x = Rollout(model, None, plan).denoise(noise, *given)
+                x, kept = Rollout(model, None, plan).made_and_kept(noise, *given)
         else:
             x = noise[0]
             if last:
@@ -86,8 +88,11 @@ def roll_out(
                     x = Rollout(model, None, plan[:last]).denoise(noise, *given)
                 x = (1 - plan[last]) * x + plan[last] * noise[last]
             with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                x = Rollout(model, None, plan[last : last + 1]).denoise(x[None], *given)
+                x, kept = Rollout(model, None, plan[last : last + 1]).made_and_kept(x[None], *given)
         made.append(x.float())
-        known(made[-1], at, noise[last])
+        if config.history_level:
+            cache.write(made[-1].detach(), *(t.detach() for t in kept))
+        else:
+            known(made[-1], at, None)
     count = context + len(plans) * size
     return Rolled(LatentClips(torch.cat([x0[:, :context], *made], 1), clips.actions[:, :count]), context)

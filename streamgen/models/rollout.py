@@ -79,6 +79,25 @@ class Rollout(nn.Module):
         face = _face(self.transformer, reference, reference_actions, actions)
         return self._denoise(noise, previous, actions, attend, face)
 
+    def made_and_kept(
+        self,
+        noise: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        rotation: Tensor,
+        visible: Tensor,
+        cache_k: Tensor,
+        cache_v: Tensor,
+        reference: Tensor | None = None,
+        reference_actions: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What `denoise` gives, and keys, raw keys and values of the last step, which are the history where there is no
+        commit.
+        """
+        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
+        face = _face(self.transformer, reference, reference_actions, actions)
+        return self._denoise(noise, previous, actions, attend, face), attend.block()
+
     def _denoise(self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None) -> Tensor:
         x, maps_flows = noise[0], self.transformer.config.flow_map
         for step, (sigma, to) in enumerate(jumps(self.sigmas, self.transformer.config)):
@@ -127,7 +146,8 @@ class InPlacePass(nn.Module):
     runtimes that write into a cache once a graph.
 
     A frame is `RotateSinks`, a pass for each step and for the commit if there is one, and `Decode`. Each row has a
-    noise level of its own; one that is done before others commits again, which changes nothing.
+    noise level of its own; one that takes fewer steps than others commits, or begins, more than once, which changes
+    nothing.
     """
 
     levels: Tensor

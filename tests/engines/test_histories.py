@@ -81,9 +81,9 @@ def test_a_stream_goes_on_from_its_state(kind: Callable[[Student], Engine], stud
     kept, again = (
         engine.step([StepRequest("s", actions[0], steps)])[0].latents.astype(np.float32) for engine in (live, fresh)
     )
-    level = student.config.transformer.history_level
-    difference = np.abs(kept - again).max()
-    assert difference < (0.5 if 0 < level < 1 else 4e-3) * np.abs(kept).max()
+    estimated = 0 < student.config.transformer.history_level < 1
+    most = 0.025 if estimated else 0.0 if kind is TorchEngine else 2e-3
+    assert np.abs(kept - again).max() <= most * np.abs(kept).max()
 
 
 def test_a_stream_opens_with_steps_of_its_own(student: Student) -> None:
@@ -119,5 +119,7 @@ def test_what_cannot_be_is_refused(student: Student) -> None:
         StudentConfig.model_validate(settings | {"opening": (9,)})
     with pytest.raises(ValueError, match="needs concat_previous"):
         changed(history_level=1.0, concat_previous=False, residual=False, pose_scale=None)
+    with pytest.raises(ValueError, match="flow_map leads every step somewhere else"):
+        changed(history_level=0.5, flow_map=True)
     with pytest.raises(ValueError, match="a block_size of 1"):
         changed(history_level=1.0, block_size=2)

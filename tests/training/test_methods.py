@@ -11,16 +11,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from streamgen.models.rollout import Commit, RollingCache
+from streamgen.config import AutoencoderConfig
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from tests.toy import WITH_FACE, WITH_POSE, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips
 from training.discriminator import Discriminator
+from training.distributed import forget_activations
 from training.losses import add_noise, denoised
 from training.methods.method import Method, Roles
 from training.methods.on_policy import Policy
 from training.metrics import teacher_forced
-from training.recipe import DistillationRecipe
+from training.recipe import DistillationRecipe, RecipeError
 from training.rollouts import roll_out
 from training.scores import Score, joint_velocity
 from training.stages.distillation import bound, student_from
@@ -79,6 +82,8 @@ def _recipe(method: dict[str, Any], **changes: object) -> DistillationRecipe:
 def _bound(
     method: dict[str, Any], change: dict[str, Any], bidirectional: bool = False
 ) -> tuple[Roles, Method, CausalVideoTransformer]:
+    if change is WITH_FACE:
+        method = {name: value for name, value in method.items() if name != "lead"}
     recipe = _recipe(method)
     teacher = toy_transformer(toy_transformer_config(**change))
     student = student_from(toy_transformer(toy_transformer_config(**change), 1), recipe)
@@ -133,6 +138,59 @@ def test_a_bidirectional_teacher_judges_rollouts_too(name: str) -> None:
         loss, _ = method.loss(_clips(roles.student), ema, torch.Generator().manual_seed(step))
         assert loss.isfinite()
         loss.backward()
+
+
+@pytest.mark.parametrize("change", [{}, {"history_level": 0.5}, {"history_level": 1.0}, {"flow_map": True}])
+def test_the_next_frame_of_a_rollout_is_the_one_that_is_served(change: dict[str, Any]) -> None:
+    """Block for block the same latents as the whole rollout, decoder and cache and all, makes of the same noise."""
+    model = toy_transformer(toy_transformer_config(**change))
+    clips, plan = _clips(model, 1), ((1.0,) if change.get("history_level") == 1 else (1.0, 0.5))
+    vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    serving, cache, commit = Rollout(model, vae, plan), RollingCache.empty(model.config, 1), Commit(model)
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn() -> Tensor:
+        return torch.randn(1, 1, 4, 4, 6, generator=generator)
+
+    with torch.no_grad():
+        rolled = roll_out(model, clips, CONTEXT, [plan] * 6, torch.Generator().manual_seed(1))
+        for at in range(CONTEXT):
+            noise = drawn() if model.config.history_level else None
+            cache.clean(commit, clips.latents[:, at : at + 1], clips.actions[:, at : at + 1], noise)
+        for at in range(6):
+            noise = torch.stack([drawn() for _ in plan])
+            actions = clips.actions[:, CONTEXT + at : CONTEXT + at + 1]
+            _, made, *block = serving(noise, cache.previous, actions, *cache.inputs())
+            cache.write(made, *block)
+            # Serving rounds to what a state keeps.
+            torch.testing.assert_close(rolled.made[:, at : at + 1], made, atol=5e-3, rtol=0)
+
+
+def test_forgotten_activations_change_no_gradient() -> None:
+    """Of a rollout, whose cache is written over before the way back."""
+    gradients = []
+    for forgets in (False, True):
+        model = toy_transformer(toy_transformer_config(sink=2)).requires_grad_(True)
+        if forgets:
+            forget_activations(model)
+        plans = [(1.0,)] * (FRAMES - CONTEXT)
+        rolled = roll_out(model, _clips(model, 1), CONTEXT, plans, torch.Generator().manual_seed(3))
+        rolled.made.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_method_cannot_do_is_refused() -> None:
+    for change, method, said in (
+        ({"block_size": 2}, "dmd", "counts single frames"),
+        (WITH_FACE, "dmd", "lead: scores would take"),
+        ({"flow_map": True}, "gan", "start maps flows"),
+        ({"history_level": 1.0}, "dmd", "does not end at the history's level"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            student_from(toy_transformer(toy_transformer_config(**change)), _recipe(METHODS[method]))
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
@@ -282,7 +340,7 @@ def test_a_discriminator_looks_at_pictures_pairs_and_what_drove_them() -> None:
         assert (other - logits).abs().max() > 1e-4
 
 
-def test_a_flow_map_starts_as_its_teacher_and_learns_where_jumps_lead() -> None:
+def test_a_flow_map_starts_as_its_teacher_and_can_tell_jumps_apart() -> None:
     teacher = toy_transformer(toy_transformer_config())
     student = student_from(teacher, _recipe(METHODS["flow_map"])).requires_grad_(False)
     clips = _clips(teacher, 1)
@@ -319,8 +377,12 @@ def test_a_history_of_its_own_needs_its_noise() -> None:
         (METHODS["gan"] | {"seen": 7}, {}, "only 6 frames of context"),
         (METHODS["gan"] | {"objective": "magic"}, {}, "objective"),
         ({"name": "magic"}, {}, "magic"),
-        (METHODS["flow_map"], {"step_plans": {1: (0.9,)}}, "noise levels from 1 on"),
+        (METHODS["flow_map"], {"step_plans": {1: (0.9,)}}, "noise levels that fall from 1"),
         (METHODS["flow_map"], {"serve": 4}, "serve 4 has no step plan"),
+        (METHODS["flow_map"], {"step_plans": {1: (1.0,), 2: (1.0, 0.0)}}, "fall from 1 to above 0"),
+        (METHODS["mutual_forcing"] | {"many": 3}, {}, "grid of 3 intervals"),
+        (METHODS["self_adversarial"] | {"first": 4}, {}, "opens with 4 steps"),
+        (METHODS["causal_consistency"], {"copies": 0}, "copies 0"),
     ],
 )
 def test_recipes_of_methods_are_checked(method: dict[str, Any], changes: dict[str, Any], said: str) -> None:

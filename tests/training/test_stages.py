@@ -326,7 +326,9 @@ def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "has a comparison of 0.05 minutes by 1 processes" in said
 
 
-@pytest.mark.parametrize(("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ())])
+@pytest.mark.parametrize(
+    ("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ("shard=true",))]
+)
 def test_two_processes_do_what_one_does_with_twice_the_accumulation(
     name: str, how: tuple[str, ...], runs: Path, tmp_path: Path
 ) -> None:

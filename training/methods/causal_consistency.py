@@ -36,20 +36,22 @@ class CausalConsistencyMethod:
         self, clips: LatentClips, ema: CausalVideoTransformer, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         roles, recipe, x0 = self._roles, self._roles.recipe, clips.latents
-        config = roles.teacher.model.config
         history, level = imperfect_history(ema, clips, recipe, self._plan, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma, below = self._levels(len(x0), generator)
         sigma, below = (t[..., None].expand(target.shape[:3]) for t in (sigma, below))
         eps = torch.randn(target.shape, generator=generator)
         noisy = add_noise(target, eps, sigma)
-        noise = torch.randn(x0.shape, generator=generator) if config.history_level else None
-        clip = ClipPass(config, history, level, clips.actions, recipe.copies, noise)
+        noise = torch.randn(x0.shape, generator=generator)
+        clip, own = (
+            ClipPass(model.config, history, level, clips.actions, recipe.copies, noise)
+            for model in (roles.teacher.model, roles.student)
+        )
         with torch.no_grad():
             velocity = guided(clip, roles.teacher.model, noisy, sigma, self._settings.guidance)
             nearer = consistency_target(noisy, velocity, sigma, below)
-            goal = denoised(nearer, clip.velocity(ema, nearer, below), below)
-        made = denoised(noisy, clip.velocity(roles.student, noisy, sigma), sigma)
+            goal = denoised(nearer, own.velocity(ema, nearer, below), below)
+        made = denoised(noisy, own.velocity(roles.student, noisy, sigma), sigma)
         return roles.squared_error(made[:, :, recipe.first_target :], goal[:, :, recipe.first_target :]), {}
 
     def _levels(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """Mutual forcing: one set of weights in two modes, and no other teacher. Few steps write the history, many steps
 learn the truth on that history, and what they make of a noise is what few steps must make of it.
+
+Nothing tells the network which mode it is in: what it learns at a level that both use lies between the mean of what
+could be and the end of one trajectory.
 """
 
 from __future__ import annotations
@@ -48,9 +51,8 @@ class MutualForcingMethod:
         # The few: from one of their levels to where the many end.
         goal, starts = self._end(passed, ema, eps)
         at = plan[int(torch.randint(len(plan), (1,), generator=generator))]
-        start = min(starts, key=lambda level: abs(level - at))
-        level = torch.full(eps.shape[:3], start)
-        made = denoised(starts[start], passed.velocity(student, starts[start], level), level)
+        level = torch.full(eps.shape[:3], at)
+        made = denoised(starts[at], passed.velocity(student, starts[at], level), level)
         few = roles.squared_error(made[:, :, context:], goal[:, :, context:])
         return flow + few, {"flow": flow.item(), "few": few.item()}
 

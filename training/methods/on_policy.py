@@ -26,11 +26,10 @@ _NEARBY = 0.05
 
 @dataclass(frozen=True)
 class Noised:
-    """Clips x [B, R, C, h, w] at levels sigma [B], by noise eps."""
+    """Clips x [B, R, C, h, w] at levels sigma [B]."""
 
     x: Tensor
     sigma: Tensor
-    eps: Tensor
 
 
 class Policy:
@@ -103,7 +102,7 @@ class Policy:
     def noised(self, x: Tensor, generator: torch.Generator) -> Noised:
         sigma = _LEAST + (_MOST - _LEAST) * torch.rand(len(x), generator=generator)
         eps = torch.randn(x.shape, generator=generator)
-        return Noised(add_noise(x, eps, sigma), sigma, eps)
+        return Noised(add_noise(x, eps, sigma), sigma)
 
     def scores(
         self, rolled: Rolled, generator: torch.Generator, gradient: bool = False
@@ -164,7 +163,9 @@ class Policy:
         return torch.randn(rolled.clips.latents.shape, generator=generator)
 
 
-def real_clips(given: tuple[LatentClips, int, bool], frames: int, seen: int) -> Rolled:
-    """The true clips in the shape of a rollout under them."""
-    clips = given[0]
-    return Rolled(clips, clips.latents.shape[1] - frames).last(frames, seen)
+def real_clips(clips: LatentClips, length: int, frames: int, seen: int) -> Rolled:
+    """The first `length` frames of true clips, with what truly drove them, in the shape of a rollout of their last
+    `frames`.
+    """
+    cut = LatentClips(clips.latents[:, :length], clips.actions[:, :length])
+    return Rolled(cut, length - frames).last(frames, seen)

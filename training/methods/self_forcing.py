@@ -37,7 +37,7 @@ class SelfForcingMethod:
         rolled = policy.roll(given, (plan,), generator, policy.draw(len(plan)), policy.students_turn)
         if not policy.students_turn:
             if settings.objective == "gan":
-                true = real_clips(given, settings.rolled, settings.seen)
+                true = real_clips(clips, given[0].latents.shape[1], settings.rolled, settings.seen)
                 return policy.telling(true, rolled, settings.steepness, generator), {}
             return policy.score_loss(rolled, generator), {}
         if settings.objective == "gan":

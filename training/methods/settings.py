@@ -21,6 +21,11 @@ class _Method(BaseModel):
         """Least length of a clip."""
         return 1
 
+    @property
+    def grid(self) -> int | None:
+        """Of how many intervals all noise levels of step plans must be whole ones; None: of none."""
+        return None
+
     def opened(self, counts: Collection[int]) -> tuple[int, ...]:
         """Steps of a rollout's, and of a stream's, first blocks, of the counts that there are."""
         return ()
@@ -40,6 +45,10 @@ class OdeRegression(_Method):
     def changes(self) -> dict[str, object]:
         return {} if self.history_level is None else {"history_level": self.history_level}
 
+    @property
+    def grid(self) -> int:
+        return self.intervals
+
 
 class CausalConsistency(_Method):
     """Consistency along the teacher's trajectories."""
@@ -50,6 +59,10 @@ class CausalConsistency(_Method):
     plan_weight: float = Field(
         0.5, ge=0, le=1, description="share of clips whose noise level is taken from the step plans"
     )
+
+    @property
+    def grid(self) -> int:
+        return self.intervals
 
 
 class OnPolicy(_Method):
@@ -148,6 +161,10 @@ class MutualForcing(_Method):
     @property
     def frames(self) -> int:
         return self.context + 2
+
+    @property
+    def grid(self) -> int:
+        return self.many
 
 
 AnyMethod = Annotated[

@@ -49,6 +49,8 @@ class DistillationStage:
             raise RecipeError(
                 f"teacher {recipe.teacher} sees the future: {recipe.method.name} follows a causal one's trajectories"
             )
+        if teacher.model.config.flow_map:
+            raise RecipeError(f"teacher {recipe.teacher} maps flows: its velocities are means of many levels")
         model = student_from(load_transformer(recipe.start or recipe.teacher), recipe)
         self.model: nn.Module = model
         self._autoencoder = load_autoencoder(recipe.autoencoder)
@@ -95,6 +97,13 @@ def student_from(old: CausalVideoTransformer, recipe: DistillationRecipe) -> Cau
         config = TransformerConfig.model_validate(old.config.model_dump() | recipe.method.changes)
     except ValueError as error:
         raise RecipeError(f"a transformer such as start has cannot learn by {recipe.method.name}: {error}") from error
+    if old.config.flow_map and not isinstance(recipe.method, FlowMap):
+        raise RecipeError(f"start maps flows, and {recipe.method.name} would not teach it where jumps lead")
+    rolls = isinstance(recipe.method, (OnPolicy, MutualForcing))
+    if rolls and config.block_size > 1:
+        raise RecipeError(f"{recipe.method.name} counts single frames; the student makes {config.block_size} at a time")
+    if isinstance(recipe.method, OnPolicy) and recipe.method.lead and config.sink:
+        raise RecipeError("lead: scores would take a frame of the rollout for the reference; set it to 0")
     for count, plan in recipe.step_plans.items():
         if config.history_level and plan[-1] != config.history_level:
             raise RecipeError(f"step plan {count}: {plan} does not end at the history's level {config.history_level}")
