@@ -111,7 +111,9 @@ def test_what_cannot_be_is_refused(student: Student) -> None:
     settings = student.config.model_dump()
 
     def changed(**changes: object) -> StudentConfig:
-        return StudentConfig.model_validate(settings | {"transformer": settings["transformer"] | changes})
+        return StudentConfig.model_validate(
+            settings | {"transformer": settings["transformer"] | {"flow_map": False} | changes}
+        )
 
     with pytest.raises(ValueError, match="does not end at the history_level"):
         changed(history_level=0.25)
