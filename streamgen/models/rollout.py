@@ -60,24 +60,9 @@ class Rollout(nn.Module):
         self.autoencoder = autoencoder
         self.sigmas = tuple(sigmas)
 
-    def denoise(
-        self,
-        noise: Tensor,
-        previous: Tensor,
-        actions: Tensor,
-        rotation: Tensor,
-        visible: Tensor,
-        cache_k: Tensor,
-        cache_v: Tensor,
-        reference: Tensor | None = None,
-        reference_actions: Tensor | None = None,
-    ) -> Tensor:
-        """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on; or
-        jump from level to level, where the transformer maps flows.
-        """
-        attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        face = _face(self.transformer, reference, reference_actions, actions)
-        return self._denoise(noise, previous, actions, attend, face)
+    def denoise(self, *given: Tensor) -> Tensor:
+        """Clean latents [B, F, C, h, w] alone, of what `made_and_kept` takes."""
+        return self.made_and_kept(*given)[0]
 
     def made_and_kept(
         self,
@@ -91,8 +76,9 @@ class Rollout(nn.Module):
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """What `denoise` gives, and keys, raw keys and values of the last step, which are the history where there is no
-        commit.
+        """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on; or
+        jump from level to level, where the transformer maps flows. And keys, raw keys and values of the last step,
+        which are the history where there is no commit.
         """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         face = _face(self.transformer, reference, reference_actions, actions)
