@@ -1,8 +1,8 @@
 """The world before the teacher: where the keys lead, and what is to be seen from there (streamgen/models/pose.py).
 
-Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. Most of a
-batch is drawn from a pool of clips and a pool of frames that are recorded once, at the start, by each process its
-share: a step costs little and a recording much.
+Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. A batch is
+drawn from a pool of clips and a pool of frames that are recorded once, at the start, by each process its share: a step
+costs little and a recording much.
 """
 
 from __future__ import annotations
@@ -62,11 +62,9 @@ class PoseStage:
     def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
         """Latents [N, C, h, w] of single frames, and short walks: poses [B, 1 + walk, 6] in place of latents."""
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, number))
-        new, old = self._poses(clips), self._walks
         frames = rng.integers(len(self._pool), size=recipe.frames)
-        chosen = rng.integers(len(old.latents), size=recipe.starts)
-        poses = torch.cat([new.latents, old.latents[chosen]])
-        actions = torch.cat([new.actions, old.actions[chosen]])
+        chosen = rng.integers(len(self._walks.latents), size=recipe.starts)
+        poses, actions = self._walks.latents[chosen], self._walks.actions[chosen]
         # Not from a clip's first frame, whose speed is not known.
         starts = rng.integers(1, recipe.clip_length - recipe.walk, size=(len(poses), 1))
         at = np.arange(len(poses))[:, None], starts + np.arange(1 + recipe.walk)
