@@ -23,12 +23,14 @@ MOTION_DIM = 128
 """Width of the network that knows what walls take from a move."""
 MOTION_LAYERS = 2
 """Its hidden layers beside the first."""
-VIEW_LAYERS = 2
-"""Hidden layers of the view beside its first."""
-VIEW_HARMONICS = 5
-"""Of a ray's direction: it is given once around, twice, four times, …"""
+VIEW_RAYS = 2
+"""Of a latent pixel, across and up."""
+VIEW_STEPS = 64
+"""Of a ray."""
+VIEW_MAP, VIEW_LEVELS, VIEW_FEATURES = 192, 24, 32
+"""Points along a side of the view's map, levels of height, and the features of each."""
 VIEW_DETAIL = 64
-"""Channels of the convolutions over the view's columns."""
+"""Channels of the convolutions over the view's picture."""
 _OWN_PICTURE = 0.5
 """Noise level up to which keys made from noisy latents still tell what is in them (diagonal forcing)."""
 FACE_CODE = 256
@@ -90,7 +92,7 @@ class TransformerConfig(_Config):
         description="map units that count as 1 in the pose that a latent's last channels repeat over its pixels; "
         "None: no pose",
     )
-    view_dim: int = Field(384, ge=8, description="width of the network that knows what is to be seen from a pose")
+    view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
 
     face_dim: int = Field(
         0,

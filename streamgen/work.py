@@ -1,7 +1,7 @@
 """What a student's block costs, from its configuration: operations, and the numbers that must be moved for them.
 
 Matrix products, convolutions and attention are counted. Norms, activations and rotations are not: fused with the
-product before them they move nothing.
+product before them they move nothing. Nor is what a view looks up along its rays, a hundredth of a pass.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from streamgen.config import (
     PIXEL_PATCH,
     POSE_CHANNELS,
     VIEW_DETAIL,
-    VIEW_HARMONICS,
-    VIEW_LAYERS,
+    VIEW_FEATURES,
+    VIEW_RAYS,
     StudentConfig,
     TransformerConfig,
 )
@@ -94,10 +94,9 @@ def _motion_work(config: TransformerConfig) -> Work:
 def _view_work(config: TransformerConfig) -> Work:
     """The views from a block's poses."""
     dim, channels = config.view_dim, config.picture_channels
-    rays = config.block_size * config.width
-    work = _linear(rays, 4 + 2 * VIEW_HARMONICS + 4 * OCTAVES, dim) + _linear(rays, dim, dim) * VIEW_LAYERS
-    work += _linear(rays, dim, channels * config.height)
-    pixels = rays * config.height
+    pixels = config.block_size * config.height * config.width
+    work = _linear(pixels, VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim) + _linear(pixels, dim, dim)
+    work += _linear(pixels, dim, channels)
     return work + _convolution(pixels, 3, channels, VIEW_DETAIL) + _convolution(pixels, 3, VIEW_DETAIL, channels)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -118,7 +119,9 @@ def train(stage: Stage, folder: Path) -> None:
     mine = Share(first * batches + rank * recipe.accumulate, recipe.accumulate, batches)
     clips = Share(mine.first * recipe.clips, mine.take * recipe.clips, mine.stride * recipe.clips)
     with (
-        ClipSource(stage.data, recipe.seed, recipe.clip_length, recipe.data_workers, clips) as source,
+        ClipSource(stage.data, recipe.seed, recipe.clip_length, recipe.data_workers, clips)
+        if recipe.clips
+        else nullcontext(iter(())) as source,
         _progress(disable=rank > 0) as progress,
     ):
         task = progress.add_task(recipe.name, total=recipe.steps, completed=first, figures="")

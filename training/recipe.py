@@ -171,6 +171,7 @@ class PoseRecipe(BaseRecipe):
     stage: Literal["pose"]
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(description="of the student; what counts is its size, pose_scale and view_dim")
+    clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was recorded before")
     pool: int = Field(24_000, ge=1, description="frames that are recorded before the first step")
     frames: int = Field(64, ge=1, description="of a batch, drawn from the pool")
     walks: int = Field(1200, ge=1, description="clips of clip_length frames that are recorded before the first step")

@@ -6,6 +6,8 @@ A pose is x, y, cosine and sine of yaw, and what the last frame added to x and y
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,13 +18,31 @@ from streamgen.config import (
     OCTAVES,
     POSE_CHANNELS,
     VIEW_DETAIL,
-    VIEW_HARMONICS,
-    VIEW_LAYERS,
+    VIEW_FEATURES,
+    VIEW_LEVELS,
+    VIEW_MAP,
+    VIEW_RAYS,
+    VIEW_STEPS,
     TransformerConfig,
 )
 
 _STRIDE = 32.0
 """Frames that a fast walker takes for a unit of the pose: brings what a frame adds to the range of numbers near 1."""
+SHARPNESS = 32.0
+"""Of an edge in the view, in 1 / slope: from one side to the other it is a tenth of what a slope of 1 is."""
+_REACH = 1.5
+"""Of the map, from the middle."""
+_NEAREST, _GAPS = 0.06, (0.004, 0.05)
+"""Where a ray's first step is, and how far it is to the next one there and at its end."""
+_EYE = 0.08
+"""Height of the camera above the ground, until training knows better."""
+_HEIGHTS, _SLOPES = (-0.05, 0.55), (-0.1, 0.8)
+"""Between which what is met, and the sky, look different from level to level."""
+_HORIZON = 1.42
+"""Where on the map the features of the sky are."""
+_SLOWER, _FASTER = 0.1, 5.0
+"""What the camera and the tables are times their parameters: an optimiser that takes steps of one size for all
+parameters (Adam) moves them that much slower, and faster."""
 
 
 class Pose(nn.Module):
@@ -92,50 +112,115 @@ def _along(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 class View(nn.Module):
-    """The light field of the world: poses [..., 6] to latent pictures [..., C, h, w].
+    """What is to be seen of the world from a pose: poses [..., 6] to latent pictures [..., C, h, w].
 
-    A column of the picture is a ray over the ground. Along its line the world is the same wherever one stands, but for
-    what hides it, so a ray is given as the line's direction and distance from the origin and as the place on the line
-    (Light Field Networks, Sitzmann et al. 2021, in the plane). The latents are blurred where the network does not know
-    better; the transformer sharpens them with what it saw last.
+    A map of heights and of features, learned from frames and poses alone. Each latent pixel looks along
+    VIEW_RAYS x VIEW_RAYS rays. A ray ends where the ground rises above it; how far that is follows from the heights
+    along its line over the ground, softly, so that it can be learned (as in NeRF, Mildenhall et al. 2020). What it
+    sees there are the features of that place and of that height; where it meets nothing, those of the sky in its
+    direction. What moves is not on the map: the transformer draws it, and sharpens the rest with what it saw last.
     """
 
-    octaves: Tensor
+    distances: Tensor
+    gaps: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        dim, width = config.view_dim, config.width
-        self._shape = config.picture_channels, config.height
-        # Of a camera with a field of view of 90 degrees, until training knows better.
-        columns = (width - 1) / 2 - torch.arange(width)
-        self.angles = nn.Parameter(torch.atan(columns / (width / 2)))
-        self.embed = nn.Linear(4 + 2 * VIEW_HARMONICS + 4 * OCTAVES, dim)
-        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(VIEW_LAYERS))
-        self.column = nn.Linear(dim, config.picture_channels * config.height)
-        self.conv1 = nn.Conv2d(config.picture_channels, VIEW_DETAIL, 3, padding=1)
-        self.conv2 = nn.Conv2d(VIEW_DETAIL, config.picture_channels, 3, padding=1)
+        dim, channels = config.view_dim, config.picture_channels
+        self._shape = config.height, config.width
+        rows, columns = config.height * VIEW_RAYS, config.width * VIEW_RAYS
+        # Of a camera with a field of view of 90 degrees and square pixels, until training knows better.
+        self.angles = nn.Parameter(torch.atan(_from_middle(columns) / (columns / 2)) / _SLOWER)
+        self.slopes = nn.Parameter(_from_middle(rows) / (columns / 2) / _SLOWER)
+        self.eye = nn.Parameter(torch.tensor(_EYE / _SLOWER))
+        self.heights = nn.Parameter(torch.zeros(VIEW_MAP**2, 1))
+        self.places = nn.Parameter(torch.randn(VIEW_MAP**2, VIEW_FEATURES) * 0.1 / _FASTER)
+        self.levels = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
+        self.sky = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
+        self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim)
+        self.where = nn.Parameter(torch.zeros(config.height, config.width, dim))
+        self.layer = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, channels)
+        self.conv1 = nn.Conv2d(channels, VIEW_DETAIL, 3, padding=1)
+        self.conv2 = nn.Conv2d(VIEW_DETAIL, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
+        gaps = torch.logspace(math.log10(_GAPS[0]), math.log10(_GAPS[1]), VIEW_STEPS - 1)
+        self.register_buffer("gaps", gaps, persistent=False)
+        self.register_buffer("distances", _NEAREST + F.pad(gaps.cumsum(0), (1, 0)), persistent=False)
 
-    def forward(self, pose: Tensor) -> Tensor:
-        rays = self._rays(pose.flatten(0, -2))
-        hidden = F.silu(self.embed(rays))
-        for layer in self.layers:
-            hidden = hidden + F.silu(layer(hidden))
-        picture = self.column(hidden).unflatten(-1, self._shape).permute(0, 2, 3, 1)
+    def forward(self, pose: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+        """sharpness: of the edge between what a ray meets and what it passes by, in 1 / slope. Training begins with
+        a soft one, across which heights find their way.
+        """
+        seen = self._seen(pose.flatten(0, -2), sharpness)
+        hidden = F.silu(self.embed(seen) + self.where * _FASTER)
+        hidden = hidden + F.silu(self.layer(hidden))
+        picture = self.out(hidden).permute(0, 3, 1, 2)
         picture = picture + self.conv2(F.silu(self.conv1(picture)))
         out: Tensor = picture.unflatten(0, pose.shape[:-1])
         return out
 
-    def _rays(self, pose_N6: Tensor) -> Tensor:
-        """Features of every column's ray [N, w, features]."""
-        x, y, c, s = pose_N6[:, None, :4].unbind(-1)
-        ahead, aside = self.angles.cos(), self.angles.sin()
-        c, s = c * ahead - s * aside, s * ahead + c * aside
-        distance, along = x * s - y * c, x * c + y * s
-        features = [ahead.expand_as(c), aside.expand_as(c), distance, along]
-        for _ in range(VIEW_HARMONICS):
-            features += [c, s]
-            c, s = c * c - s * s, 2 * c * s
-        places = (torch.stack([distance, along], -1)[..., None] * self.octaves).flatten(-2)
-        return torch.cat([torch.stack(features, -1), places.sin(), places.cos()], -1)
+    def _seen(self, pose_N6: Tensor, sharpness: float) -> Tensor:
+        """What the rays of every latent pixel meet [N, h, w, features]."""
+        here, c, s = pose_N6[:, :2], pose_N6[:, 2:3], pose_N6[:, 3:4]
+        angles, eye = self.angles * _SLOWER, self.eye * _SLOWER + _looked_up(self.heights, here)[:, 0]
+        ahead, aside = angles.cos(), angles.sin()
+        along = torch.stack([c * ahead - s * aside, s * ahead + c * aside], -1)  # [N, columns, 2]
+        # A row's slope is by the distance straight ahead; along a column's line that is further.
+        slopes = self.slopes[:, None] * _SLOWER * ahead  # [rows, columns]
+        line = here[:, None, None] + self.distances[:, None] * along[:, :, None]
+        risen = (_looked_up(self.heights, line)[..., 0] - eye[:, None, None]) / self.distances
+        # The share of a ray that has met something after each step of its way.
+        met = torch.sigmoid((_running_max(risen)[:, None] - slopes[..., None]) * sharpness)
+        hit = met[..., -1]
+        # The mean distance of what is met, by parts.
+        far = (self.distances[-1] * hit - met[..., :-1] @ self.gaps) / (hit + 1e-4)
+        far = far.clamp_min(_NEAREST)
+        place = here[:, None, None] + far[..., None] * along[:, None]
+        height = eye[:, None, None] + far * slopes
+        thing = _looked_up(self.places, place) * _level(self.levels, height, _HEIGHTS)
+        sky = _looked_up(self.places, _HORIZON * along)[:, None] * _level(self.sky, slopes, _SLOPES)
+        hit = hit[..., None]
+        features = (thing * hit + sky * (1 - hit)) * _FASTER**2
+        features = torch.cat([features, hit, far[..., None].log() * hit], -1)
+        height_, width = self._shape
+        rays = features.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height_, VIEW_RAYS))
+        return rays.transpose(2, 3).flatten(3)
+
+
+def _from_middle(count: int) -> Tensor:
+    """Of pixels, from the first: how far each is from the middle."""
+    return (count - 1) / 2 - torch.arange(count)
+
+
+def _looked_up(table: Tensor, place: Tensor) -> Tensor:
+    """Values [..., C] of a square map, rows from south to north [side * side, C], at places [..., 2] between its
+    points.
+    """
+    side = math.isqrt(len(table))
+    at = ((place / _REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
+    corner = at.detach().floor()
+    x, y = (at - corner).split(1, -1)
+    index = corner[..., 1].long() * side + corner[..., 0].long()
+    south, north = (torch.lerp(table[index + row], table[index + row + 1], x) for row in (0, side))
+    return torch.lerp(south, north, y)
+
+
+def _level(table: Tensor, value: Tensor, between: tuple[float, float]) -> Tensor:
+    """Rows [..., C] of a table between two of which values [...] lie; its first and last rows stand for two values and
+    for all beyond.
+    """
+    low, high = between
+    at = ((value - low) * ((len(table) - 1) / (high - low))).clamp(0.0, len(table) - 1.001)
+    first = at.detach().floor()
+    index = first.long()
+    return torch.lerp(table[index], table[index + 1], (at - first)[..., None])
+
+
+def _running_max(x: Tensor) -> Tensor:
+    """The greatest so far along the last dimension; spelled out, since ONNX has no such operator."""
+    reach = 1
+    while reach < x.shape[-1]:
+        x = torch.cat([x[..., :reach], torch.maximum(x[..., reach:], x[..., :-reach])], -1)
+        reach *= 2
+    return x

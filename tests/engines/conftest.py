@@ -31,6 +31,16 @@ def sink_student(written_once: WrittenOnce) -> Student:
 
 
 @pytest.fixture(scope="session")
+def noisy_student(written_once: WrittenOnce) -> Student:
+    """Without a commit: its history is what the last of two or three steps made."""
+
+    def write(folder: Path) -> Path:
+        return toy_student(folder, step_plans={2: (1.0, 0.5), 3: (1.0, 0.75, 0.5)}, history_level=0.5, sink=2)
+
+    return Student.from_pretrained(written_once("noisy", write))
+
+
+@pytest.fixture(scope="session")
 def talker(talker_folder: Path) -> Student:
     """Driven by speech, with an autoencoder of three levels."""
     return Student.from_pretrained(talker_folder)

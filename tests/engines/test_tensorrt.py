@@ -33,20 +33,24 @@ from tests.engines.host_device import HostDevice, HostExecutable, HostTensorRT
 
 
 def _requests(student: Student, index: int, streams: int) -> list[StepRequest]:
-    """Of streams that take one step and two in turns, are not asked every time, and hear something if they can."""
+    """Of streams that take fewer and more steps in turns, are not asked every time, and hear something if they can."""
     config, rng = student.config, np.random.default_rng(index)
+    counts = sorted(config.step_plans)
     size, speech = config.transformer.block_size, config.speech
     requests = []
     for stream in range(streams):
         actions = (rng.random((size, config.action_dim)) < 0.3).astype(np.float32)
         mel = rng.standard_normal((size, speech.window, MEL_BINS)).astype(np.float32) if speech else None
-        steps = 1 + (index + stream) % 2 if 2 in config.step_plans else 1
+        steps = counts[(index + stream) % len(counts)]
         if (index + stream) % 3:
             requests.append(StepRequest(str(stream), actions, steps, None if stream == 1 else mel))
     return requests
 
 
-@pytest.mark.parametrize(("kind", "eager"), [("sink_student", ()), ("talker", ()), ("talker", (1,))])
+@pytest.mark.parametrize(
+    ("kind", "eager"),
+    [("sink_student", ()), ("noisy_student", ()), ("noisy_student", (1,)), ("talker", ()), ("talker", (1,))],
+)
 def test_the_plan_of_a_frame_is_what_onnxruntime_does(
     kind: str, eager: tuple[int, ...], request: pytest.FixtureRequest
 ) -> None:

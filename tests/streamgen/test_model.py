@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from streamgen.config import OCTAVES, VIEW_HARMONICS, AutoencoderConfig, TransformerConfig
+from streamgen.config import VIEW_MAP, VIEW_RAYS, AutoencoderConfig, TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.pose import Motion, Pose, View
+from streamgen.models.pose import Motion, Pose, View, _looked_up, _running_max
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
 from streamgen.models.transformer import CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
@@ -304,23 +305,58 @@ def test_every_frame_of_a_block_is_moved_from_the_one_before() -> None:
     assert pose(torch.zeros(1, 2, 6), actions[:, :2]).isfinite().all()
 
 
-def test_a_ray_is_known_by_its_line_and_the_place_on_it() -> None:
+def test_a_ray_ends_where_the_ground_rises_above_it() -> None:
     view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
-    assert torch.rad2deg(view.angles).tolist() == pytest.approx([39.81, 26.57, 9.46, -9.46, -26.57, -39.81], abs=0.01)
-    yaw = torch.tensor(0.7)
-    here = torch.tensor([0.3, -0.2, yaw.cos(), yaw.sin()])
-    ray = yaw + view.angles[1]
-    further = here + 0.25 * torch.tensor([ray.cos(), ray.sin(), 0, 0])
-    a, b = view._rays(torch.stack([here, further]))[:, 1]
-    torch.testing.assert_close(b[3] - a[3], torch.tensor(0.25))
-    same = (a - b).abs() < 1e-5
-    # All but the place on the line, and its waves but for those that a quarter of the scale is a whole number of.
-    assert same[:3].all() and same[4 : 4 + 2 * VIEW_HARMONICS].all()
-    waves = same[4 + 2 * VIEW_HARMONICS :].unflatten(0, (2, 2, OCTAVES))
-    assert waves[:, 0].all() and waves[:, 1].all(0).tolist() == [False] * 3 + [True] * 3
-    # The same ray, as the column ahead of a viewer who looks along it: what differs is which column it is.
-    turned = torch.tensor([0.3, -0.2, (ray - view.angles[2]).cos(), (ray - view.angles[2]).sin()])
-    torch.testing.assert_close(view._rays(turned[None])[0, 2, 2:], a[2:], atol=1e-5, rtol=0)
+    # A wall from x = 0.5 on, 0.3 high, around a flat court; the eye is 0.08 above the ground.
+    map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
+    view.heights[:, 0] = torch.where(map_x > 0.5, 0.3, 0.0)
+
+    def hit_and_far(pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every ray [rows, columns]: the share that met something, and the distance to it over the ground."""
+        rays = view._seen(pose[None], sharpness=1e4)[0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1))
+        rays = rays.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        return rays[..., -2], rays[..., -1].exp()
+
+    hit, far = hit_and_far(torch.tensor([-0.1, 0.2, 1.0, 0.0, 0.0, 0.0]))
+    columns = torch.arange(12)
+    aside = (5.5 - columns) / 6
+    across = (1 + aside**2).sqrt()  # the way along a column's line for one of the way ahead
+    for row, slope in enumerate((3.5 - torch.arange(8)) / 6):
+        if slope > 0.37:  # 0.3 - 0.08 over 0.6
+            assert hit[row].max() < 0.01
+        elif slope > 0:
+            torch.testing.assert_close(hit[row], torch.ones(12))
+            torch.testing.assert_close(far[row], 0.6 * across, atol=0.06, rtol=0)
+        else:  # the ground, or the wall before it
+            ground = torch.minimum(0.08 / -slope * torch.ones(12), torch.tensor(0.6))
+            torch.testing.assert_close(far[row], ground * across, atol=0.06, rtol=0)
+    # Turned away, there is none.
+    assert hit_and_far(torch.tensor([-0.1, 0.2, -1.0, 0.0, 0.0, 0.0]))[0][:4].max() < 0.01
+
+
+def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:
+    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    view.heights += torch.rand_like(view.heights) * 0.2
+    poses = torch.randn(2, 3, 6)
+    views = view(poses)
+    assert views.shape == (2, 3, 4, 4, 6) and views.isfinite().all()
+    torch.testing.assert_close(view(poses[1, 2:]), views[1, 2:])
+    # Far outside of the map, and before a stream's first frame, there is something too.
+    assert view(torch.tensor([[9.0, -9, 1, 0, 0, 0], [0.0] * 6])).isfinite().all()
+
+
+def test_maps_are_looked_up_between_their_points() -> None:
+    table, place = torch.randn(25, 3), torch.rand(7, 2) * 4 - 2
+    # Outside of the map is what its edge is.
+    grid = F.grid_sample(
+        table.view(1, 5, 5, 3).permute(0, 3, 1, 2),
+        place.view(1, 1, 7, 2) / 1.5,
+        padding_mode="border",
+        align_corners=True,
+    )
+    torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=5e-3, rtol=0)
+    x = torch.randn(4, 37)
+    assert torch.equal(_running_max(x), x.cummax(-1).values)
 
 
 def test_a_pose_is_no_picture() -> None:

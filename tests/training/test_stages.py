@@ -56,7 +56,6 @@ precision: fp32
 learning_rate: 1.0e-3
 warmup: 1
 evaluate_every: 4
-clips: 1
 clip_length: 12
 pool: 70
 walks: 70

@@ -1,8 +1,8 @@
 """The world before the teacher: where the keys lead, and what is to be seen from there (streamgen/models/pose.py).
 
-Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. Most of a
-batch is drawn from a pool of clips and a pool of frames that are recorded once, at the start, by each process its
-share: a step costs little and a recording much.
+Both learn side by side and share nothing: the one from the poses of clips, the other from single frames. A batch is
+drawn from a pool of clips and a pool of frames that are recorded once, at the start, by each process its share: a step
+costs little and a recording much.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, save_pose
-from streamgen.models.pose import Motion, Pose
+from streamgen.models.pose import SHARPNESS, Motion, Pose
 from training.clips import LatentClips, encode, poses_of
 from training.data import Clip, held_out, recorded
 from training.distributed import rank_and_size
@@ -38,6 +38,8 @@ _POOL_SEED = 2**30 + 1
 _SHARPNESS = 64.0
 """Errors of a place count squared up to a quarter of 1 / 64 of the scale (2 map units of 512), linearly beyond: whether
 one hits a pillar or slides past it is not to be averaged."""
+_SOFT_EDGES = 8.0, 0.6
+"""Sharpness of the view's edges at the start, and the share of the steps after which they are as sharp as in play."""
 _HEADING = 30.0
 """What an error of the heading's cosine and sine counts beside: two degrees are about one, as are eight map units."""
 
@@ -59,26 +61,26 @@ class PoseStage:
         walks = [self._poses(part) for part in self._recorded("walks", recipe.pool, recipe.walks, recipe.clip_length)]
         self._walks = LatentClips(torch.cat([w.latents for w in walks]), torch.cat([w.actions for w in walks]))
 
-    def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
-        """Latents [N, C, h, w] of single frames, and short walks: poses [B, 1 + walk, 6] in place of latents."""
+    def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, float, LatentClips]:
+        """Latents [N, C, h, w] of single frames, how sharp the view's edges are by now, and short walks: poses
+        [B, 1 + walk, 6] in place of latents.
+        """
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, number))
-        new, old = self._poses(clips), self._walks
         frames = rng.integers(len(self._pool), size=recipe.frames)
-        chosen = rng.integers(len(old.latents), size=recipe.starts)
-        poses = torch.cat([new.latents, old.latents[chosen]])
-        actions = torch.cat([new.actions, old.actions[chosen]])
+        chosen = rng.integers(len(self._walks.latents), size=recipe.starts)
+        poses, actions = self._walks.latents[chosen], self._walks.actions[chosen]
         # Not from a clip's first frame, whose speed is not known.
         starts = rng.integers(1, recipe.clip_length - recipe.walk, size=(len(poses), 1))
         at = np.arange(len(poses))[:, None], starts + np.arange(1 + recipe.walk)
-        return self._pool[frames], LatentClips(poses[at], actions[at])
+        return self._pool[frames], self._sharpness(number), LatentClips(poses[at], actions[at])
 
     def loss(
-        self, batch: tuple[Tensor, LatentClips], ema: nn.Module, generator: torch.Generator
+        self, batch: tuple[Tensor, float, LatentClips], ema: nn.Module, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, Pose)
-        pictures, walks = batch
+        pictures, sharpness, walks = batch
         picture, pose = self._split(pictures)
-        view = F.mse_loss(self.model.view(pose), picture)
+        view = F.mse_loss(self.model.view(pose, sharpness), picture)
         made, true = walk(self.model.motion, walks.latents[:, 0], walks.actions[:, 1:]), walks.latents[:, 1:]
         place = F.smooth_l1_loss(made[..., :2] * _SHARPNESS, true[..., :2] * _SHARPNESS, beta=0.25)
         motion = place + F.mse_loss(made[..., 2:4] * _HEADING, true[..., 2:4] * _HEADING)
@@ -105,6 +107,13 @@ class PoseStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Pose)
         save_pose(ema, folder)
+
+    def _sharpness(self, number: int) -> float:
+        recipe = self.recipe
+        _, size = rank_and_size()
+        done = number / (recipe.steps * recipe.accumulate * size)
+        start, until = _SOFT_EDGES
+        return start + min(1.0, done / until) * (SHARPNESS - start)
 
     def _recorded(self, what: str, first: int, count: int, length: int) -> Iterator[list[Clip]]:
         """This process's share of the clips for a pool, some at a time."""
