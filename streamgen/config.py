@@ -74,8 +74,8 @@ class TransformerConfig(_Config):
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(
         False,
-        description="x0 is predicted as the previous clean latent, or as the face where there is one, plus the head's "
-        "output",
+        description="x0 is predicted as the previous clean latent, or as what a view or a face shows of it, plus "
+        "the head's output",
     )
     flow_map: bool = Field(
         False,

@@ -235,15 +235,18 @@ class CausalVideoTransformer(nn.Module):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         latents = [x_BFCHW] if previous_BFCHW is None else [x_BFCHW, previous_BFCHW]
         pictures = [each[:, :, : config.picture_channels] for each in latents]
-        moved_BF6 = None
+        moved_BF6, base_BFCHW = None, previous_BFCHW
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
-            before_BF6 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
+            before = previous_BFCHW[:, :, config.picture_channels :]
+            before_BF6 = before.mean((-2, -1))
             pose_BF6 = self.pose(before_BF6, actions_BFA)
-            pictures.append(self.pose.view(pose_BF6))
             moved_BF6 = pose_BF6 - before_BF6
+            pictures.append(self.pose.view(pose_BF6))
+            base_BFCHW = torch.cat([pictures[-1], before], 2)
         if face_BFCHW is not None:
             pictures.append(face_BFCHW)
+            base_BFCHW = face_BFCHW
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
@@ -272,8 +275,8 @@ class CausalVideoTransformer(nn.Module):
             out_BFCHW = torch.cat([out_BFCHW, moved], 2)
         if not config.residual:
             return out_BFCHW
-        # What moves little stays, by construction, and the network need not carry the noise through its width.
-        base_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
+        # What is known of a frame before it is drawn: what view or face show of it, or the frame before. The network
+        # adds to that, and need not carry the noise through its width.
         assert base_BFCHW is not None
         sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
         return (x_BFCHW - base_BFCHW - out_BFCHW) / sigma

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -214,8 +215,9 @@ def test_patches_are_put_back_where_they_came_from() -> None:
     assert torch.equal(model._unpatchify(tokens[..., order]), x)
 
 
-def test_a_residual_model_with_a_silent_head_stands_still() -> None:
-    model = toy_transformer(toy_transformer_config(residual=True))
+@pytest.mark.parametrize("change", [{"residual": True}, WITH_POSE])
+def test_a_residual_model_with_a_silent_head_stands_still_or_shows_the_view(change: dict[str, Any]) -> None:
+    model = toy_transformer(toy_transformer_config(**change))
     for last in (model.head.head, model.detail.conv_out):
         last.weight.zero_()
         last.bias.zero_()
@@ -223,8 +225,12 @@ def test_a_residual_model_with_a_silent_head_stands_still() -> None:
     cache = RollingCache.empty(model.config, 1)
     cache.clean(Commit(model), *(t[:, :1] for t in _clip(model.config)))
     noise = torch.randn(2, 1, 1, *cache.previous.shape[1:])
-    made = rollout.denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())
-    torch.testing.assert_close(made[:, 0], cache.previous, atol=1e-5, rtol=0)
+    made = rollout.denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())[:, 0]
+    known = cache.previous
+    if model.config.pose_scale:
+        pose = model.pose.motion(known[:, 4:].mean((-2, -1)), torch.zeros(1, 5))
+        made, known = made[:, :4], model.pose.view(pose)
+    torch.testing.assert_close(made, known, atol=1e-5, rtol=0)
 
 
 def test_a_new_detail_head_says_nothing_and_one_with_weights_sees_four_pixels_far() -> None:
@@ -354,7 +360,7 @@ def test_maps_are_looked_up_between_their_points() -> None:
         padding_mode="border",
         align_corners=True,
     )
-    torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=5e-3, rtol=0)
+    torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=1e-2, rtol=0)
     x = torch.randn(4, 37)
     assert torch.equal(_running_max(x), x.cummax(-1).values)
 
