@@ -74,8 +74,8 @@ class TransformerConfig(_Config):
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(
         False,
-        description="x0 is predicted as the previous clean latent, or as what a view or a face shows of it, plus "
-        "the head's output",
+        description="x0 is predicted as the previous clean latent, as what a face shows of it, or as something between "
+        "that latent and what a view shows, plus the head's output",
     )
     flow_map: bool = Field(
         False,
@@ -146,6 +146,11 @@ class TransformerConfig(_Config):
     def picture_channels(self) -> int:
         """First channels of a latent, which the autoencoder decodes; the pose's follow."""
         return self.in_channels - (POSE_CHANNELS if self.pose_scale else 0)
+
+    @property
+    def head_channels(self) -> int:
+        """What the heads say of a latent pixel: its picture and, beside a view, how much of the frame before stays."""
+        return self.picture_channels + bool(self.pose_scale)
 
     @property
     def input_channels(self) -> int:

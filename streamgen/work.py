@@ -119,7 +119,7 @@ def face_work(config: TransformerConfig) -> Work:
 
 def _head_work(config: TransformerConfig) -> Work:
     """What comes after the last layer: the linear head, and the detail head where there is one."""
-    tokens, out, detail = config.block_size * config.tokens, config.picture_channels, config.detail_dim
+    tokens, out, detail = config.block_size * config.tokens, config.head_channels, config.detail_dim
     work = _linear(tokens, config.dim, config.patch**2 * out)
     if detail:
         pixels = config.block_size * config.height * config.width

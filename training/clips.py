@@ -289,8 +289,12 @@ def recycled_history(
     for at in range(start, start + recipe.recycle, size):
         noise = torch.randn((len(sigmas), x0.shape[0], size, *x0.shape[2:]), generator=generator)
         actions = clips.actions[:, at : at + size]
-        made = rollout.denoise(noise, cache.previous, actions, *cache.inputs()).float()
-        error = (made - x0[:, at : at + size]).clamp(-recipe.recycle_clip, recipe.recycle_clip)
-        out[:, at : at + size] += error
-        cache.clean(commit, out[:, at : at + size], actions, noise[-1])
+        made, kept = rollout.made_and_kept(noise, cache.previous, actions, *cache.inputs())
+        error = (made.float() - x0[:, at : at + size]).clamp(-recipe.recycle_clip, recipe.recycle_clip)
+        # A pose is right or the target is another picture: how it errs is not the picture's to mend.
+        out[:, at : at + size, : config.picture_channels] += error[:, :, : config.picture_channels]
+        if config.history_level:
+            cache.write(out[:, at : at + size], *kept)
+        else:
+            cache.clean(commit, out[:, at : at + size], actions)
     return out

@@ -24,6 +24,8 @@ TIME_SCALE = 1000.0
 JUMP_GATE = 0.25
 """Share of the embedding of a jump's length in that of its noise level (AnyFlow)."""
 
+_VIEW_FIRST = 2.0
+"""A head that says nothing keeps an eighth of the frame before, and takes the rest from the view."""
 SIGMA_MIN = 1e-3
 """Least noise level that a residual model's velocity is divided by; the pass at zero noise does not use it."""
 
@@ -109,7 +111,7 @@ class _Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, config.patch**2 * config.picture_channels)
+        self.head = nn.Linear(config.dim, config.patch**2 * config.head_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def modulate(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class _DetailHead(nn.Module):
         self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
         self.conv_in = nn.Conv2d(config.input_channels, dim, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
-        self.conv_out = nn.Conv2d(dim, config.picture_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(dim, config.head_channels, 3, padding=1)
 
     def forward(self, inputs_BFCHW: Tensor, steering_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to add to the head's output; steering as `steer` gives it, put back into the image."""
@@ -235,18 +237,17 @@ class CausalVideoTransformer(nn.Module):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         latents = [x_BFCHW] if previous_BFCHW is None else [x_BFCHW, previous_BFCHW]
         pictures = [each[:, :, : config.picture_channels] for each in latents]
-        moved_BF6, base_BFCHW = None, previous_BFCHW
+        view_BFCHW = pose_BFCHW = None
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
-            before = previous_BFCHW[:, :, config.picture_channels :]
-            before_BF6 = before.mean((-2, -1))
+            before_BFCHW = previous_BFCHW[:, :, config.picture_channels :]
+            before_BF6 = before_BFCHW.mean((-2, -1))
             pose_BF6 = self.pose(before_BF6, actions_BFA)
-            moved_BF6 = pose_BF6 - before_BF6
-            pictures.append(self.pose.view(pose_BF6))
-            base_BFCHW = torch.cat([pictures[-1], before], 2)
+            pose_BFCHW = before_BFCHW + (pose_BF6 - before_BF6)[..., None, None]
+            view_BFCHW = self.pose.view(pose_BF6)
+            pictures.append(view_BFCHW)
         if face_BFCHW is not None:
             pictures.append(face_BFCHW)
-            base_BFCHW = face_BFCHW
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
@@ -270,16 +271,21 @@ class CausalVideoTransformer(nn.Module):
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
         out_BFCHW = out_BFCHW.to(x_BFCHW.dtype)
-        if moved_BF6 is not None:
-            moved = moved_BF6[..., None, None].expand(*moved_BF6.shape, *out_BFCHW.shape[3:])
-            out_BFCHW = torch.cat([out_BFCHW, moved], 2)
         if not config.residual:
             return out_BFCHW
-        # What is known of a frame before it is drawn: what view or face show of it, or the frame before. The network
-        # adds to that, and need not carry the noise through its width.
-        assert base_BFCHW is not None
+        # What is known of a frame before it is drawn, so that the network need not carry the noise through its width:
+        # the frame before, what a face shows, or what a view shows, and the frame before where that shall stay.
+        if view_BFCHW is not None and pose_BFCHW is not None:
+            said_BFCHW = out_BFCHW[:, :, : config.picture_channels]
+            stays_BF1HW = (out_BFCHW[:, :, config.picture_channels :] - _VIEW_FIRST).sigmoid()
+            picture_BFCHW = view_BFCHW + stays_BF1HW * (pictures[1] - view_BFCHW) + said_BFCHW
+            x0_BFCHW = torch.cat([picture_BFCHW, pose_BFCHW], 2)
+        else:
+            known_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
+            assert known_BFCHW is not None
+            x0_BFCHW = known_BFCHW + out_BFCHW
         sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
-        return (x_BFCHW - base_BFCHW - out_BFCHW) / sigma
+        return (x_BFCHW - x0_BFCHW) / sigma
 
     def _patchify(self, x_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""

@@ -229,8 +229,25 @@ def test_a_residual_model_with_a_silent_head_stands_still_or_shows_the_view(chan
     known = cache.previous
     if model.config.pose_scale:
         pose = model.pose.motion(known[:, 4:].mean((-2, -1)), torch.zeros(1, 5))
-        made, known = made[:, :4], model.pose.view(pose)
+        # An eighth of the frame before stays, while nothing says more or less.
+        made, known = made[:, :4], torch.lerp(model.pose.view(pose), known[:, :4], torch.tensor(-2.0).sigmoid())
     torch.testing.assert_close(made, known, atol=1e-5, rtol=0)
+
+
+def test_what_the_head_says_stays_is_the_frame_before() -> None:
+    model = toy_transformer(toy_transformer_config(**WITH_POSE))
+    for last in (model.head.head, model.detail.conv_out):
+        last.weight.zero_()
+        last.bias.zero_()
+    # Innermost is the channel; of a token's four pixels the last one stays.
+    model.head.head.bias.view(4, 5)[:, 4] = torch.tensor([-100.0, -100.0, -100.0, 100.0])
+    cache = RollingCache.empty(model.config, 1)
+    cache.clean(Commit(model), *(t[:, :1] for t in _clip(model.config)))
+    before, noise = cache.previous[:, :4], torch.randn(1, 1, 1, *cache.previous.shape[1:])
+    made = Rollout(model, None, (1.0,)).denoise(noise, cache.previous, torch.zeros(1, 1, 5), *cache.inputs())[:, 0]
+    view = model.pose.view(model.pose.motion(cache.previous[:, 4:].mean((-2, -1)), torch.zeros(1, 5)))
+    torch.testing.assert_close(made[:, :4, 1::2, 1::2], before[:, :, 1::2, 1::2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(made[:, :4, ::2], view[:, :, ::2], atol=1e-5, rtol=0)
 
 
 def test_a_new_detail_head_says_nothing_and_one_with_weights_sees_four_pixels_far() -> None:
