@@ -11,7 +11,7 @@ import torch
 from streamgen.config import AutoencoderConfig
 from streamgen.models.attention import CacheAttention
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.rollout import Commit, RollingCache
+from streamgen.models.rollout import Commit, RollingCache, Rollout
 from tests.toy import WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import (
     LatentClips,
@@ -185,6 +185,35 @@ def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     short = LatentClips(clips.latents[:, :8], clips.actions[:, :8])
     with pytest.raises(RecipeError, match="clip_length 8: recycling 4 frames needs 9"):
         recycled_history(model, short, recipe, (1.0, 0.5), torch.Generator())
+
+
+def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:
+    """A picture from another place than its target's would be taught to be blurred; where a pass leaves the history in
+    the cache, there is no second one.
+    """
+    config = toy_transformer_config(**WITH_POSE, window=4, history_level=1.0)
+    recipe = toy_recipe(config, clips=1, clip_length=14, recycle=4, recycle_clip=100.0, pose="pose")
+    model, clips = toy_transformer(config), LatentClips(torch.randn(1, 14, 10, 4, 6), torch.zeros(1, 14, 5))
+    out = recycled_history(model, clips, recipe, (1.0,), torch.Generator().manual_seed(1))
+    assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:])
+    changed = (out != clips.latents).any(-1).any(-1).any(-1)[0].nonzero()[:, 0]
+    start = int(changed[0])
+    assert changed.tolist() == list(range(start, start + 4))
+    # The same draws, frame by frame, with every frame committed by a pass of its own over its noise.
+    generator = torch.Generator().manual_seed(1)
+    assert int(torch.randint(4, 10, (1,), generator=generator)) == start
+    history = torch.randn(clips.latents.shape, generator=generator)
+    commit, cache = Commit(model), RollingCache.empty(config, 1)
+    cache.frame = cache.first = start - 4
+    cache.previous = clips.latents[:, start - 5] if start > 4 else cache.previous
+    for frame in range(start - 4, start):
+        cache.clean(commit, *(t[:, frame : frame + 1] for t in (clips.latents, clips.actions, history)))
+    for frame in range(start, start + 4):
+        noise, actions = torch.randn((1, 1, 1, 10, 4, 6), generator=generator), clips.actions[:, frame : frame + 1]
+        made = Rollout(model, None, (1.0,)).denoise(noise, cache.previous, actions, *cache.inputs())
+        made = torch.cat([made[:, :, :4], clips.latents[:, frame : frame + 1, 4:]], 2)
+        torch.testing.assert_close(out[:, frame : frame + 1], made, atol=1e-5, rtol=1e-5)
+        cache.clean(commit, made, actions, noise[-1])
 
 
 def test_poses_go_with_the_latents_where_the_model_has_them() -> None:
