@@ -378,7 +378,7 @@ def test_maps_are_looked_up_between_their_points() -> None:
         align_corners=True,
     )
     torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=1e-2, rtol=0)
-    x = torch.randn(4, 37)
+    x = torch.randn(4, 3, 37)
     assert torch.equal(_running_max(x), x.cummax(-1).values)
 
 
