@@ -225,6 +225,6 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 def _running_max(x: Tensor) -> Tensor:
-    """The greatest so far along the last dimension of x [N, columns, steps]; by pooling, since ONNX has no such operator."""
+    """The greatest so far along the last dimension of x [N, columns, steps]; ONNX has no operator of that name."""
     steps = x.shape[-1]
     return F.max_pool1d(F.pad(x, (steps - 1, 0), value=-1e4), steps, 1)
