@@ -336,7 +336,7 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(
     _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", *how, "--runs", str(tmp_path / "two")])
     one, two, single = (_losses(folder / name) for folder in (tmp_path / "one", tmp_path / "two", runs))
     assert two == pytest.approx(one, rel=1e-4)
-    assert two[2] != pytest.approx(single[2], rel=1e-2), "a second batch should make a difference"
+    assert max(abs(two[step] / single[step] - 1) for step in two) > 1e-2, "a second batch should make a difference"
     ends = [load_file(tmp_path / way / name / "transformer" / WEIGHTS) for way in ("one", "two")]
     for weight, value in ends[0].items():
         torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-5)
