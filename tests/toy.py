@@ -37,6 +37,9 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
 WITH_POSE = {"in_channels": 10, "residual": True, "pose_scale": 512.0, "view_dim": 16}
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
+WITH_ACTORS = WITH_POSE | {"in_channels": 15, "actors": 2}
+"""The same with two actors."""
+
 WITH_FACE = {"sink": 2, "residual": True, "face_dim": 8}
 """Changes that give it a face."""
 

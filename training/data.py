@@ -37,6 +37,9 @@ class Clip:
     """[F, A] in the order of the data's keys: 0 or 1, or how far a curve of `streamgen.face` has gone."""
     poses: NDArray[np.float32]
     """[F, 3] x and y in map units, yaw in degrees in [0, 360), counter-clockwise from east; NaN: not known."""
+    actors: NDArray[np.float32] | None = None
+    """[F, T, 3] x and y in map units of what goes its own way, and how far what a hit began has gone: above 0 until 1,
+    then 0; None where the data do not say."""
     sound: NDArray[np.float32] | None = None
     """[T] mono at `streamgen.audio.SAMPLE_RATE`, from SOUND_BEFORE_S before the first frame to SOUND_AFTER_S after the
     last; None where the data have none."""

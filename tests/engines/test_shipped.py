@@ -86,7 +86,7 @@ def test_forced_keys_turn_the_view(world: Student, engine: OpenVINOEngine) -> No
         action = np.zeros((1, 5), np.float32)
         if key is not None:
             action[0, key] = 1
-        views[name] = [engine.step([StepRequest("s", action, 2)])[0].frames[0] for _ in range(6)]
+        views[name] = [engine.step([StepRequest("s", action, world.config.steps)])[0].frames[0] for _ in range(6)]
     still = _change(views["still"][0], views["still"][-1])
     for a, b in (("left", "right"), ("left", "still"), ("right", "still")):
         assert _change(views[a][-1], views[b][-1]) > 4 * still
@@ -125,16 +125,16 @@ def test_a_tap_of_space_flashes_the_lantern(world: Student, engine: OpenVINOEngi
             views[name].append(engine.step([StepRequest("s", action, world.config.steps)])[0].frames[0].astype(float))
     changes = [np.abs(a - b).mean(-1) for a, b in zip(views["tapped"], views["still"], strict=True)]
     assert changes[0].max() == 0
-    flash = max(changes, key=lambda change: float(change[60:, 50:78].mean()))
-    assert flash[60:, 50:78].mean() > 12
-    assert flash[60:, 50:78].mean() > 4 * flash[:, :40].mean()
+    flash = max(changes, key=lambda change: float(change[80:, 62:98].mean()))
+    assert flash[80:, 62:98].mean() > 12
+    assert flash[80:, 62:98].mean() > 4 * flash[:, :50].mean()
 
 
 def test_starts_are_real_frames_and_differ(world: Student, engine: OpenVINOEngine) -> None:
     firsts = []
     for seed in range(4):
         engine.open("s", world.start(seed))
-        firsts.append(engine.step([StepRequest("s", np.zeros((1, 5), np.float32), 2)])[0].frames[0])
+        firsts.append(engine.step([StepRequest("s", np.zeros((1, 5), np.float32), world.config.steps)])[0].frames[0])
     for index, first in enumerate(firsts):
         assert 40 < first.mean() < 215
         assert first.std() > 20
