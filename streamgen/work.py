@@ -90,7 +90,7 @@ def _motion_work(config: TransformerConfig) -> Work:
     work += _linear(1, MOTION_DIM, MOTION_DIM) * MOTION_LAYERS + _linear(1, MOTION_DIM, 2)
     if config.actors:
         told = 10 + actions + 4 * OCTAVES
-        work += _linear(config.actors, told, MOTION_DIM) + _linear(config.actors, MOTION_DIM, 4)
+        work += _linear(config.actors, told, MOTION_DIM) + _linear(config.actors, MOTION_DIM, 3)
         work += _linear(config.actors, MOTION_DIM, MOTION_DIM) * MOTION_LAYERS
     return work * config.block_size
 

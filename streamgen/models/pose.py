@@ -37,8 +37,8 @@ SHARPNESS = 32.0
 """Of an edge in the view, in 1 / slope: from one side to the other it is a tenth of what a slope of 1 is."""
 _AIM = 4.0
 """An aim's sine times this is of the range of numbers near 1."""
-_UNHINDERED = 4.0
-"""Logit of an actor's full pace, and of its not being hit, until training knows better."""
+_UNLIKELY = 4.0
+"""Logit of an actor's not being hit, until training knows better."""
 _REACH = 1.5
 """Of the map, from the middle."""
 _NEAREST, _GAPS = 0.06, (0.004, 0.05)
@@ -162,8 +162,8 @@ class Motion(nn.Module):
 class Course(nn.Module):
     """Where actors go next, and what a hit does to them.
 
-    They go on as they went, at a pace of their own, unless they meet a wall or the viewer, which bends their way. A hit
-    starts an actor's clock, which runs at its own rate and ends in nothing: until then no hit counts.
+    They go on as they went, all at one pace, unless they meet a wall or the viewer, which bends their way. A hit starts
+    an actor's clock, which runs at its own rate and ends in nothing: until then no hit counts.
     """
 
     octaves: Tensor
@@ -174,7 +174,7 @@ class Course(nn.Module):
         self.rate = nn.Parameter(torch.tensor(0.03))
         self.embed = nn.Linear(2 + 2 + 3 + 2 + 1 + (config.action_dim or 0) + 4 * OCTAVES, MOTION_DIM)
         self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
-        self.out = nn.Linear(MOTION_DIM, 4)
+        self.out = nn.Linear(MOTION_DIM, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
@@ -203,9 +203,8 @@ class Course(nn.Module):
         hidden = F.silu(self.embed(hidden))
         for layer in self.layers:
             hidden = hidden + F.silu(layer(hidden))
-        bend, slow, hit = self.out(hidden).tensor_split((2, 3), -1)
-        move = _unit(direction + bend) * (self.pace / _STRIDE * (_UNHINDERED - slow).sigmoid())
-        return move, hit[..., 0] - _UNHINDERED
+        bend, hit = self.out(hidden).tensor_split((2,), -1)
+        return _unit(direction + bend) * (self.pace / _STRIDE), hit[..., 0] - _UNLIKELY
 
 
 def _unit(vector: Tensor) -> Tensor:
