@@ -17,18 +17,25 @@ DETAIL_LAYERS = 2
 
 POSE_CHANNELS = 6
 """x, y, cosine and sine of yaw, and what the last frame added to x and y."""
+ACTOR_CHANNELS = 5
+"""x, y, what the last frame added to them, and how far what a hit began has gone: above 0 until 1, then 0 again."""
 OCTAVES = 6
 """Of a place: the shortest wave is a sixteenth of `pose_scale` long."""
 MOTION_DIM = 128
 """Width of the network that knows what walls take from a move."""
 MOTION_LAYERS = 2
 """Its hidden layers beside the first."""
-VIEW_LAYERS = 2
-"""Hidden layers of the view beside its first."""
-VIEW_HARMONICS = 5
-"""Of a ray's direction: it is given once around, twice, four times, …"""
+VIEW_RAYS = 2
+"""Of a latent pixel, across and up."""
+VIEW_STEPS = 64
+"""Of a ray."""
+VIEW_MAP, VIEW_LEVELS, VIEW_FEATURES = 192, 24, 32
+"""Points along a side of the view's map, levels of height, and the features of each."""
 VIEW_DETAIL = 64
-"""Channels of the convolutions over the view's columns."""
+"""Channels of the convolutions over the view's picture."""
+SPRITE_CLOCKS, SPRITE_RADII = 41, 12
+"""What an actor looks like: pictures, the first of which is that of one that nobody has hit, and points of each from
+its middle outwards."""
 _OWN_PICTURE = 0.5
 """Noise level up to which keys made from noisy latents still tell what is in them (diagonal forcing)."""
 FACE_CODE = 256
@@ -72,8 +79,8 @@ class TransformerConfig(_Config):
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(
         False,
-        description="x0 is predicted as the previous clean latent, or as the face where there is one, plus the head's "
-        "output",
+        description="x0 is predicted as the previous clean latent, as what a face shows of it, or as something between "
+        "that latent and what a view shows, plus the head's output",
     )
     flow_map: bool = Field(
         False,
@@ -90,7 +97,10 @@ class TransformerConfig(_Config):
         description="map units that count as 1 in the pose that a latent's last channels repeat over its pixels; "
         "None: no pose",
     )
-    view_dim: int = Field(384, ge=8, description="width of the network that knows what is to be seen from a pose")
+    actors: int = Field(
+        0, ge=0, description="of the world that go their own ways; beside the pose, a latent tells where they are"
+    )
+    view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
 
     face_dim: int = Field(
         0,
@@ -121,9 +131,12 @@ class TransformerConfig(_Config):
             raise ValueError("flow_map leads every step somewhere else, so no history_level is that of all last steps")
         if self.pose_scale and not (self.residual and self.action_dim and self.picture_channels > 0):
             raise ValueError(
-                f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels: "
+                f"pose_scale needs residual, action_dim and more than {POSE_CHANNELS} channels, with actors "
+                f"{POSE_CHANNELS + ACTOR_CHANNELS}: "
                 "a pose is the one before it, moved by the keys, and stands beside a picture"
             )
+        if self.actors and (not self.pose_scale or self.width % self.actors):
+            raise ValueError(f"actors {self.actors}: need pose_scale, and a width of which each gets an equal part")
         if self.face_dim and (self.pose_scale or not (self.action_dim and self.sink)):
             raise ValueError("face_dim needs action_dim and a sink, which is the reference, and no pose_scale")
         if self.face_dim and (self.height % 2 or self.width % 2):
@@ -142,8 +155,13 @@ class TransformerConfig(_Config):
 
     @property
     def picture_channels(self) -> int:
-        """First channels of a latent, which the autoencoder decodes; the pose's follow."""
-        return self.in_channels - (POSE_CHANNELS if self.pose_scale else 0)
+        """First channels of a latent, which the autoencoder decodes; the pose's and the actors' follow."""
+        return self.in_channels - (POSE_CHANNELS if self.pose_scale else 0) - (ACTOR_CHANNELS if self.actors else 0)
+
+    @property
+    def head_channels(self) -> int:
+        """What the heads say of a latent pixel: its picture and, beside a view, how much of the frame before stays."""
+        return self.picture_channels + bool(self.pose_scale)
 
     @property
     def input_channels(self) -> int:

@@ -1,7 +1,7 @@
 """What a student's block costs, from its configuration: operations, and the numbers that must be moved for them.
 
 Matrix products, convolutions and attention are counted. Norms, activations and rotations are not: fused with the
-product before them they move nothing.
+product before them they move nothing. Nor is what a view looks up along its rays, a hundredth of a pass.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from streamgen.config import (
     PIXEL_PATCH,
     POSE_CHANNELS,
     VIEW_DETAIL,
-    VIEW_HARMONICS,
-    VIEW_LAYERS,
+    VIEW_FEATURES,
+    VIEW_RAYS,
     StudentConfig,
     TransformerConfig,
 )
@@ -83,21 +83,25 @@ def pass_work(config: TransformerConfig) -> Work:
 
 
 def _motion_work(config: TransformerConfig) -> Work:
-    """Moving the pose through a block, frame by frame."""
+    """Moving the pose and the actors through a block, frame by frame."""
     actions = config.action_dim or 0
     work = _linear(1, actions, 3) + _linear(1, 2, 2)
     work += _linear(1, POSE_CHANNELS + actions + 4 * OCTAVES, MOTION_DIM)
     work += _linear(1, MOTION_DIM, MOTION_DIM) * MOTION_LAYERS + _linear(1, MOTION_DIM, 2)
+    if config.actors:
+        told = 10 + actions + 4 * OCTAVES
+        work += _linear(config.actors, told, MOTION_DIM) + _linear(config.actors, MOTION_DIM, 3)
+        work += _linear(config.actors, MOTION_DIM, MOTION_DIM) * MOTION_LAYERS
+        work += _linear(config.actors, actions, 1)
     return work * config.block_size
 
 
 def _view_work(config: TransformerConfig) -> Work:
     """The views from a block's poses."""
     dim, channels = config.view_dim, config.picture_channels
-    rays = config.block_size * config.width
-    work = _linear(rays, 4 + 2 * VIEW_HARMONICS + 4 * OCTAVES, dim) + _linear(rays, dim, dim) * VIEW_LAYERS
-    work += _linear(rays, dim, channels * config.height)
-    pixels = rays * config.height
+    pixels = config.block_size * config.height * config.width
+    work = _linear(pixels, VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim) + _linear(pixels, dim, dim)
+    work += _linear(pixels, dim, channels)
     return work + _convolution(pixels, 3, channels, VIEW_DETAIL) + _convolution(pixels, 3, VIEW_DETAIL, channels)
 
 
@@ -120,7 +124,7 @@ def face_work(config: TransformerConfig) -> Work:
 
 def _head_work(config: TransformerConfig) -> Work:
     """What comes after the last layer: the linear head, and the detail head where there is one."""
-    tokens, out, detail = config.block_size * config.tokens, config.picture_channels, config.detail_dim
+    tokens, out, detail = config.block_size * config.tokens, config.head_channels, config.detail_dim
     work = _linear(tokens, config.dim, config.patch**2 * out)
     if detail:
         pixels = config.block_size * config.height * config.width

@@ -37,6 +37,9 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
 WITH_POSE = {"in_channels": 10, "residual": True, "pose_scale": 512.0, "view_dim": 16}
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
+WITH_ACTORS = WITH_POSE | {"in_channels": 15, "actors": 2}
+"""The same with two actors."""
+
 WITH_FACE = {"sink": 2, "residual": True, "face_dim": 8}
 """Changes that give it a face."""
 
@@ -52,6 +55,8 @@ def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTran
         last: list[torch.nn.Module] = [model.head.head, model.detail.conv_out]
         for parameter in (each for module in last for each in module.parameters()):
             parameter *= 0.1
+    if config.pose_scale:
+        model.pose.motion.by_speed.weight *= 0.3  # nor may a viewer go faster and faster
     return model
 
 

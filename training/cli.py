@@ -102,6 +102,7 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
     torch = _torch()
 
     from streamgen.student import StudentError
+    from training.distributed import start
     from training.footage import VideoDataError
     from training.loop import train as run
     from training.recipe import RecipeError, load_recipe
@@ -112,6 +113,7 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, threads: int | No
         torch.set_num_threads(threads)
     try:
         settings = load_recipe(path, overrides)
+        start()  # a stage may speak with the others while it is built
         run(build_stage(settings), runs / settings.name)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
@@ -192,7 +194,7 @@ def export(
     help="Folder of recipes of distillation; default: all methods.",
 )
 @click.option("--teacher", type=_FOLDER, required=True, help="Run folder of the teacher that all start from.")
-@click.option("--autoencoder", type=_FOLDER, default=Path("runs/world-autoencoder"))
+@click.option("--autoencoder", type=_FOLDER, required=True, help="Run or student folder that the teacher learned with.")
 @click.option("--data", type=_FOLDER, default=None, help="Folder of videos; default: the recorder of the world.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, help="Of training for each.")
 @click.option("--processes", type=click.IntRange(1), default=2, help="That train together.")

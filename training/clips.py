@@ -15,6 +15,7 @@ from torch import Tensor
 from streamgen.config import TransformerConfig
 from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder, to_float
+from streamgen.models.pose import planes
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.data import Clip
@@ -23,6 +24,8 @@ from training.recipe import FaceRecipe, RecipeError, StudentRecipe
 
 _LOOKED_AT = 24
 """Frames that tell what a decoder shows of a channel."""
+_SCAR = 3.0
+"""Largest spread of a scar's noise, in latent units: a picture that runs away gets as far in two or three frames."""
 _NUDGE = 0.2
 """In units of a channel's own spread."""
 
@@ -41,16 +44,30 @@ def pose_vector(poses: Tensor, scale: float) -> Tensor:
     return torch.cat([poses[..., :2] / scale, yaw.cos(), yaw.sin()], -1)
 
 
-def poses_of(clips: list[Clip], scale: float) -> Tensor:
-    """[B, F, 6]: the poses of clips of equal length as latents carry them (see streamgen/models/pose.py).
+def states_of(clips: list[Clip], config: TransformerConfig) -> Tensor:
+    """[B, F, S]: the states of clips of equal length as latents carry them (see streamgen/models/pose.py).
 
-    The first frame's says that it did not move. Raises RecipeError when a clip has no poses.
+    The first frame's says that nothing moved. Raises RecipeError when a clip does not tell what the configuration has.
     """
+    assert config.pose_scale
     poses = torch.from_numpy(np.stack([clip.poses for clip in clips]))
     if not poses.isfinite().all():
         raise RecipeError("model.pose_scale: the clips do not say where they were seen from; leave it out")
-    pose = pose_vector(poses, scale)
-    return torch.cat([pose, torch.diff(pose[..., :2], dim=1, prepend=pose[:, :1, :2])], -1)
+    pose = pose_vector(poses, config.pose_scale)
+    parts = [pose, _added(pose[..., :2])]
+    if config.actors:
+        told = [clip.actors for clip in clips if clip.actors is not None and clip.actors.shape[1] == config.actors]
+        if len(told) < len(clips):
+            raise RecipeError(f"model.actors {config.actors}: the clips tell of another number, or of none")
+        places, clocks = torch.from_numpy(np.stack(told)).tensor_split((2,), -1)
+        places = places / config.pose_scale
+        parts.append(torch.cat([places, _added(places), clocks], -1).flatten(2))
+    return torch.cat(parts, -1)
+
+
+def _added(places: Tensor) -> Tensor:
+    """What every frame of [B, F, ...] adds to the one before."""
+    return torch.diff(places, dim=1, prepend=places[:, :1])
 
 
 @torch.no_grad()
@@ -58,8 +75,7 @@ def encode(autoencoder: Autoencoder, clips: list[Clip], config: TransformerConfi
     """Encode clips of equal length for a transformer. Raises RecipeError when it needs poses and they have none."""
     latents = torch.stack([_latents(autoencoder, clip) for clip in clips])
     if config.pose_scale:
-        pose = poses_of(clips, config.pose_scale)[..., None, None]
-        latents = torch.cat([latents, pose.expand(*pose.shape[:3], *latents.shape[3:])], 2)
+        latents = torch.cat([latents, planes(states_of(clips, config), config)], 2)
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips])).float()
     return LatentClips(latents, actions)
 
@@ -213,6 +229,26 @@ def faded_history(history: Tensor, share: float, generator: torch.Generator) -> 
     return torch.where(chosen, history * left, history)
 
 
+def scarred_history(history: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the clips with a patch of noise, of any size and strength, from some frame to another.
+
+    What a network amplifies begins small and somewhere, and grows from frame to frame where nothing taught it that such
+    a past is to be mended; a rollout that is about to run away is too rare to teach that.
+    """
+    rows, frames, _, height, width = history.shape
+
+    def between(size: int) -> Tensor:
+        """Which of `size` places lie from one to another, [B, size]."""
+        ends, at = torch.randint(size, (rows, 2), generator=generator).sort(1).values, torch.arange(size)
+        return (at >= ends[:, :1]) & (at <= ends[:, 1:])
+
+    chosen = torch.rand(rows, generator=generator) < share
+    place = (between(height)[:, :, None] & between(width)[:, None] & chosen[:, None, None])[:, None, None]
+    place = place & between(frames)[:, :, None, None, None]
+    strength = _SCAR * torch.rand(rows, 1, 1, 1, 1, generator=generator)
+    return torch.where(place, history + strength * torch.randn(history.shape, generator=generator), history)
+
+
 @torch.no_grad()
 def redrawn_history(history: Tensor, face: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """A share of the clips on their way, by any part of it, to what the face draws of them, [B, F, C, h, w].
@@ -233,8 +269,8 @@ def imperfect_history(
     sigmas: tuple[float, ...],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The past that a step trains on: recycled in a share of the steps, its picture redrawn, drifted, faded and noised
-    as the recipe says.
+    """The past that a step trains on: recycled in a share of the steps, its picture redrawn, drifted, faded, scarred
+    and noised as the recipe says.
 
     Returns the history [B, F, C, h, w] and its noise level [B, F]. Raises RecipeError.
     """
@@ -250,6 +286,7 @@ def imperfect_history(
         history = redrawn_history(history, face, recipe.redrawn, generator)
     picture, pose = history.tensor_split((model.config.picture_channels,), 2)
     picture = faded_history(drifted_history(picture, recipe.drift, generator), recipe.fade, generator)
+    picture = scarred_history(picture, recipe.scars, generator)
     picture, level = noisy_history(picture, recipe.context_noise, generator)
     return torch.cat([picture, pose], 2), level
 

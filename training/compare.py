@@ -59,6 +59,10 @@ class Budget:
     short_s: float
     long_s: float
 
+    @property
+    def judged(self) -> dict[str, float]:
+        return {"episodes": self.episodes, "short_s": self.short_s, "long_s": self.long_s}
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -99,7 +103,7 @@ def compare(
     for contestant in contestants:
         known = Student.from_pretrained(contestant.student)
         own = kept.get(contestant.name, {})
-        if own.get("hash") != known.hash:
+        if (own.get("hash"), own.get("judged")) != (known.hash, budget.judged):
             own = _judged(contestant, known, data, out, budget, engine)
         students[contestant.name] = own
         path.write_text(json.dumps(asked | {"students": kept | students}, indent=1) + "\n")
@@ -206,6 +210,7 @@ def _judged(
         }
     return {
         "hash": student.hash,
+        "judged": budget.judged,
         "training_steps": contestant.steps,
         "training_s": contestant.training_s,
         "counts": counts,

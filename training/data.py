@@ -42,6 +42,15 @@ class Clip:
     last; None where the data have none."""
     latents: NDArray[np.float16] | None = None
     """[F, C, h, w], normalised, where the data keep them; the frames may then be empty [F, 0, 0, 3]."""
+    actors: NDArray[np.float32] | None = None
+    """[F, T, 3] x and y in map units of what goes its own way, and how far what a hit began has gone: above 0 until 1,
+    then 0; None where the data do not say."""
+
+    def cut(self, some: slice) -> Clip:
+        """Some of its frames, without the sound."""
+        actors = None if self.actors is None else self.actors[some]
+        latents = None if self.latents is None else self.latents[some]
+        return Clip(self.frames[some], self.actions[some], self.poses[some], latents=latents, actors=actors)
 
 
 class Recorder(Protocol):

@@ -40,6 +40,12 @@ def agreed(value: Any) -> Any:
     return choice[0]
 
 
+def greatest(values: Tensor) -> None:
+    """Replace values by the greatest that any process has."""
+    if rank_and_size()[1] > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+
+
 def average(model: nn.Module, figures: dict[str, float]) -> None:
     """Replace the gradients, and the figures beside them, by their mean over the processes. Those of a model in pieces
     are means already.

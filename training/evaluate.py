@@ -146,8 +146,7 @@ def _play(
     student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int, steps: int | None = None
 ) -> NDArray[np.uint8]:
     """Frames [F, H, W, 3] that the student makes of a real episode's keys after its first frames."""
-    head = Clip(clip.frames[:CONTEXT], clip.actions[:CONTEXT], clip.poses[:CONTEXT])
-    start: LatentClips = encode(autoencoder, [head], student.config.transformer)
+    start: LatentClips = encode(autoencoder, [clip.cut(slice(CONTEXT))], student.config.transformer)
     latents, actions = start.latents[0].half().numpy(), start.actions[0].numpy()
     state = StreamState.begin(student.config, student.hash, seed, latents, actions)
     return roll(engine, student, state, clip.actions[CONTEXT:].astype(np.float32), steps)

@@ -101,7 +101,6 @@ def fastest_precision() -> str:
 def train(stage: Stage, folder: Path) -> None:
     """Run a stage to the end of its recipe in `folder`, going on from the checkpoint there if there is one."""
     recipe = stage.recipe
-    distributed.start()
     rank, size = distributed.rank_and_size()
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)

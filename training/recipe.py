@@ -170,13 +170,17 @@ class PoseRecipe(BaseRecipe):
 
     stage: Literal["pose"]
     autoencoder: Path = Field(description="run folder of the autoencoder")
-    model: TransformerConfig = Field(description="of the student; what counts is its size, pose_scale and view_dim")
+    model: TransformerConfig = Field(
+        description="of the student; what counts is its size, pose_scale, actors, action_dim and view_dim"
+    )
     clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was recorded before")
-    pool: int = Field(24_000, ge=1, description="frames that are recorded before the first step")
-    frames: int = Field(64, ge=1, description="of a batch, drawn from the pool")
-    walks: int = Field(1200, ge=1, description="clips of clip_length frames that are recorded before the first step")
-    starts: int = Field(256, ge=1, description="poses of a batch from which the keys lead on, drawn from the walks")
+    walks: int = Field(3000, ge=1, description="clips of clip_length frames that are recorded before the first step")
+    frames: int = Field(64, ge=1, description="of a batch for the view, drawn from the clips")
+    starts: int = Field(256, ge=1, description="of a batch: where in the clips the keys lead on from")
     walk: int = Field(8, ge=1, description="frames for which they lead on")
+    start: Path | None = Field(
+        None, description="run folder of a pose to start from; what it lacks, such as actors, is made new"
+    )
 
     @model_validator(mode="after")
     def _has_poses(self) -> Self:
@@ -235,6 +239,13 @@ class StudentRecipe(TransformerRecipe):
         0.0, ge=0, description="half of the histories get a gain and a bias per channel, of this standard deviation"
     )
     fade: float = Field(0.0, ge=0, le=1, description="share of the histories whose picture fades; of use with a pose")
+    scars: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the histories with a patch of noise, which the next frame is to mend: against pictures "
+        "that run away from one place; of use where something else tells what is to be seen, such as a pose",
+    )
     redrawn: float = Field(
         0.0,
         ge=0,
@@ -267,6 +278,12 @@ class TeacherForcingRecipe(StudentRecipe):
     sigma_floor: float = Field(
         0.0, ge=0, lt=1, description="an error of x0 counts 1 / max(sigma, this) squared; 0: plain flow matching"
     )
+    tail: int | None = Field(
+        None,
+        ge=1,
+        description="frames at a clip's end that are trained on, so that those before may be a long rollout at the "
+        "cost of a rollout; None: all",
+    )
     start: Path | None = Field(
         None,
         description="run or student folder whose weights to start from; what they lack is made new, and a pose or face "
@@ -284,8 +301,17 @@ class TeacherForcingRecipe(StudentRecipe):
         room = self.model.window + self.recycle + self.model.block_size
         if self.clip_length < max(room, 2 * self.model.window):
             raise ValueError(f"clip_length {self.clip_length}: needs {room} for recycling, two windows for eviction")
-        if self.recycle % self.model.block_size or self.clip_length % self.model.block_size:
-            raise ValueError(f"recycle and clip_length must be whole blocks of {self.model.block_size}")
+        if self.tail is not None and not 2 * self.model.window <= self.tail <= self.clip_length:
+            raise ValueError(f"tail {self.tail}: give two windows or more, and no more than clip_length")
+        if self.tail is not None and self.model.sink:
+            raise ValueError(f"tail {self.tail}: the first frames of a clip are the sink, and must be trained on")
+        if self.tail is not None and self.recycle and self.clip_length - self.tail >= self.model.window + self.recycle:
+            raise ValueError(
+                f"tail {self.tail}: a rollout of {self.recycle} frames could end before it; give a clip_length below "
+                f"{self.tail + self.model.window + self.recycle}"
+            )
+        if any(n % self.model.block_size for n in (self.recycle, self.clip_length, self.tail or 0)):
+            raise ValueError(f"recycle, clip_length and tail must be whole blocks of {self.model.block_size}")
         if not self.copies and self.model.history_level != 1:
             raise ValueError(
                 "copies 0: then the history's pass is the only step; set model.history_level to 1, or copies"

@@ -6,9 +6,9 @@
     walk-02.npz     or the same as arrays: keys [A] of strings, actions [F, A]
 
 Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. A game that knows
-where its frames were seen from may add `poses`: x, y and yaw of every frame, as `Clip` has them. All files have the
-same keys in the same order and the same frame rate. Every tenth video is held out for evaluation; where there are fewer
-than ten, the last tenth of each.
+where its frames were seen from may add `poses`: x, y and yaw of every frame, and with them `actors`, both as `Clip` has
+them. All files have the same keys in the same order and the same frame rate. Every tenth video is held out for
+evaluation; where there are fewer than ten, the last tenth of each.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class _Video:
     path: Path
     actions: NDArray[np.uint8]
     poses: NDArray[np.float32]
+    actors: NDArray[np.float32] | None
     split: int
 
     def part(self, held_out: bool) -> tuple[int, int]:
@@ -60,7 +61,7 @@ class VideoActionDataset:
         digest = hashlib.sha256()
         for index, path in enumerate(paths):
             sidecar = _sidecar(path)
-            keys, actions, poses = _read_sidecar(sidecar)
+            keys, actions, poses, actors = _read_sidecar(sidecar)
             frames, rate = describe(path)
             if frames and frames != len(actions):
                 raise VideoDataError(f"{sidecar}: {len(actions)} rows of actions, but {path.name} has {frames} frames")
@@ -71,11 +72,16 @@ class VideoActionDataset:
                     f"{sidecar}: keys {list(keys)}, but {self.videos[0].path.name} has {list(self.keys)}"
                 )
             check_rate(path, rate, self.fps, paths[0])
+            if self.videos and _count(actors) != _count(self.videos[0].actors):
+                raise VideoDataError(
+                    f"{sidecar}: {_count(actors)} actors, but {self.videos[0].path.name} has "
+                    f"{_count(self.videos[0].actors)}: all videos need the same ones"
+                )
             if len(paths) < _HELD_OUT:
                 split = len(actions) - len(actions) // _HELD_OUT
             else:
                 split = 0 if index % _HELD_OUT == 0 else len(actions)
-            self.videos.append(_Video(path, actions, poses, split))
+            self.videos.append(_Video(path, actions, poses, actors, split))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + sidecar.read_bytes())
         self._fingerprint = digest.hexdigest()
 
@@ -130,7 +136,8 @@ class VideoRecorder(FileRecorder):
         video = videos[index]
         frames = self._data.read(video, first, num_frames)
         rows = slice(first, first + num_frames)
-        return Clip(frames, video.actions[rows], video.poses[rows])
+        actors = None if video.actors is None else video.actors[rows]
+        return Clip(frames, video.actions[rows], video.poses[rows], actors=actors)
 
 
 def _sidecar(path: Path) -> Path:
@@ -140,8 +147,10 @@ def _sidecar(path: Path) -> Path:
     raise VideoDataError(f"{path}: no {path.stem}.json or {path.stem}.npz with its actions beside it")
 
 
-def _read_sidecar(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.float32]]:
-    """Keys, actions [F, A] and poses [F, 3] of a video; NaN where it has none."""
+def _read_sidecar(
+    path: Path,
+) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Keys, actions [F, A], poses [F, 3] (NaN where it has none) and actors [F, T, 3] of a video."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -160,23 +169,40 @@ def _read_sidecar(path: Path) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArr
     bad = np.flatnonzero(~np.isin(actions, (0, 1)).all(1))
     if len(bad):
         raise VideoDataError(f"{path}: frame {bad[0]}: actions {actions[bad[0]].tolist()} are not 0 or 1")
-    poses = np.full((len(actions), 3), np.nan, np.float32) if "poses" not in content else _poses(path, content["poses"])
+    poses = np.full((len(actions), 3), np.nan, np.float32)
+    if content.get("poses") is not None:
+        poses = _numbers(path, "poses", "x, y and yaw", content["poses"])
     if poses.shape != (len(actions), 3):
         raise VideoDataError(f"{path}: poses of shape {poses.shape}; {len(actions)} frames need ({len(actions)}, 3)")
-    return keys, actions.astype(np.uint8), poses
+    actors = None
+    if content.get("actors") is not None:
+        actors = _numbers(path, "actors", "x, y and clock", content["actors"])
+        if actors.ndim != 3 or actors.shape[::2] != (len(actions), 3):
+            needed = f"({len(actions)}, actors, 3)"
+            raise VideoDataError(f"{path}: actors of shape {actors.shape}; {len(actions)} frames need {needed}")
+        wrong = np.argwhere((actors[..., 2] < 0) | (actors[..., 2] >= 1))
+        if len(wrong):
+            frame, actor = wrong[0]
+            clock = actors[frame, actor, 2]
+            raise VideoDataError(f"{path}: frame {frame}: the clock of actor {actor} is {clock}, not in [0, 1)")
+    return keys, actions.astype(np.uint8), poses, actors
 
 
-def _poses(path: Path, rows: object) -> NDArray[np.float32]:
+def _count(actors: NDArray[np.float32] | None) -> int:
+    return 0 if actors is None else actors.shape[1]
+
+
+def _numbers(path: Path, name: str, what: str, rows: object) -> NDArray[np.float32]:
     try:
-        poses = np.asarray(rows, np.float32)
+        numbers = np.asarray(rows, np.float32)
     except (TypeError, ValueError) as error:
-        raise VideoDataError(f"{path}: poses must be rows of x, y and yaw: {error}") from error
-    unknown = np.argwhere(~np.isfinite(poses))
+        raise VideoDataError(f"{path}: {name} must be rows of {what}: {error}") from error
+    unknown = np.argwhere(~np.isfinite(numbers))
     if len(unknown):
         raise VideoDataError(
-            f"{path}: frame {unknown[0][0]}: its pose is not finite; leave all `poses` out, or fill it"
+            f"{path}: frame {unknown[0][0]}: one of its {name} is not finite; leave all `{name}` out, or fill it"
         )
-    return poses
+    return numbers
 
 
 def _rows(path: Path, rows: list[list[int]]) -> NDArray[Any]:

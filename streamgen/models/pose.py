@@ -1,28 +1,63 @@
 """A world that stays as it is: where the keys lead, and what is to be seen from there.
 
-Both are learned before the transformer, which draws its frames from what is to be seen and from the frames before.
+All is learned before the transformer, which draws its frames from what is to be seen and from the frames before.
 A pose is x, y, cosine and sine of yaw, and what the last frame added to x and y: [..., 6] in units of `pose_scale`.
+Actors, such as what flies about, have x, y, what the last frame added to them, and a clock that a hit starts: [..., 5].
+The state S of a world is the viewer's pose and that of every actor: [..., 6 + 5 T].
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.config import (
+    ACTOR_CHANNELS,
     MOTION_DIM,
     MOTION_LAYERS,
     OCTAVES,
     POSE_CHANNELS,
+    SPRITE_CLOCKS,
+    SPRITE_RADII,
     VIEW_DETAIL,
-    VIEW_HARMONICS,
-    VIEW_LAYERS,
+    VIEW_FEATURES,
+    VIEW_LEVELS,
+    VIEW_MAP,
+    VIEW_RAYS,
+    VIEW_STEPS,
     TransformerConfig,
 )
 
 _STRIDE = 32.0
 """Frames that a fast walker takes for a unit of the pose: brings what a frame adds to the range of numbers near 1."""
+SHARPNESS = 32.0
+"""Of an edge in the view, in 1 / slope: from one side to the other it is a tenth of what a slope of 1 is."""
+_AIM = 4.0
+"""An aim's sine times this is of the range of numbers near 1."""
+_UNLIKELY = 4.0
+"""Logit of an actor's not being hit, until training knows better."""
+_NO_TIME = 1e-3
+"""Of a clock in a latent, far below a frame's."""
+_REACH = 1.5
+"""Of the map, from the middle."""
+_NEAREST, _GAPS = 0.06, (0.004, 0.05)
+"""Where a ray's first step is, and how far it is to the next one there and at its end."""
+_WIDEST = 0.08
+"""Radius of the largest picture of an actor."""
+_BEHIND = 100.0
+"""Of the edge between what is before an actor and what is behind it, in 1 / distance."""
+_EYE = 0.08
+"""Height of the camera above the ground, until training knows better."""
+_HEIGHTS, _SLOPES = (-0.05, 0.55), (-0.1, 0.8)
+"""Between which what is met, and the sky, look different from level to level."""
+_HORIZON = 1.42
+"""Where on the map the features of the sky are."""
+_SLOWER, _FASTER = 0.1, 5.0
+"""What the camera and the tables are times their parameters: an optimiser that takes steps of one size for all
+parameters (Adam) moves them that much slower, and faster."""
 
 
 class Pose(nn.Module):
@@ -32,22 +67,65 @@ class Pose(nn.Module):
         super().__init__()
         self._block_size = config.block_size
         self.motion = Motion(config)
+        if config.actors:
+            self.course = Course(config)
         self.view = View(config)
 
-    def forward(self, pose_BF6: Tensor, action_BFA: Tensor) -> Tensor:
-        """The pose of every frame [B, F, 6], from the pose before its block and the actions from there on."""
-        size, poses = self._block_size, []
-        pose = pose_BF6[:, ::size]
+    def forward(self, state_BFS: Tensor, action_BFA: Tensor) -> Tensor:
+        """The state of every frame [B, F, S], from the state before its block and the actions from there on."""
+        size, states = self._block_size, []
+        state = state_BFS[:, ::size]
         for frame in range(size):
-            pose = self.motion(pose, action_BFA[:, frame::size])
-            poses.append(pose)
-        return torch.stack(poses, 2).flatten(1, 2)
+            state = self.moved(state, action_BFA[:, frame::size])
+            states.append(state)
+        return torch.stack(states, 2).flatten(1, 2)
+
+    def moved(self, state: Tensor, action: Tensor) -> Tensor:
+        """States [..., S] one frame later, under actions [..., A]."""
+        pose, actors = split(state)
+        pose = self.motion(pose, action)
+        if not actors.shape[-2]:
+            return pose
+        return torch.cat([pose, self.course(actors, pose, action).flatten(-2)], -1)
+
+
+def split(state: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a state [..., S]: the viewer's pose [..., 6] and the actors [..., T, 5]."""
+    pose, actors = state.tensor_split((POSE_CHANNELS,), -1)
+    return pose, actors.unflatten(-1, (-1, ACTOR_CHANNELS)) if actors.shape[-1] else actors[..., None]
+
+
+def planes(state: Tensor, config: TransformerConfig) -> Tensor:
+    """States [..., S] as the last channels of latents [..., C, h, w]: of the viewer's pose each number fills a channel,
+    of the actors' all of them, from left to right.
+    """
+    pose, actors = split(state)
+    filled = pose[..., None, None].expand(*pose.shape, config.height, config.width)
+    if not config.actors:
+        return filled
+    share = config.width // config.actors
+    stripes = actors.transpose(-1, -2)[..., None, :, None]
+    stripes = stripes.expand(*stripes.shape[:-3], config.height, config.actors, share).flatten(-2)
+    return torch.cat([filled, stripes], -3)
+
+
+def from_planes(filled: Tensor, config: TransformerConfig) -> Tensor:
+    """States [..., S] of a latent's last channels: what `planes` gave, the mean of what it was spread over."""
+    pose, actors = filled.tensor_split((POSE_CHANNELS,), -3)
+    state = pose.mean((-2, -1))
+    if not config.actors:
+        return state
+    place, clock = actors.unflatten(-1, (config.actors, -1)).mean((-3, -1)).split((ACTOR_CHANNELS - 1, 1), -2)
+    # A last step's rounding starts no clock.
+    each = torch.cat([place, torch.where(clock > _NO_TIME, clock, torch.zeros_like(clock))], -2)
+    return torch.cat([state, each.transpose(-1, -2).flatten(-2)], -1)
 
 
 class Motion(nn.Module):
     """The next pose, by dead reckoning: what keys and speed add in the viewer's own frame, less what walls take.
 
-    Keys turn the viewer; nothing that is seen does, so an error of the picture never becomes one of the heading.
+    Keys turn the viewer; nothing that is seen does, so an error of the picture never becomes one of the heading. What
+    walls take is a share of a move, and keys have no bias: who rests, rests for as long as the stream runs.
     """
 
     octaves: Tensor
@@ -55,14 +133,13 @@ class Motion(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         actions = config.action_dim or 0
-        self.by_keys = nn.Linear(actions, 3)
+        self.by_keys = nn.Linear(actions, 3, bias=False)
         self.by_speed = nn.Linear(2, 2, bias=False)
         self.embed = nn.Linear(POSE_CHANNELS + actions + 4 * OCTAVES, MOTION_DIM)
         self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
         self.walls = nn.Linear(MOTION_DIM, 2)
-        for last in (self.by_keys, self.walls):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for start in (self.by_keys.weight, self.walls.weight, self.walls.bias):
+            nn.init.zeros_(start)
         self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
 
     def forward(self, pose: Tensor, action: Tensor) -> Tensor:
@@ -71,7 +148,7 @@ class Motion(nn.Module):
         ahead, aside, turn = self.by_keys(action).unbind(-1)
         c, s = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
         # A heading stays one of length 1, however many frames have been rounded; before the first there is none.
-        length = (c * c + s * s).sqrt().clamp_min(1e-3)
+        length = _length(torch.stack([c, s], -1)).clamp_min(1e-3)
         c, s = c / length, s / length
         own = self.by_speed(torch.stack([_along(speed, c, s), _along(speed, -s, c)], -1))
         own = own + torch.stack([ahead, aside], -1) / _STRIDE
@@ -82,8 +159,83 @@ class Motion(nn.Module):
         hidden = F.silu(self.embed(hidden))
         for layer in self.layers:
             hidden = hidden + F.silu(layer(hidden))
-        move = free + self.walls(hidden) / _STRIDE
+        move = free + self.walls(hidden).tanh() * _length(free)[..., None]
         return torch.cat([place + move, torch.stack([c, s], -1), move], -1)
+
+
+class Course(nn.Module):
+    """Where actors go next, and what a hit does to them.
+
+    They go on as they went, all at one pace, unless they meet the viewer, who bends their way, or come to where no
+    actor was ever seen to be, which throws them back. A hit starts an actor's clock, which runs at
+    its own rate and ends in nothing: until then no hit counts.
+    """
+
+    octaves: Tensor
+    ground: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.pace = nn.Parameter(torch.ones(()))
+        self.rate = nn.Parameter(torch.tensor(0.03))
+        self.embed = nn.Linear(2 + 2 + 3 + 2 + 1 + (config.action_dim or 0) + 4 * OCTAVES, MOTION_DIM)
+        self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
+        self.out = nn.Linear(MOTION_DIM, 3)
+        self.trigger = nn.Linear(config.action_dim or 0, 1)
+        for start in (self.out.weight, self.out.bias, self.trigger.weight, self.trigger.bias):
+            nn.init.zeros_(start)
+        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
+        self.register_buffer("ground", torch.ones(VIEW_MAP**2, 1))
+
+    def forward(self, actors: Tensor, pose: Tensor, action: Tensor) -> Tensor:
+        """Actors [..., T, 5] one frame later, under actions [..., A] of the viewer, by then at a pose [..., 6]."""
+        move, hit = self.said(actors, pose, action)
+        clock = actors[..., 4:]
+        begun = torch.where(hit[..., None] > 0, self.rate, torch.zeros_like(self.rate))
+        clock = torch.where(clock > 0, clock + self.rate, begun)
+        clock = torch.where(clock < 1, clock, torch.zeros_like(clock))
+        return torch.cat([actors[..., :2] + move, move, clock], -1)
+
+    def said(self, actors: Tensor, pose: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """What the next frame adds to x and y [..., T, 2], and logits [..., T] of being hit."""
+        place, move, clock = actors[..., :2], actors[..., 2:4], actors[..., 4:]
+        pose, action = (t[..., None, :].expand(*actors.shape[:-1], t.shape[-1]) for t in (pose, action))
+        direction = _unit(move)
+        off = place - pose[..., :2]
+        distance, towards, (c, s) = _length(off)[..., None], _unit(off), pose[..., 2:4].unbind(-1)
+        aim = torch.stack([_along(towards, c, s), _AIM * _along(towards, -s, c)], -1)
+        there = place + move
+        waves = (there[..., None] * self.octaves).flatten(-2)
+        lit = (clock > 0).to(clock.dtype)
+        hidden = torch.cat([there, direction, towards, distance, aim, lit, action, waves.sin(), waves.cos()], -1)
+        hidden = F.silu(self.embed(hidden))
+        for layer in self.layers:
+            hidden = hidden + F.silu(layer(hidden))
+        bend, hit = self.out(hidden).tensor_split((2,), -1)
+        move = self._thrown_back(place, _unit(direction + bend) * (self.pace / _STRIDE))
+        # Keys hit: nobody is hit who was only in the way, or where training hardly ever was.
+        return move, torch.minimum(hit - _UNLIKELY, self.trigger(action))[..., 0]
+
+    def learn_ground(self, places: Tensor) -> None:
+        """Take places [..., 2] where actors were for all where they can be."""
+        side = math.isqrt(len(self.ground))
+        x, y = _on_map(places.reshape(-1, 2), side).round().long().unbind(-1)
+        self.ground.zero_()[y * side + x] = 1
+
+    def _thrown_back(self, place: Tensor, move: Tensor) -> Tensor:
+        """A move [..., 2] from a place, or what it is when mirrored in one axis, or the other: the first that leads to
+        ground. Else the way back.
+        """
+        x, y = move.unbind(-1)
+        kept = -move
+        for other in (torch.stack([-x, y], -1), torch.stack([x, -y], -1), move):
+            kept = torch.where(_looked_up(self.ground, place + other) > 0.5, other, kept)
+        return kept
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Vectors [..., 2] of length 1; of what has none, what it is."""
+    return vector / _length(vector)[..., None].clamp_min(1e-6)
 
 
 def _along(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -91,51 +243,170 @@ def _along(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return vector[..., 0] * x + vector[..., 1] * y
 
 
-class View(nn.Module):
-    """The light field of the world: poses [..., 6] to latent pictures [..., C, h, w].
+def _length(vector: Tensor) -> Tensor:
+    """Of vectors [..., 2]."""
+    return torch.linalg.vector_norm(vector, dim=-1)
 
-    A column of the picture is a ray over the ground. Along its line the world is the same wherever one stands, but for
-    what hides it, so a ray is given as the line's direction and distance from the origin and as the place on the line
-    (Light Field Networks, Sitzmann et al. 2021, in the plane). The latents are blurred where the network does not know
-    better; the transformer sharpens them with what it saw last.
+
+class View(nn.Module):
+    """What is to be seen of a world in some state: states [..., S] to latent pictures [..., C, h, w].
+
+    A map of heights and of features, learned from frames and poses alone. Each latent pixel looks along
+    VIEW_RAYS x VIEW_RAYS rays. A ray ends where the ground rises above it; how far that is follows from the heights
+    along its line over the ground, softly, so that it can be learned (as in NeRF, Mildenhall et al. 2020). What it
+    sees there are the features of that place and of that height; where it meets nothing, those of the sky in its
+    direction. Actors are round, and look alike from everywhere; nearer ground hides them. What moves besides, the
+    transformer draws, and sharpens the rest with what it saw last.
     """
 
-    octaves: Tensor
+    distances: Tensor
+    gaps: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        dim, width = config.view_dim, config.width
-        self._shape = config.picture_channels, config.height
-        # Of a camera with a field of view of 90 degrees, until training knows better.
-        columns = (width - 1) / 2 - torch.arange(width)
-        self.angles = nn.Parameter(torch.atan(columns / (width / 2)))
-        self.embed = nn.Linear(4 + 2 * VIEW_HARMONICS + 4 * OCTAVES, dim)
-        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(VIEW_LAYERS))
-        self.column = nn.Linear(dim, config.picture_channels * config.height)
-        self.conv1 = nn.Conv2d(config.picture_channels, VIEW_DETAIL, 3, padding=1)
-        self.conv2 = nn.Conv2d(VIEW_DETAIL, config.picture_channels, 3, padding=1)
+        dim, channels = config.view_dim, config.picture_channels
+        self._shape = config.height, config.width
+        rows, columns = config.height * VIEW_RAYS, config.width * VIEW_RAYS
+        # Of a camera with a field of view of 90 degrees and square pixels, until training knows better.
+        self.angles = nn.Parameter(torch.atan(_from_middle(columns) / (columns / 2)) / _SLOWER)
+        self.slopes = nn.Parameter(_from_middle(rows) / (columns / 2) / _SLOWER)
+        self.eye = nn.Parameter(torch.tensor(_EYE / _SLOWER))
+        self.heights = nn.Parameter(torch.zeros(VIEW_MAP**2, 1))
+        self.places = nn.Parameter(torch.randn(VIEW_MAP**2, VIEW_FEATURES) * 0.1 / _FASTER)
+        self.levels = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
+        self.sky = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
+        if config.actors:
+            self.hover = nn.Parameter(torch.tensor(_EYE / _SLOWER))
+            self.squash = nn.Parameter(torch.tensor(1 / _SLOWER))
+            self.shares = nn.Parameter(torch.zeros(SPRITE_CLOCKS * SPRITE_RADII, 1))
+            self.sprites = nn.Parameter(torch.randn(SPRITE_CLOCKS * SPRITE_RADII, VIEW_FEATURES) * 0.1 / _FASTER)
+        self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim)
+        self.where = nn.Parameter(torch.zeros(config.height, config.width, dim))
+        self.layer = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, channels)
+        self.conv1 = nn.Conv2d(channels, VIEW_DETAIL, 3, padding=1)
+        self.conv2 = nn.Conv2d(VIEW_DETAIL, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
+        gaps = torch.logspace(math.log10(_GAPS[0]), math.log10(_GAPS[1]), VIEW_STEPS - 1)
+        self.register_buffer("gaps", gaps, persistent=False)
+        self.register_buffer("distances", _NEAREST + F.pad(gaps.cumsum(0), (1, 0)), persistent=False)
 
-    def forward(self, pose: Tensor) -> Tensor:
-        rays = self._rays(pose.flatten(0, -2))
-        hidden = F.silu(self.embed(rays))
-        for layer in self.layers:
-            hidden = hidden + F.silu(layer(hidden))
-        picture = self.column(hidden).unflatten(-1, self._shape).permute(0, 2, 3, 1)
+    def forward(self, state: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+        """sharpness: of the edge between what a ray meets and what it passes by, in 1 / slope. Training begins with
+        a soft one, across which heights find their way.
+        """
+        seen = self._seen(*split(state.flatten(0, -2)), sharpness)
+        hidden = F.silu(self.embed(seen) + self.where * _FASTER)
+        hidden = hidden + F.silu(self.layer(hidden))
+        picture = self.out(hidden).permute(0, 3, 1, 2)
         picture = picture + self.conv2(F.silu(self.conv1(picture)))
-        out: Tensor = picture.unflatten(0, pose.shape[:-1])
+        out: Tensor = picture.unflatten(0, state.shape[:-1])
         return out
 
-    def _rays(self, pose_N6: Tensor) -> Tensor:
-        """Features of every column's ray [N, w, features]."""
-        x, y, c, s = pose_N6[:, None, :4].unbind(-1)
-        ahead, aside = self.angles.cos(), self.angles.sin()
-        c, s = c * ahead - s * aside, s * ahead + c * aside
-        distance, along = x * s - y * c, x * c + y * s
-        features = [ahead.expand_as(c), aside.expand_as(c), distance, along]
-        for _ in range(VIEW_HARMONICS):
-            features += [c, s]
-            c, s = c * c - s * s, 2 * c * s
-        places = (torch.stack([distance, along], -1)[..., None] * self.octaves).flatten(-2)
-        return torch.cat([torch.stack(features, -1), places.sin(), places.cos()], -1)
+    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor, sharpness: float) -> Tensor:
+        """What the rays of every latent pixel meet [N, h, w, features]."""
+        here, c, s = pose_N6[:, :2], pose_N6[:, 2:3], pose_N6[:, 3:4]
+        angles, eye = self.angles * _SLOWER, self.eye * _SLOWER + _looked_up(self.heights, here)[:, 0]
+        ahead, aside = angles.cos(), angles.sin()
+        along = torch.stack([c * ahead - s * aside, s * ahead + c * aside], -1)  # [N, columns, 2]
+        # A row's slope is by the distance straight ahead; along a column's line that is further.
+        slopes = self.slopes[:, None] * _SLOWER * ahead  # [rows, columns]
+        line = here[:, None, None] + self.distances[:, None] * along[:, :, None]
+        risen = (_looked_up(self.heights, line)[..., 0] - eye[:, None, None]) / self.distances
+        # The share of a ray that has met something after each step of its way.
+        met = torch.sigmoid((_running_max(risen)[:, None] - slopes[..., None]) * sharpness)
+        hit = met[..., -1]
+        # The mean distance of what is met, by parts.
+        far = (self.distances[-1] * hit - met[..., :-1] @ self.gaps) / (hit + 1e-4)
+        far = far.clamp_min(_NEAREST)
+        place = here[:, None, None] + far[..., None] * along[:, None]
+        height = eye[:, None, None] + far * slopes
+        thing = _looked_up(self.places, place) * _level(self.levels, height, _HEIGHTS)
+        sky = _looked_up(self.places, _HORIZON * along)[:, None] * _level(self.sky, slopes, _SLOPES)
+        hit = hit[..., None]
+        features = (thing * hit + sky * (1 - hit)) * _FASTER**2
+        if actors_NT5.shape[1]:
+            until = far + (1 - hit[..., 0]) * self.distances[-1]
+            features = self._with_actors(features, actors_NT5, pose_N6, until, slopes, eye)
+        features = torch.cat([features, hit, far[..., None].log() * hit], -1)
+        height_, width = self._shape
+        rays = features.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height_, VIEW_RAYS))
+        return rays.transpose(2, 3).flatten(3)
+
+    def _with_actors(
+        self, features: Tensor, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, slopes: Tensor, eye: Tensor
+    ) -> Tensor:
+        """The features of rays [N, rows, columns, f], some of which meet an actor before the distances `until` at which
+        they end; slopes [rows, columns] and the eye's height [N] as in `_seen`.
+        """
+        off, (c, s) = actors_NT5[..., :2] - pose_N6[:, None, :2], pose_N6[:, None, 2:4].unbind(-1)
+        ahead, aside = _along(off, c, s)[..., None], _along(off, -s, c)[..., None]  # [N, T, 1]
+        angles = self.angles * _SLOWER
+        along = ahead * angles.cos() + aside * angles.sin()  # [N, T, columns], up to where a ray passes it closest
+        across = aside * angles.cos() - ahead * angles.sin()
+        above = eye[:, None, None, None] - self.hover * _SLOWER + along[:, :, None] * slopes
+        radius = (across[:, :, None].square() + (above * self.squash * _SLOWER).square() + 1e-9).sqrt()
+        # What is far is as wide as a ray at least.
+        width = _WIDEST + along.clamp_min(0) * (angles[0] - angles[-1]) / (len(angles) - 1)
+        at = (radius / width[:, :, None] * (SPRITE_RADII - 1)).clamp(0.0, SPRITE_RADII - 1.001)
+        clock = actors_NT5[..., 4]
+        look = torch.where(clock > 0, 1 + (clock * (SPRITE_CLOCKS - 1)).floor(), torch.zeros_like(clock))
+        first = at.detach().floor()
+        index = (look.clamp(0, SPRITE_CLOCKS - 1)[..., None, None] * SPRITE_RADII + first).long()
+        part = at - first
+        inner, outer = (F.embedding(i, self.shares)[..., 0] for i in (index, index + 1))
+        share = _between(inner, outer, part) * _FASTER
+        seen = (at < SPRITE_RADII - 1.01) & (along > _NEAREST)[:, :, None]
+        share = share.sigmoid() * ((until[:, None] - along[:, :, None]) * _BEHIND).sigmoid() * seen
+        # Of several, the one that is seen best.
+        share, which = share.max(1, keepdim=True)
+        index, part = index.gather(1, which)[:, 0], part.gather(1, which)[:, 0, ..., None]
+        sprite = _between(F.embedding(index, self.sprites), F.embedding(index + 1, self.sprites), part) * _FASTER
+        return _between(features, sprite, share[:, 0, ..., None])
+
+
+def _from_middle(count: int) -> Tensor:
+    """Of pixels, from the first: how far each is from the middle."""
+    return (count - 1) / 2 - torch.arange(count)
+
+
+def _looked_up(table: Tensor, place: Tensor) -> Tensor:
+    """Values [..., C] of a square map, rows from south to north [side * side, C], at places [..., 2] between its
+    points.
+    """
+    side = math.isqrt(len(table))
+    at = _on_map(place, side)
+    corner = at.detach().floor()
+    x, y = (at - corner).split(1, -1)
+    index = corner[..., 1].long() * side + corner[..., 0].long()
+    south, north = (
+        _between(F.embedding(index + row, table), F.embedding(index + row + 1, table), x) for row in (0, side)
+    )
+    return _between(south, north, y)
+
+
+def _on_map(place: Tensor, side: int) -> Tensor:
+    """Column and row [..., 2], not whole, of places [..., 2] on a map of side * side points."""
+    return ((place / _REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
+
+
+def _level(table: Tensor, value: Tensor, between: tuple[float, float]) -> Tensor:
+    """Rows [..., C] of a table between two of which values [...] lie; its first and last rows stand for two values and
+    for all beyond.
+    """
+    low, high = between
+    at = ((value - low) * ((len(table) - 1) / (high - low))).clamp(0.0, len(table) - 1.001)
+    first = at.detach().floor()
+    index = first.long()
+    return _between(F.embedding(index, table), F.embedding(index + 1, table), (at - first)[..., None])
+
+
+def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """As torch.lerp, in a third of its operations in ONNX."""
+    return a + (b - a) * share
+
+
+def _running_max(x: Tensor) -> Tensor:
+    """The greatest so far along the last dimension of x [N, columns, steps]; ONNX has no operator of that name."""
+    steps = x.shape[-1]
+    return F.max_pool1d(F.pad(x, (steps - 1, 0), value=-1e4), steps, 1)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from streamgen.config import DETAIL_LAYERS, TransformerConfig
 from streamgen.models.attention import Attend, space_rotation
 from streamgen.models.face import Face
-from streamgen.models.pose import Pose
+from streamgen.models.pose import Pose, from_planes, planes
 
 TIME_SCALE = 1000.0
 """The time embedding sees noise levels in [0, 1] as times in [0, 1000]."""
@@ -24,6 +24,8 @@ TIME_SCALE = 1000.0
 JUMP_GATE = 0.25
 """Share of the embedding of a jump's length in that of its noise level (AnyFlow)."""
 
+_VIEW_FIRST = 2.0
+"""A head that says nothing keeps an eighth of the frame before, and takes the rest from the view."""
 SIGMA_MIN = 1e-3
 """Least noise level that a residual model's velocity is divided by; the pass at zero noise does not use it."""
 
@@ -109,7 +111,7 @@ class _Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, config.patch**2 * config.picture_channels)
+        self.head = nn.Linear(config.dim, config.patch**2 * config.head_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def modulate(self, x: Tensor, temb_BFd: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class _DetailHead(nn.Module):
         self.steer = nn.Linear(config.dim, config.patch**2 * 2 * dim * layers)
         self.conv_in = nn.Conv2d(config.input_channels, dim, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(layers))
-        self.conv_out = nn.Conv2d(dim, config.picture_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(dim, config.head_channels, 3, padding=1)
 
     def forward(self, inputs_BFCHW: Tensor, steering_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to add to the head's output; steering as `steer` gives it, put back into the image."""
@@ -235,13 +237,13 @@ class CausalVideoTransformer(nn.Module):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         latents = [x_BFCHW] if previous_BFCHW is None else [x_BFCHW, previous_BFCHW]
         pictures = [each[:, :, : config.picture_channels] for each in latents]
-        moved_BF6 = None
+        view_BFCHW = state_BFCHW = None
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
-            before_BF6 = previous_BFCHW[:, :, config.picture_channels :].mean((-2, -1))
-            pose_BF6 = self.pose(before_BF6, actions_BFA)
-            pictures.append(self.pose.view(pose_BF6))
-            moved_BF6 = pose_BF6 - before_BF6
+            before_BFS = from_planes(previous_BFCHW[:, :, config.picture_channels :], config)
+            state_BFS = self.pose(before_BFS, actions_BFA)
+            state_BFCHW, view_BFCHW = planes(state_BFS, config), self.pose.view(state_BFS)
+            pictures.append(view_BFCHW)
         if face_BFCHW is not None:
             pictures.append(face_BFCHW)
         if actions_BFA is not None:
@@ -267,16 +269,21 @@ class CausalVideoTransformer(nn.Module):
         if config.detail_dim:
             out_BFCHW = out_BFCHW + self.detail(inputs, self._unpatchify(self.detail.steer(x)))
         out_BFCHW = out_BFCHW.to(x_BFCHW.dtype)
-        if moved_BF6 is not None:
-            moved = moved_BF6[..., None, None].expand(*moved_BF6.shape, *out_BFCHW.shape[3:])
-            out_BFCHW = torch.cat([out_BFCHW, moved], 2)
         if not config.residual:
             return out_BFCHW
-        # What moves little stays, by construction, and the network need not carry the noise through its width.
-        base_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
-        assert base_BFCHW is not None
+        # What is known of a frame before it is drawn, so that the network need not carry the noise through its width:
+        # the frame before, what a face shows, or what a view shows, and the frame before where that shall stay.
+        if view_BFCHW is not None and state_BFCHW is not None:
+            said_BFCHW = out_BFCHW[:, :, : config.picture_channels]
+            stays_BF1HW = (out_BFCHW[:, :, config.picture_channels :] - _VIEW_FIRST).sigmoid()
+            picture_BFCHW = view_BFCHW + stays_BF1HW * (pictures[1] - view_BFCHW) + said_BFCHW
+            x0_BFCHW = torch.cat([picture_BFCHW, state_BFCHW], 2)
+        else:
+            known_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
+            assert known_BFCHW is not None
+            x0_BFCHW = known_BFCHW + out_BFCHW
         sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
-        return (x_BFCHW - base_BFCHW - out_BFCHW) / sigma
+        return (x_BFCHW - x0_BFCHW) / sigma
 
     def _patchify(self, x_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""

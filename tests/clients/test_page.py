@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from server.protocol import Hello, Input, Ping, Release
 from streamgen.session_log import read_log
-from tests.clients.walking import PHONE, SPY, Open, Walk, enter
+from tests.clients.walking import ENLARGED, PHONE, SIZE, SPY, Open, Walk, enter
 
 TRIES = 4
 """A busy machine may make one stretch of play stutter; not each one after the other."""
@@ -24,7 +24,7 @@ def test_plays_and_shows_what_is_pressed(walk: Open, world_server: Any, link: st
     w = walk(f"?transport={link}&seed=5")
     start = enter(w)
     assert start["transport"] == link.partition("&")[0] and start["seed"] == 5
-    assert start["transport"] == "webrtc" or shown_width(w) == (384 if "h264" in link else 128)
+    assert start["transport"] == "webrtc" or shown_width(w) == SIZE[0] * (ENLARGED if "h264" in link else 1)
     assert start["firstFrameMs"] < 5000
 
     w.until(lambda stats: stats["fps"] > 0)
@@ -86,7 +86,7 @@ def test_where_h264_cannot_be_decoded_it_goes_on_with_jpeg(walk: Open) -> None:
     after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
     assert (after["session"], after["transport"]) == (before["session"], "websocket")
     assert [each.video for each in w.messages() if isinstance(each, Hello)] == [["h264", "jpeg"], ["jpeg"]]
-    assert shown_width(w) == 128
+    assert shown_width(w) == SIZE[0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_decoder_of_h264_gives_nothing(walk: Open, happens: str, then: list[st
     w = walk("?transport=websocket&video=h264", script=script)
     enter(w)
     assert [each.video for each in w.messages() if isinstance(each, Hello)] == [["h264", "jpeg"], then]
-    assert shown_width(w) == (384 if "h264" in then else 128)
+    assert shown_width(w) == SIZE[0] * (ENLARGED if "h264" in then else 1)
 
 
 def test_a_gamepad_steers(walk: Open) -> None:

@@ -23,7 +23,7 @@ from engines.protocol import StepRequest
 from engines.select import load_engine
 from streamgen.session_log import read_log
 from streamgen.student import Student
-from tests.clients.walking import SMALL, Open, Walk, enter
+from tests.clients.walking import SIZE, SMALL, Open, Walk, enter
 
 GRAB = """() => {
   const video = document.querySelector('video');
@@ -32,11 +32,10 @@ GRAB = """() => {
   canvas.getContext('2d').drawImage(video, 0, 0);
   return canvas.toDataURL('image/png').split(',')[1];
 }"""
-SIZE = (128, 96)
 
 
 def picture(walk: Walk) -> NDArray[np.float32]:
-    """The frame on the screen, [96, 128, 3] in 0 .. 255, averaged down to the student's own size."""
+    """The frame on the screen, [height, width, 3] in 0 .. 255, averaged down to the student's own size."""
     image = Image.open(io.BytesIO(b64decode(walk.page.evaluate(GRAB)))).convert("RGB")
     return np.asarray(image.resize(SIZE, Image.Resampling.BOX), np.float32)
 
@@ -47,10 +46,10 @@ def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 def shift(before: NDArray[np.float32], after: NDArray[np.float32], reach: int = 40) -> int:
     """Pixels by which the scene moved to the right: the best overlap of the upper half, without the lantern."""
-    a, b = (x[:48].mean(2) for x in (before, after))
+    a, b = (x[: SIZE[1] // 2].mean(2) for x in (before, after))
     errors = {}
     for by in range(-reach, reach + 1):
-        left, right = max(0, by), min(128, 128 + by)
+        left, right = max(0, by), min(SIZE[0], SIZE[0] + by)
         errors[by] = float(np.square(b[:, left:right] - a[:, left - by : right - by]).mean())
     return min(errors, key=lambda by: errors[by])
 

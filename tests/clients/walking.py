@@ -12,6 +12,10 @@ from playwright.sync_api import BrowserContext, Page
 from server.protocol import parse_client
 
 PLAYS_WITHIN_S = 45.0
+SIZE = (160, 128)
+"""Of the shipped world's frames: width and height, pixels."""
+ENLARGED = 2
+"""What video of it is enlarged by."""
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 SMALL = {"viewport": {"width": 480, "height": 360}}
 """Less for Chromium to draw: where two pages play, it must not take the cores that the server needs to let both in."""

@@ -9,7 +9,7 @@ import pytest
 
 from streamgen.student import Student
 from tests.conftest import shared_folder
-from tests.toy import WITH_POSE, toy_student
+from tests.toy import WITH_ACTORS, toy_student
 
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 
@@ -22,10 +22,10 @@ def plain_student(toy_folder: Path) -> Student:
 
 @pytest.fixture(scope="session")
 def sink_student(written_once: WrittenOnce) -> Student:
-    """Sink 2, two frames a block, with a pose."""
+    """Sink 2, two frames a block, with a pose and actors."""
 
     def write(folder: Path) -> Path:
-        return toy_student(folder, sink=2, block_size=2, **WITH_POSE)
+        return toy_student(folder, sink=2, block_size=2, **WITH_ACTORS)
 
     return Student.from_pretrained(written_once("sink", write))
 

@@ -16,16 +16,19 @@ from engines.generate import generate
 from engines.onnxruntime import OnnxRuntimeEngine
 from engines.openvino import OpenVINOEngine
 from engines.protocol import Engine, StepRequest
+from engines.replay import replay
 from engines.torch import TorchBatches, TorchEngine
+from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
+from streamgen.session_log import Blocks, Generation, Header, ReadLog, checksum
 from streamgen.state import StreamState
 from streamgen.student import Student
 from streamgen.work import frame_flops
-from tests.toy import WITH_POSE, toy_student
+from tests.toy import WITH_ACTORS, toy_student
 
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 STUDENTS: dict[str, Callable[[Path], Path]] = {
-    "one pass": partial(toy_student, step_plans={1: (1.0,)}, history_level=1.0, **WITH_POSE),
+    "one pass": partial(toy_student, step_plans={1: (1.0,)}, history_level=1.0, **WITH_ACTORS),
     "noisy": partial(toy_student, step_plans={2: (1.0, 0.5), 3: (1.0, 0.75, 0.5)}, history_level=0.5, sink=2),
     "flow map": partial(toy_student, step_plans={1: (1.0,), 3: (1.0, 0.6, 0.3)}, flow_map=True),
 }
@@ -125,3 +128,28 @@ def test_what_cannot_be_is_refused(student: Student) -> None:
         changed(history_level=0.5, flow_map=True)
     with pytest.raises(ValueError, match="a block_size of 1"):
         changed(history_level=1.0, block_size=2)
+
+
+def test_a_replay_must_know_of_a_recache(plain_student: Student) -> None:
+    """The cache that a recache rebuilds is a rounding away from the one that it replaces, and pixels show it."""
+    student, engine = plain_student, OpenVINOEngine(plain_student, precision="fp32")
+    state = student.start(3)
+    begun = Generation(generation=0, seed=3, frame=state.frame)
+    runs: list[Blocks] = []
+    for keys in (("KeyW",), ("KeyW", "ArrowLeft")):
+        engine.open("live", state)
+        frame, checksums = state.frame, []
+        action = action_vector(keys, student.config.keys)[None]
+        for _ in range(30):
+            result = engine.step([StepRequest("live", action, 1)])[0]
+            checksums.append(f"{checksum(result.frames):08x}")
+            state = state.extended(student.config, result.latents, action)
+        runs.append(Blocks(frame=frame, keys=keys, steps=1, recache=True, crc32="".join(checksums)))
+    header = Header(
+        session="s", student="toy", student_hash=student.hash, engine=engine.name, precision=engine.precision,
+        device=engine.device, left_out_blocks=0, left_out_inputs=0,
+    )  # fmt: skip
+    assert all(block.equal for block in replay(engine, student, ReadLog(header, [(begun, runs)])))
+    runs[1] = runs[1].model_copy(update={"recache": False})
+    equal = [block.equal for block in replay(engine, student, ReadLog(header, [(begun, runs)]))]
+    assert all(equal[:30]) and not all(equal[30:])

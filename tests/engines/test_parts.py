@@ -19,11 +19,11 @@ def _names(model: ov.Model) -> set[str]:
     return {taken.get_any_name() for taken in model.inputs}
 
 
-def test_the_parts_together_make_what_the_whole_makes() -> None:
+def test_the_parts_together_make_what_the_whole_makes(sink_student: Student) -> None:
     """Bit for bit; and what costs something is made once."""
-    core, world = ov.Core(), Student.from_pretrained("world")
-    whole = core.read_model(str(world.file(step_graph(1))))
-    latents, frames, cache = cut(core.read_model(str(world.file(step_graph(1)))))
+    core, graph = ov.Core(), str(sink_student.file(step_graph(1)))
+    whole = core.read_model(graph)
+    latents, frames, cache = cut(core.read_model(graph))
     assert _names(frames) == {"latents"}
     handed = {"latents", *(name for output in latents.outputs for name in output.get_names())}
     assert _names(latents) <= _names(whole) and _names(cache) <= _names(whole) | handed

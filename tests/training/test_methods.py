@@ -15,7 +15,7 @@ from streamgen.config import AutoencoderConfig
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
-from tests.toy import WITH_FACE, WITH_POSE, toy_transformer, toy_transformer_config
+from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips
 from training.discriminator import Discriminator
 from training.distributed import forget_activations
@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mutual_forcing": {"name": "mutual_forcing", "context": CONTEXT, "many": 2},
 }
 DUELS = {"dmd", "sid", "gan", "diagonal", "self_adversarial", "flow_map on policy"}
-STUDENTS = {"plain": {}, "pose": WITH_POSE, "face": WITH_FACE}
+STUDENTS = {"plain": {}, "pose": WITH_ACTORS, "face": WITH_FACE}
 
 
 def _clips(model: CausalVideoTransformer, rows: int = 2) -> LatentClips:

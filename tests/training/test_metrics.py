@@ -11,8 +11,9 @@ import torch
 from streamgen.config import AutoencoderConfig
 from streamgen.models.attention import CacheAttention
 from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.pose import Course, from_planes, planes
 from streamgen.models.rollout import Commit, RollingCache, Rollout
-from tests.toy import WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
+from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import (
     LatentClips,
     before,
@@ -24,10 +25,12 @@ from training.clips import (
     noisy_history,
     pose_vector,
     recycled_history,
+    scarred_history,
 )
 from training.data import Clip
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
+from training.stages.pose import course_loss, judge_course
 
 
 def _picture(seed: int, shape: tuple[int, ...] = (3, 32, 40, 3)) -> np.ndarray:
@@ -64,6 +67,8 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
     channels = model.config.in_channels
     torch.manual_seed(2)
     clips = LatentClips(torch.randn(1, 9, channels, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
+    if model.config.pose_scale:
+        clips.latents[:, :, 4:] = planes(torch.randn(1, 9, 6), model.config)
     made = teacher_forced(model, clips, (1.0,), seed=3)
     generator = torch.Generator().manual_seed(3)
     of_history = torch.randn(clips.latents.shape, generator=generator) if model.config.history_level else clips.latents
@@ -170,6 +175,20 @@ def test_a_share_of_the_histories_fades() -> None:
     assert torch.equal(out[~faded], x[~faded])
 
 
+def test_a_share_of_the_histories_has_a_scar() -> None:
+    x = torch.randn(400, 6, 2, 5, 7)
+    out = scarred_history(x, 0.5, torch.Generator().manual_seed(0))
+    changed = out != x
+    scarred = changed.flatten(1).any(1)
+    assert 0.45 < scarred.float().mean() < 0.55
+    for clip in changed[scarred]:
+        at = clip.nonzero()
+        box = at.amax(0) - at.amin(0) + 1
+        assert len(at) == box.prod() and box[1] == 2, "a box, in all channels, for some frames in a row"
+    spread = torch.stack([(out - x)[row][changed[row]].square().mean().sqrt() for row in scarred.nonzero()[:, 0]])
+    assert spread.min() < 0.5 and 2 < spread.max() < 4.5
+
+
 @pytest.mark.parametrize("sink", [0, 1])
 def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     config = toy_transformer_config(window=4, sink=sink)
@@ -219,14 +238,54 @@ def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:
 def test_poses_go_with_the_latents_where_the_model_has_them() -> None:
     vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
     poses = np.array([[256, -512, 0], [0, 0, 90], [51.2, 0, 210]], np.float32)
-    clip = Clip(_picture(0), np.zeros((3, 5), np.uint8), poses)
+    clip = Clip(_picture(0, (3, 32, 48, 3)), np.zeros((3, 5), np.uint8), poses)
     plain, config = encode(vae, [clip], toy_transformer_config()), toy_transformer_config(**WITH_POSE)
     latents = encode(vae, [clip, clip], config).latents
-    assert latents.shape == (2, 3, 10, 4, 5)
+    assert latents.shape == (2, 3, 10, 4, 6)
     assert torch.equal(latents[:1, :, :4], plain.latents)
     want = torch.tensor([[0.5, -1, 1, 0], [0, 0, 0, 1], [0.1, 0, -(3**0.5) / 2, -0.5]])
     torch.testing.assert_close(pose_vector(torch.from_numpy(poses), 512), want, atol=1e-6, rtol=0)
     want = torch.cat([want, torch.tensor([[0, 0], [-0.5, 1], [0.1, 0]])], 1)
-    torch.testing.assert_close(latents[1, :, 4:], want[..., None, None].expand(3, 6, 4, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(latents[1, :, 4:], want[..., None, None].expand(3, 6, 4, 6), atol=1e-6, rtol=0)
     with pytest.raises(RecipeError, match="do not say where"):
         encode(vae, [Clip(clip.frames, clip.actions, poses * np.nan)], config)
+
+
+def test_actors_go_with_the_latents_where_the_model_has_them() -> None:
+    vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    actors = np.array([[[256, 0, 0], [0, 512, 0]], [[128, 0, 0.25], [0, 512, 0]]], np.float32)
+    poses = np.array([[0, 0, 90], [0, 256, 90]], np.float32)
+    frames = np.zeros((2, 32, 48, 3), np.uint8)
+    clip, config = Clip(frames, np.zeros((2, 5), np.uint8), poses, actors=actors), toy_transformer_config(**WITH_ACTORS)
+    states = from_planes(encode(vae, [clip], config).latents[:, :, 4:], config)
+    want = [
+        [0, 0, 0, 1, 0, 0, 0.5, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0.5, 0, 1, 0, 0.5, 0.25, 0, -0.25, 0, 0.25, 0, 1, 0, 0, 0],
+    ]
+    torch.testing.assert_close(states[0], torch.tensor(want), atol=1e-6, rtol=0)
+    for wrong in (None, actors[:, :1]):
+        with pytest.raises(RecipeError, match=r"model.actors 2: the clips tell of another number"):
+            encode(vae, [Clip(frames, clip.actions, poses, actors=wrong)], config)
+
+
+def test_a_course_is_judged_by_where_actors_went_and_what_was_hit() -> None:
+    torch.manual_seed(0)
+    course = Course(toy_transformer_config(**WITH_ACTORS)).requires_grad_(False)
+    for parameter in course.parameters():
+        parameter += torch.randn_like(parameter) * 0.3
+    course.rate.fill_(0.1)
+    course.out.bias[2] = course.trigger.bias[0] = 4.0  # hits now and then
+    poses, actions = torch.randn(6, 1, 6).expand(6, 30, 6), (torch.rand(6, 30, 5) < 0.5).float()
+    actors = [torch.cat([torch.randn(6, 2, 4) * 0.5, torch.zeros(6, 2, 1)], -1)]
+    for frame in range(1, 30):
+        actors.append(course(actors[-1], poses[:, frame], actions[:, frame]))
+    went = torch.stack(actors, 1)
+    assert judge_course(course, went, poses, actions) == pytest.approx(
+        {"course": 0, "hits": 1, "hits_right": 1}, abs=1e-5
+    )
+    right = course_loss(course, went, poses, actions)
+    course.pace *= 0.5
+    course.out.bias[2] = -99.0
+    judged = judge_course(course, went, poses, actions)
+    assert judged["course"] > 0.2 and judged["hits"] == 0
+    assert course_loss(course, went, poses, actions) > right + 0.1

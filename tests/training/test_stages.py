@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from streamgen.cli import main
-from streamgen.models.loading import load_transformer
+from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS
 from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
@@ -44,8 +45,8 @@ checkpoint_every_s: 0.001
 model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
 """
 MODEL = """
-model: {in_channels: 10, height: 12, width: 16, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
-        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, view_dim: 16}
+model: {in_channels: 15, height: 12, width: 20, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, view_dim: 16, actors: 5}
 """
 POSE = """
 stage: pose
@@ -57,7 +58,6 @@ learning_rate: 1.0e-3
 warmup: 1
 evaluate_every: 4
 clip_length: 12
-pool: 70
 walks: 70
 starts: 6
 frames: 6
@@ -226,13 +226,13 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
         parameter += torch.randn_like(parameter) * 0.1
     start, actions = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02]]), (torch.rand(70, 12, 5) < 0.5).float()
     led = torch.cat([start[:, None].expand(70, 1, 6), walk(motion, start.expand(70, 6), actions[:, 1:])], 1)
+    led = torch.cat([led, torch.zeros(70, 12, 25)], -1)  # no actor moves
     led[:, 0] = torch.nan  # of a clip's first frame the speed is not known
-    new = held_out(stage.data, 1, 12)
-    stage._poses = lambda clips: LatentClips(led[:1], actions[:1])
     for driven, wrong in ((actions, False), (actions.roll(1, 1), True)):
         stage._walks = LatentClips(led, driven)
-        figures = stage.loss(stage.batch(new, 3), stage.model, torch.Generator())[1]
+        figures = stage.loss(stage.batch([], 3), stage.model, torch.Generator())[1]
         assert figures["motion"] > 0.01 if wrong else figures["motion"] < 1e-6
+        assert figures["course"] < 1
 
 
 @pytest.mark.parametrize(("name", "kills"), [("teacher", (2, 5)), ("duel", (2,))])
@@ -270,7 +270,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert "35 frames" in _run([*_COMMAND, *map(str, generate)])
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height, float(stream.average_rate)) == (384, 288, 17.5)
+        assert (stream.width, stream.height, float(stream.average_rate)) == (480, 288, 17.5)
         assert sum(1 for _ in container.decode(stream)) == 35
     figures_file = tmp_path / "figures" / "figures.json"
     figures_file.parent.mkdir()
@@ -293,7 +293,9 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the recipes that come with it, at toy size, beside its teacher; asked again, nothing is done twice."""
+    """One of the recipes that come with it, at toy size, beside its teacher; asked for longer rollouts, it judges those
+    of the same students.
+    """
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "recipes").mkdir()
     shutil.copy(ROOT / "training" / "recipes" / "compare" / "causal_consistency.yaml", tmp_path / "recipes")
@@ -315,10 +317,12 @@ def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "out" / "compare.png").is_file()
     log = tmp_path / "runs" / "compare-causal_consistency" / "log.jsonl"
     steps = log.read_text().count('"step_s"')
-    _streamgen("compare", *made, *short, *where, *smaller)
+    _streamgen("compare", *made, *short, "--long", "7", *where, *smaller)
     assert log.read_text().count('"step_s"') == steps
     again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert again["teacher"]["judged"] == {"episodes": 1, "short_s": 4, "long_s": 7}
     assert again["teacher"]["counts"]["2"]["short"] == figures["teacher"]["counts"]["2"]["short"]
+    assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
     said = _refusal("compare", *made, *short, "--minutes", "7", *where)
     assert "has a comparison of 0.05 minutes by 1 processes" in said
 
@@ -344,6 +348,16 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(
     shutil.copytree(tmp_path / "two" / name, tmp_path / "further" / name)
     _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
     assert sorted(_losses(tmp_path / "further" / name)) == [0, 1, 2, 3]
+
+
+def test_two_processes_learn_the_same_ground(runs: Path, tmp_path: Path) -> None:
+    """Each records its share of the walks; where any of them has seen an actor, actors can be."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    recipe = str(runs / "pose.yaml")
+    _run([*torchrun, "-m", "training", "train", recipe, "steps=1", "--runs", str(tmp_path)])
+    one, two = (load_file(folder / "pose" / "pose" / WEIGHTS)["course.ground"] for folder in (runs, tmp_path))
+    assert 0 < one.sum() < len(one) / 2
+    assert torch.equal(one, two)
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
@@ -392,7 +406,17 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
         load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
 
 
-def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(runs: Path) -> None:
+def test_a_start_without_actors_cannot_move_any(runs: Path, tmp_path: Path) -> None:
+    """A course that has learned nothing would let them fly through walls, and a teacher does not train it."""
+    still = load_transformer(runs / "teacher").config.model_copy(update={"actors": 0, "in_channels": 10})
+    save_transformer(CausalVideoTransformer(still), tmp_path)
+    with pytest.raises(RecipeError, match=r"has no pose\.course.*name the run of a pose too"):
+        TeacherForcingStage(load_recipe(runs / "teacher.yaml", ("pose=null", f"start={tmp_path}")))
+    TeacherForcingStage(load_recipe(runs / "teacher.yaml", (f"start={tmp_path}",)))
+
+
+@pytest.mark.parametrize("tail", [None, 8])
+def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(tail: int | None, runs: Path) -> None:
     """Without copies: the loss is the error of the frames that the history's own pass predicts, each from its past."""
     one_pass = (
         "copies=0",
@@ -402,22 +426,31 @@ def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(runs: Path) 
         "context_noise=0",
         f"start={runs}/teacher",
     )
-    stage = TeacherForcingStage(load_recipe(runs / "teacher.yaml", one_pass))
+    stage = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*one_pass, *([f"tail={tail}"] if tail else []))))
     batch = stage.batch(held_out(stage.data, 1, 12), 0)
     loss, _ = stage.loss(batch, stage.model, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     imperfect_history(stage.model, batch, stage.recipe, (1.0,), generator)  # draws, and changes nothing here
-    noise = torch.randn(batch.latents.shape, generator=generator)
+    frames = tail or 12
+    latents, actions = batch.latents[:, -frames:], batch.actions[:, -frames:]
+    noise = torch.randn(latents.shape, generator=generator)
     with torch.no_grad():
-        passed = ClipPass(stage.model.config, batch.latents, torch.zeros(1, 12), batch.actions, 0, noise)
-        nothing = batch.latents[:, None][:, :0]
-        velocity = passed.all_velocities(stage.model, nothing, torch.zeros(1, 0, 12))[:, 0]
-    error = (noise - velocity - batch.latents)[:, 2:, : stage.model.config.picture_channels]
+        passed = ClipPass(stage.model.config, latents, torch.zeros(1, frames), actions, 0, noise)
+        nothing = latents[:, None][:, :0]
+        velocity = passed.all_velocities(stage.model, nothing, torch.zeros(1, 0, frames))[:, 0]
+    error = (noise - velocity - latents)[:, 2:, : stage.model.config.picture_channels]
     assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
     loss.backward()
     assert stage.model.blocks[0].ffn[0].weight.grad.abs().max() > 0
-    with pytest.raises(RecipeError, match="copies 0"):
-        load_recipe(runs / "teacher.yaml", ("copies=0",))
+    refused = {
+        ("copies=0",): "copies 0",
+        ("tail=3",): "tail 3",
+        ("tail=8", "model.sink=1"): "the first frames of a clip are the sink",
+        ("tail=8", "clip_length=16", "recycle=4"): "a rollout of 4 frames could end before it; .* below 16",
+    }
+    for wrong, said in refused.items():
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(runs / "teacher.yaml", wrong)
     noisy = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*one_pass, "context_noise=0.1")))
     with pytest.raises(RecipeError, match="context_noise"):
         noisy.loss(batch, noisy.model, torch.Generator())
@@ -437,7 +470,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
         (TEACHER, ("pose=null",), "needs a pose"),
-        (POSE, ("model.pose_scale=null",), "set model.pose_scale"),
+        (POSE, ("model.pose_scale=null", "model.actors=0"), "set model.pose_scale"),
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
         (STUDENT, ("method.intervals=7",), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),

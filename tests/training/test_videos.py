@@ -68,12 +68,25 @@ def test_clips_are_the_videos_frames_with_their_actions(folder: Path) -> None:
     assert np.array_equal(again.frames, clips[7].frames)
 
 
-def test_poses_where_the_game_gives_them(folder: Path) -> None:
-    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), "poses": poses()}))
-    np.savez(folder / "b.npz", keys=np.array(KEYS), actions=np.array(actions()), poses=np.array(poses()))
+def actors(frames: int = FRAMES) -> list[list[list[float]]]:
+    return [[[n, -n / 2, 0], [3, 4, n % 4 / 4]] for n in range(frames)]
+
+
+def test_poses_and_actors_where_the_game_gives_them(folder: Path) -> None:
+    told = {"keys": KEYS, "actions": actions(), "poses": poses(), "actors": actors()}
+    (folder / "a.json").write_text(json.dumps(told))
+    np.savez(folder / "b.npz", **{name: np.array(rows) for name, rows in told.items()})
     for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(10), 9):
         first = number_of(clip.frames[0])
         assert clip.poses.tolist() == poses()[first : first + 9]
+        assert clip.actors is not None and clip.actors.tolist() == actors()[first : first + 9]
+
+
+def test_what_is_null_is_not_told(folder: Path) -> None:
+    told = {"keys": KEYS, "actions": actions(), "poses": None, "actors": None}
+    (folder / "a.json").write_text(json.dumps(told))
+    for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(10), 9):
+        assert np.isnan(clip.poses).all() and clip.actors is None
 
 
 def test_the_last_tenth_is_held_out(folder: Path) -> None:
@@ -122,8 +135,8 @@ def _ragged(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": rows}))
 
 
-def _with_poses(folder: Path, rows: object) -> None:
-    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), "poses": rows}))
+def _with_poses(folder: Path, rows: object, name: str = "poses") -> None:
+    (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), name: rows}))
 
 
 def _few_poses(folder: Path) -> None:
@@ -136,6 +149,18 @@ def _lost_pose(folder: Path) -> None:
 
 def _named_pose(folder: Path) -> None:
     _with_poses(folder, ["north"] * 60)
+
+
+def _few_actors(folder: Path) -> None:
+    _with_poses(folder, actors(59), "actors")
+
+
+def _late_actor(folder: Path) -> None:
+    _with_poses(folder, [*actors(59), [[0, 0, 0], [0, 0, 1.0]]], "actors")
+
+
+def _no_more_actors(folder: Path) -> None:
+    _with_poses(folder, actors(), "actors")
 
 
 def _text(folder: Path) -> None:
@@ -157,8 +182,11 @@ def _nothing(folder: Path) -> None:
         (_half_a_key, r"a.json: frame 17: actions \[0.0, 0.5\] are not 0 or 1"),
         (_ragged, "a.json: frame 23: 1 actions, the first frame has 2"),
         (_few_poses, r"a.json: poses of shape \(59, 3\); 60 frames need \(60, 3\)"),
-        (_lost_pose, "a.json: frame 30: its pose is not finite"),
+        (_lost_pose, "a.json: frame 30: one of its poses is not finite"),
         (_named_pose, "a.json: poses must be rows of x, y and yaw: .*north"),
+        (_few_actors, r"a.json: actors of shape \(59, 2, 3\); 60 frames need \(60, actors, 3\)"),
+        (_late_actor, r"a.json: frame 59: the clock of actor 1 is 1.0, not in \[0, 1\)"),
+        (_no_more_actors, r"b.npz: 0 actors, but a.mp4 has 2: all videos need the same ones"),
         (_text, "a.mp4: not a video"),
         (_nothing, "no videos"),
     ],

@@ -35,7 +35,7 @@ def hold(frames: int, first: int, last: int, *keys: int) -> np.ndarray:
 
 
 def same(a: Clip, b: Clip) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "actions", "poses"))
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "actions", "poses", "actors"))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -59,7 +59,7 @@ def test_arena_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
 
 def test_an_episode_is_a_function_of_its_seed_and_number(recorder: WorldRecorder) -> None:
     first, second = recorder.record(40, episode=0), recorder.record(40, episode=1)
-    assert first.frames.shape == (40, 96, 128, 3)
+    assert first.frames.shape == (40, 128, 160, 3)
     assert first.frames.dtype == np.uint8
     assert not first.actions[0].any()
     assert same(recorder.record(40, episode=0), first), "an earlier episode leaves a trace in a later one"
@@ -72,27 +72,28 @@ def test_an_episode_is_a_function_of_its_seed_and_number(recorder: WorldRecorder
 def test_recorded_actions_replay_to_the_same_frames(recorder: WorldRecorder) -> None:
     clip = recorder.record(60, episode=5)
     x, y, yaw = (float(v) for v in clip.poses[0])
-    again = recorder.play(clip.actions, (x, y, yaw))
+    again = recorder.play(clip.actions.astype(np.uint8), (x, y, yaw))
     np.testing.assert_allclose(again.poses[:, :2], clip.poses[:, :2], atol=3)
     assert np.abs(again.frames.astype(int) - clip.frames).mean() < 4
 
 
 @pytest.mark.parametrize(("key", "sign"), [(LEFT, 1), (RIGHT, -1)])
 def test_turning_shows_on_the_frame_whose_action_says_so(recorder: WorldRecorder, key: int, sign: int) -> None:
-    clip = recorder.play(hold(12, 4, 6, key))
+    clip, idle = recorder.play(hold(12, 4, 6, key)), recorder.play(hold(12, 0, -1))
     turned = np.diff(clip.poses[:, 2])
     assert np.abs(turned[:3]).max() == 0
     np.testing.assert_allclose(turned[3:6], sign * 5.0, atol=0.1)
     assert np.abs(turned[6:]).max() == 0
-    assert np.array_equal(clip.frames[3], clip.frames[0])
-    assert not np.array_equal(clip.frames[4], clip.frames[3])
+    assert np.array_equal(clip.frames[:4], idle.frames[:4])
+    assert np.abs(clip.frames[4].astype(int) - idle.frames[4]).mean() > 3
 
 
 def test_a_one_frame_tap_of_every_key_shows_at_once(recorder: WorldRecorder) -> None:
+    idle = recorder.play(hold(6, 0, -1))
     for key in range(5):
         clip = recorder.play(hold(6, 3, 3, key))
-        assert np.array_equal(clip.frames[2], clip.frames[0])
-        assert np.abs(clip.frames[3].astype(int) - clip.frames[2]).mean() > 0.3, WORLD_KEYS[key]
+        assert np.array_equal(clip.frames[:3], idle.frames[:3])
+        assert np.abs(clip.frames[3].astype(int) - idle.frames[3]).mean() > 0.3, WORLD_KEYS[key]
 
 
 def test_a_clip_starts_where_it_is_told(recorder: WorldRecorder) -> None:
@@ -115,16 +116,114 @@ def test_opposite_keys_cancel(recorder: WorldRecorder) -> None:
 
 
 def test_fire_lights_the_lantern_and_nothing_else(recorder: WorldRecorder) -> None:
-    clip = recorder.play(hold(10, 3, 3, SPACE))
-    change = np.abs(clip.frames[3].astype(int) - clip.frames[2])
-    assert change[60:, 40:90].mean() > 10
-    assert change[:48].max() == 0
-    assert np.array_equal(clip.frames[9], clip.frames[2]), "the lantern must come back to rest"
+    clip, idle = recorder.play(hold(10, 3, 3, SPACE)), recorder.play(hold(10, 0, -1))
+    change = np.abs(clip.frames.astype(int) - idle.frames)
+    assert change[3, 80:, 50:110].mean() > 10
+    assert change[:, :64].max() == 0
+    assert change[:3].max() == change[7:].max() == 0, "the lantern must come back to rest after 8 tics"
 
 
-def test_a_standing_player_sees_a_still_picture_for_a_minute(recorder: WorldRecorder) -> None:
+def test_a_standing_player_sees_only_wisps_and_flames_move(recorder: WorldRecorder) -> None:
     clip = recorder.play(hold(1100, 0, -1))
-    assert (clip.frames == clip.frames[0]).all()
+    assert (clip.poses == clip.poses[0]).all(), "somebody was pushed"
+    changed = (clip.frames != clip.frames[0]).any(axis=3)
+    assert not changed[:, :20].any(), "the sky stands still"
+    assert not changed[:, 100:, 72:88].any(), "so does the lantern"
+    assert (clip.frames[1:] != clip.frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+def test_a_flame_goes_through_its_four_pictures_every_8_frames(recorder: WorldRecorder) -> None:
+    clip = recorder.play(hold(24, 0, -1), (150, 70, 90))
+    flames = clip.frames[:, 20:70, 60:100]
+    assert len(np.unique(flames.reshape(24, -1), axis=0)) == 4
+    assert np.array_equal(flames[8:], flames[:-8])
+
+
+def wisp_pixels(frame: np.ndarray) -> np.ndarray:
+    """Where a frame [H, W, 3] is violet, which nothing else in the world is: mask [H, W]."""
+    return np.asarray(frame[..., 2].astype(int) - frame[..., 1] > 80)
+
+
+def wisp_ahead(recorder: WorldRecorder) -> tuple[tuple[float, float, float], int]:
+    """The first pose and scene with a wisp in the middle of the view that stays in view for 45 frames."""
+
+    def stays(frames: np.ndarray) -> bool:
+        column = 80.0
+        for frame in frames:
+            columns = np.nonzero(wisp_pixels(frame))[1]
+            near = columns[np.abs(columns - column) < 20]
+            if len(near) < 20 or abs(near.mean() - column) > 5 or not 15 < near.mean() < 145:
+                return False
+            column = near.mean()
+        return True
+
+    for scene in range(20):
+        for yaw in range(0, 360, 10):
+            pose = (0.0, 0.0, float(yaw))
+            if all(stays(recorder.play(hold(frames, 0, -1), pose, scene).frames) for frames in (1, 45)):
+                return pose, scene
+    raise AssertionError("no wisp anywhere")
+
+
+def test_wisps_drift_through_the_picture(recorder: WorldRecorder) -> None:
+    clips = [recorder.play(hold(40, 0, -1), (0, 0, yaw)) for yaw in range(0, 360, 90)]
+    seen = np.array([[wisp_pixels(frame) for frame in clip.frames] for clip in clips])
+    per_frame = seen.sum((0, 2, 3))
+    assert per_frame.min() > 100, "all around, some wisps are always in sight"
+    assert not wisp_pixels(clips[0].frames[:, 100:]).any(), "they fly at eye height"
+    columns = np.asarray(seen.any(axis=2))  # bobbing up and down does not count
+    assert np.logical_xor(columns[:, 8:], columns[:, :-8]).sum((0, 2)).min() > 8, "in half a second they have moved on"
+
+
+def test_a_flash_bursts_the_wisp_ahead_which_grows_whole_again(recorder: WorldRecorder) -> None:
+    start, scene = wisp_ahead(recorder)
+    idle = recorder.play(hold(60, 0, -1), start, scene).frames
+    lit = recorder.play(hold(60, 1, 1, SPACE), start, scene).frames
+    violet = [wisp_pixels(frame[:, 60:100]).sum() for frame in lit]
+    assert violet[1] < violet[0] / 2, "it bursts on the flash's own frame"
+    bright = (lit[1, :76].min(axis=2) > 190) & ~(idle[1, :76].min(axis=2) > 190)
+    assert bright.sum() > 60
+    changed = (lit[:, :76] != idle[:, :76]).any(axis=(1, 2, 3))
+    assert changed[1:41].all(), "burst and ember show in every frame"
+    assert np.array_equal(lit[42:], idle[42:]), "it has gone on along its path, and is whole"
+
+
+def test_actors_are_where_wisps_are_seen_and_tell_what_a_flash_began(recorder: WorldRecorder) -> None:
+    start, scene = wisp_ahead(recorder)
+    clip = recorder.play(hold(60, 1, 1, SPACE), start, scene)
+    assert clip.actors is not None and clip.actors.shape == (60, 5, 3)
+    off = np.degrees(np.arctan2(clip.actors[0, :, 1] - start[1], clip.actors[0, :, 0] - start[0])) - start[2]
+    ahead = int(np.argmin(np.abs((off + 180) % 360 - 180)))
+    assert abs((off[ahead] + 180) % 360 - 180) < 4, "one is in the middle of the view"
+    clock = clip.actors[:, ahead, 2]
+    assert clock[0] == 0 and clock[1] > 0 and not clip.actors[:, np.arange(5) != ahead, 2].any()
+    steps = np.diff(clock[1:])
+    running = np.flatnonzero(clock[2:] > 0)
+    np.testing.assert_allclose(steps[running], 2 / 81, atol=1e-3)
+    assert running[-1] < 40 and not clock[44:].any() and clock.max() < 1
+    moved = np.linalg.norm(np.diff(clip.actors[..., :2], axis=0), axis=2)
+    assert np.median(moved) == pytest.approx(7, abs=0.1)
+
+
+def test_a_flash_leaves_the_wisps_aside_alone(recorder: WorldRecorder) -> None:
+    (x, y, yaw), scene = wisp_ahead(recorder)
+    for turn, column in ((-15, 59), (15, 101)):
+        idle = recorder.play(hold(5, 0, -1), (x, y, yaw + turn), scene).frames
+        lit = recorder.play(hold(5, 1, 1, SPACE), (x, y, yaw + turn), scene).frames
+        around = np.s_[:, :64, column - 12 : column + 12]
+        assert wisp_pixels(lit[around]).sum() > 100
+        assert np.array_equal(lit[around], idle[around])
+
+
+def test_wisps_go_elsewhere_in_every_scene_and_push_nobody(recorder: WorldRecorder) -> None:
+    actions = np.concatenate([hold(60, 1, 59, W), hold(60, 0, 40, RIGHT), hold(60, 0, 59, W), hold(60, 0, 59, S)])
+    clips = [recorder.play(actions, scene=scene) for scene in range(6)]
+    for clip in clips[1:]:
+        assert np.array_equal(clip.poses, clips[0].poses)
+        assert not np.array_equal(clip.frames[0], clips[0].frames[0])
+    with WorldRecorder(seed=9) as other:
+        other.record(30, episode=3)
+        assert same(other.play(actions, scene=4), clips[4]), "the wisps' ways depend on the engine's past"
 
 
 def test_views_tell_heading_and_place(recorder: WorldRecorder) -> None:
@@ -149,6 +248,8 @@ def test_every_free_place_can_be_walked_to() -> None:
         seen |= near
         front += near
     assert seen == free
+    assert not {(8, -26), (2, -26), (14, -26), (-19, 24), (-19, 25)} & free, "the hedges stand there"
+    assert {(-1, -26), (17, -26), (8, -22), (-10, 24), (-19, 20)} <= free, "and end there"
     assert len(free) > 2500
 
 
@@ -193,6 +294,23 @@ def test_policy_turns_full_circles_and_leaves_walls() -> None:
         push = push + 1 if keys[W] and not keys[S] else 0
         longest_push = max(longest_push, push)
     assert 4 <= longest_push <= 16
+
+
+def test_policy_aims_at_wisps() -> None:
+    """A wisp stands still while the player turns; as soon as it is flashed at, or out of view, there is another one."""
+    rng = np.random.default_rng(0)
+    policy, wisp = StickyPolicy(rng), 30.0
+    flashes, aimed, fired = 0, 0, False
+    for _ in range(20_000):
+        keys = policy.next(10.0, wisp)
+        if keys[SPACE] and not fired:
+            flashes, aimed = flashes + 1, aimed + (abs(wisp) < 6)
+        fired = bool(keys[SPACE])
+        wisp += 5.0 * (int(keys[RIGHT]) - int(keys[LEFT]))
+        if fired or abs(wisp) > 45:
+            wisp = rng.uniform(-45, 45)
+    assert flashes > 400
+    assert aimed > 0.4 * flashes, "12 of 90 degrees are 13% of chance hits"
 
 
 def test_play_says_what_is_wrong(recorder: WorldRecorder) -> None:

@@ -51,6 +51,10 @@ class TeacherForcingStage:
             other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
             if other:
                 raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
+            parts = tuple(part for part in ("pose.", "face.") if part not in given)
+            lacking = [name for name in own if name.startswith(parts) and name not in weights]
+            if lacking:
+                raise RecipeError(f"start: {folder} has no {lacking[0]}, ...: name the run of a {lacking[0][:4]} too")
             model.load_state_dict(weights, strict=False)
         if recipe.model.pose_scale:
             if recipe.pose is not None:
@@ -72,16 +76,18 @@ class TeacherForcingStage:
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
-        recipe, x0 = self.recipe, batch.latents
-        rows, frames = x0.shape[:2]
+        recipe = self.recipe
         own = recipe.model.history_level
         history, level = imperfect_history(ema, batch, recipe, self._plans[max(self._plans)], generator)
+        last = slice(-(recipe.tail or recipe.clip_length), None)
+        history, level, x0, actions = (t[:, last] for t in (history, level, batch.latents, batch.actions))
+        rows, frames = x0.shape[:2]
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma = shifted(torch.rand(rows, recipe.copies, frames, generator=generator), recipe.shift)
         eps = torch.randn(target.shape, generator=generator)
         known = (torch.rand(sigma.shape, generator=generator) >= recipe.condition_dropout).float()
         noise = torch.randn(x0.shape, generator=generator) if own else None
-        clip = ClipPass(recipe.model, history, level, batch.actions, recipe.copies, noise)
+        clip = ClipPass(recipe.model, history, level, actions, recipe.copies, noise)
         velocity = clip.all_velocities(self.model, add_noise(target, eps, sigma), sigma, known)
         if noise is None:
             velocity = velocity[:, 1:]

@@ -1,4 +1,7 @@
-"""Writes the arena: a PWAD with one UDMF map, its pictures, its palette and the player's lantern, all our own."""
+"""Writes the arena: a PWAD with one UDMF map, its pictures, its palette and its actors, all our own.
+
+The actors are the player with the lantern, the wisps that it hits, and the braziers' flames.
+"""
 
 import functools
 import math
@@ -17,13 +20,17 @@ LIP = 4  # room above a wall's top; the far side of this gap must stay hidden be
 ALCOVE_HALF, ALCOVE_DEPTH = 130, 128
 OUTSIDE = 760
 PLAYER_RADIUS = 16
+EYE = 41  # of the player, above the floor
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Pillar:
-    """A solid column. Lengths in map units; four `sides` mean an upright square of half-width `radius`."""
+    """A solid column. Lengths in map units; four `sides` mean an upright square of half-width `radius`.
+
+    A square with `longer` is a box, which reaches so much further in the east and in the west.
+    """
 
     kind: str
     x: float
@@ -31,18 +38,23 @@ class Pillar:
     radius: float
     height: int
     sides: int
+    longer: float = 0
 
     def outline(self) -> list[Point]:
         """Corners, clockwise; the first is due east, or north-east of a square."""
         if self.sides == 4:
-            r = self.radius
+            dx, dy = self.radius + self.longer, self.radius
             return [
-                (self.x + r, self.y + r),
-                (self.x + r, self.y - r),
-                (self.x - r, self.y - r),
-                (self.x - r, self.y + r),
+                (self.x + dx, self.y + dy),
+                (self.x + dx, self.y - dy),
+                (self.x - dx, self.y - dy),
+                (self.x - dx, self.y + dy),
             ]
         return _ring(self.x, self.y, self.radius, self.sides)
+
+    def faces(self) -> list[float]:
+        """Lengths of a square's or box's faces: west, south, east, north. None of a round one."""
+        return [2 * self.radius, 2 * (self.radius + self.longer)] * 2 if self.sides == 4 else []
 
 
 PILLARS = (
@@ -53,9 +65,20 @@ PILLARS = (
     Pillar("drum", 20, -265, 60, 70, 16),
     Pillar("twin", -66, 335, 26, 150, 12),
     Pillar("twin", 66, 335, 26, 150, 12),
+    Pillar("hedge", 130, -410, 20, 44, 4, longer=100),
+    Pillar("hedge", -300, 380, 20, 44, 4, longer=100),
+    Pillar("brazier", 150, 150, 16, 36, 8),
+    Pillar("brazier", -430, 175, 16, 36, 8),
+    Pillar("brazier", -430, -200, 16, 36, 8),
 )
+TOPS = {"hedge": "LEAVES", "brazier": "COALS"}  # the others stand too high to show theirs
 DAIS = (310.0, 30.0, 104.0)  # x, y, radius; one step up
 BASIN = (-300.0, -50.0, 96.0)  # x, y, radius; one step down
+WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -330), (-340, -230), (-400, 250))  # where each sets out
+DRIFTER_TYPE, FLAME_TYPE = 20001, 20002
+WISP_HEIGHT = 24  # of what bounces; what is seen is larger
+WISP_SPEED = 3.5  # map units per tic
+STRETCH = 1.2  # a map unit of height on the screen, in units of width
 
 
 def is_free(x: float, y: float, margin: float = 28.0) -> bool:
@@ -66,7 +89,7 @@ def is_free(x: float, y: float, margin: float = 28.0) -> bool:
         return False
     for p in PILLARS:
         dx, dy = abs(x - p.x), abs(y - p.y)
-        gap = max(dx, dy) if p.sides == 4 else math.hypot(dx, dy)
+        gap = max(dx - p.longer, dy) if p.sides == 4 else math.hypot(dx, dy)
         if gap < p.radius + margin:
             return False
     return True
@@ -95,6 +118,7 @@ class _Map:
     lines: list[str] = field(default_factory=list)
     sides: list[str] = field(default_factory=list)
     sectors: list[str] = field(default_factory=list)
+    things: list[str] = field(default_factory=list)
 
     def vertex(self, point: Point) -> int:
         return self.vertices.setdefault(point, len(self.vertices))
@@ -130,12 +154,18 @@ class _Map:
         v1, v2, s1 = self.vertex(a), self.vertex(b), self.side(front)
         self.lines.append(f"linedef {{ v1={v1}; v2={v2}; sidefront={s1}; blocking=true; }}")
 
+    def thing(self, kind: int, x: float, y: float, above: float = 0) -> None:
+        """An actor of the editor's number `kind`, `above` map units over the floor."""
+        skills = "skill1=true; skill2=true; skill3=true; skill4=true; skill5=true;"
+        self.things.append(
+            f"thing {{ x={x}; y={y}; height={above}; angle=90; type={kind}; {skills} single=true; coop=true; dm=true;"
+            " class1=true; }"
+        )
+
     def text(self) -> bytes:
         vertices = [f"vertex {{ x={x:.3f}; y={y:.3f}; }}" for x, y in self.vertices]
-        skills = "skill1=true; skill2=true; skill3=true; skill4=true; skill5=true;"
-        thing = f"thing {{ x=0; y=0; angle=90; type=1; {skills} single=true; coop=true; dm=true; class1=true; }}"
         return "\n".join(
-            ['namespace = "zdoom";', *vertices, *self.lines, *self.sides, *self.sectors, thing, ""]
+            ['namespace = "zdoom";', *vertices, *self.lines, *self.sides, *self.sectors, *self.things, ""]
         ).encode()
 
 
@@ -171,13 +201,19 @@ def _textmap() -> bytes:
     m.two_sided((back, a), (-h, a), alcove, wall, "NICHE")
     m.two_sided((-h, -a), (-h, a), yard, alcove)
     for index, p in enumerate(PILLARS):
-        top = m.sector(p.height, SKY_HEIGHT, "PLANKS")
+        top = m.sector(p.height, SKY_HEIGHT, TOPS.get(p.kind, "PLANKS"))
         _loop(m, p.outline(), yard, top, f"PILLAR{index}", 0 if p.sides == 4 else _perimeter(p) / p.sides)
     for (x, y, radius), step, flat, edge in ((DAIS, 16, "DAIS", "RIMDAIS"), (BASIN, -14, "WATER", "RIMPOOL")):
         # Flats are laid from the map's origin: shift the picture (256 wide) so that its centre is the sector's.
         shift = f"xpanningfloor={(128 - x) % 256:.1f}; ypanningfloor={(128 + y) % 256:.1f};"
         inner = m.sector(step, SKY_HEIGHT, flat, shift)
         _loop(m, _ring(x, y, radius, 16), yard, inner, edge, 0)
+    m.thing(1, 0, 0)
+    for x, y in WISPS:
+        m.thing(DRIFTER_TYPE, x, y, EYE - WISP_HEIGHT / 2)
+    for p in PILLARS:
+        if p.kind == "brazier":
+            m.thing(FLAME_TYPE, p.x, p.y)
     return m.text()
 
 
@@ -212,13 +248,16 @@ def _pictures() -> tuple[dict[str, Picture], dict[str, Picture], Picture]:
     for name in ("NE", "NW", "SW", "SE"):
         walls[f"CORN{name}"] = pictures.corner_wall(cut, WALL, name)
     for index, p in enumerate(PILLARS):
-        walls[f"PILLAR{index}"] = pictures.pillar(_perimeter(p), p.height, p.kind, p.sides == 4)
-    shadows = [(p.x, p.y, p.radius, float(p.height)) for p in PILLARS]
+        walls[f"PILLAR{index}"] = pictures.pillar(_perimeter(p), p.height, p.kind, p.faces())
+    shadows = [(p.x, p.y, p.radius, float(p.height)) for p in PILLARS if not p.longer]
+    boxes = [(p.x, p.y, p.radius + p.longer, p.radius, float(p.height)) for p in PILLARS if p.longer]
     flats = {
-        "YARD": pictures.courtyard(1024, shadows, WALL),
+        "YARD": pictures.courtyard(1024, shadows, boxes, WALL),
         "PLANKS": pictures.planks(256),
         "DAIS": pictures.dais_floor(256),
         "WATER": pictures.water(256),
+        "LEAVES": pictures.leaves(256),
+        "COALS": pictures.coals(64),
     }
     return walls, flats, pictures.sky(1024, 240, 200)
 
@@ -227,8 +266,10 @@ MAPINFO = b"""gameinfo { playerclasses = "Walker" }
 map MAP01 "Arena" { sky1 = "PANORAMA", 0  cluster = 1 }
 """
 
-# The lantern flashes at once, on the frame that the key drives, and is ready again 8 tics later.
-DECORATE = b"""actor Walker : DoomPlayer { Player.DisplayName "Walker"  Player.StartItem "Lantern" }
+# The lantern flashes at once, on the frame that the key drives, and is ready again 8 tics later. The player has the
+# flash in hand while there is light.
+LANTERN = """actor Flash : Inventory {}
+actor Walker : DoomPlayer { Player.DisplayName "Walker"  Player.StartItem "Lantern" }
 actor Lantern : Weapon
 {
   Weapon.SelectionOrder 1
@@ -242,13 +283,96 @@ actor Lantern : Weapon
     loop
   Select: LAMP A 1 A_Raise
     loop
-  Fire: LAMP B 3 bright
+  Fire: LAMP B 1 bright A_GiveInventory("Flash")
+    LAMP B 2 bright
     LAMP C 3 bright
-    LAMP D 2
+    LAMP D 2 A_TakeInventory("Flash")
     LAMP D 0 A_ReFire
     goto Ready
   }
 }
+"""
+
+# What moves a wisp: an unseen missile of the player's, hence one that passes through the player and pushes nobody; but
+# it flees when the player comes near. Whatever else it hits "kills" it where it stands, and it goes on from there,
+# mirrored in one axis, the other, or both, until it is free. The engine's own bouncing may throw things into walls.
+_FLY = f"A_ChangeVelocity({WISP_SPEED}, 0, 0, CVF_RELATIVE | CVF_REPLACE)"
+DRIFTER = f"""actor Drifter {DRIFTER_TYPE}
+{{
+  Radius 20
+  Height {WISP_HEIGHT}
+  +MISSILE
+  +NOGRAVITY
+  +SHOOTABLE
+  +NODAMAGE
+  var int user_bumps;
+  States
+  {{
+  Spawn: TNT1 A 0
+    TNT1 A 0 A_SetAngle(random(0, 359))
+    TNT1 A 0 A_TransferPointer(AAPTR_PLAYER1, AAPTR_DEFAULT, AAPTR_DEFAULT, AAPTR_TARGET)
+    TNT1 A 0 A_SpawnItemEx("Wisp", 0, 0, 0, 0, 0, 0, 0, SXF_TRANSFERPOINTERS | SXF_SETMASTER | SXF_ORIGINATOR)
+  Free: TNT1 A 0 A_SetUserVar("user_bumps", 0)
+    TNT1 A 0 A_JumpIfCloser(90, "Flee")
+  Fly: TNT1 A 1 {_FLY}
+    goto Free
+  Flee: TNT1 A 0 A_FaceTarget
+    TNT1 A 0 A_SetAngle(angle + 180)
+    goto Fly
+  Death: TNT1 A 0 A_SetAngle((user_bumps % 2 ? 180 + angle : -angle) + random(-8, 8))
+    TNT1 A 1 A_SetUserVar("user_bumps", user_bumps + 1)
+    TNT1 A 0 A_ChangeFlag("MISSILE", 1)
+    TNT1 A 0 A_ChangeFlag("SHOOTABLE", 1)
+    goto Fly
+  }}
+}}
+"""
+
+# What is seen of it. A wisp acts after the weapon, hence bursts in the flash's own tic. Nothing about it is hidden:
+# each frame of the burst and each stage of the ember lasts for a fixed number of tics, and its angle, which does not
+# show, says how far it is.
+_STAGES = "BBCCDDDEEE" + "".join(10 * stage for stage in "FGHIJKL")
+
+
+def _follow(tic: int) -> str:
+    """A tic of the wisp where its drifter is, the `tic`-th since it burst."""
+    angle = 360 * tic / (len(_STAGES) + 1)
+    return f"bright A_Warp(AAPTR_MASTER, 0, 0, 0, {angle:.3f}, WARPF_NOCHECKPOSITION | WARPF_ABSOLUTEANGLE)"
+
+
+_BURST = "\n    ".join(f"WISP {stage} 1 {_follow(tic)}" for tic, stage in enumerate(_STAGES, 1))
+WISP = f"""actor Wisp
+{{
+  XScale {1 / sprites.TEXELS}
+  YScale {1 / sprites.TEXELS / STRETCH:.4f}
+  +NOINTERACTION
+  States
+  {{
+  Spawn: WISP A 0
+  Whole: WISP A 0 A_JumpIfInTargetInventory("Flash", 1, "Lit")
+  Unhurt: WISP A 1 {_follow(0)}
+    goto Whole
+  Lit: WISP A 0 A_JumpIfTargetInLOS("Burst", 12, JLOSF_FLIPFOV, 1000)
+    goto Unhurt
+  Burst:
+    {_BURST}
+    goto Whole
+  }}
+}}
+"""
+
+# A brazier's fire: its base is a pillar of the map.
+FLAME = f"""actor Flame {FLAME_TYPE}
+{{
+  XScale {1 / sprites.TEXELS}
+  YScale {1 / sprites.TEXELS / STRETCH:.4f}
+  +NOINTERACTION
+  States
+  {{
+  Spawn: FLAM ABCD 4 bright
+    loop
+  }}
+}}
 """
 
 
@@ -260,20 +384,22 @@ COLORMAP = bytes(range(256)) * 34
 def _wad() -> bytes:
     walls, flats, sky = _pictures()
     lantern = {f"LAMP{frame}0": sprites.lantern(*look) for frame, look in sprites.FRAMES.items()}
+    wisp = {f"WISP{frame}0": picture for frame, picture in sprites.wisp().items()}
+    flames = {f"FLAM{frame}0": sprites.flame(k) for k, frame in enumerate("ABCD")}
     # The floor and the sky fill most of every view: they count several times, to have smooth gradients.
     everything = [
         *walls.values(),
         *flats.values(),
         *[flats["YARD"]] * 6,
         *[sky] * 8,
-        *(picture for picture, _ in lantern.values()),
+        *(picture for picture, _ in [*lantern.values(), *wisp.values(), *flames.values()]),
     ]
     palette = choose_palette(everything)
     lumps: list[tuple[str, bytes]] = [
         ("PLAYPAL", palette * 14),
         ("COLORMAP", COLORMAP),
         ("MAPINFO", MAPINFO),
-        ("DECORATE", DECORATE),
+        ("DECORATE", (LANTERN + DRIFTER + WISP + FLAME).encode()),
     ]
     lumps += [("MAP01", b""), ("TEXTMAP", _textmap()), ("ENDMAP", b"")]
     lumps += [("TX_START", b"")]
@@ -281,6 +407,10 @@ def _wad() -> bytes:
     lumps += [("TX_END", b""), ("S_START", b"")]
     origin = (sprites.WIDTH // 2 - 160, sprites.HEIGHT - 168)
     lumps += [(name, to_png(picture, palette, alpha, origin)) for name, (picture, alpha) in lantern.items()]
+    middle = (sprites.WISP_SIZE // 2, (sprites.WISP_SIZE + WISP_HEIGHT * sprites.TEXELS) // 2)
+    lumps += [(name, to_png(picture, palette, alpha, middle)) for name, (picture, alpha) in wisp.items()]
+    foot = (sprites.FLAME_WIDTH // 2, sprites.FLAME_HEIGHT)
+    lumps += [(name, to_png(picture, palette, alpha, foot)) for name, (picture, alpha) in flames.items()]
     lumps += [("S_END", b"")]
     body, directory = b"", b""
     for name, data in lumps:

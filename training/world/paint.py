@@ -25,6 +25,12 @@ def rgb(hex_colour: str) -> Colour:
     return (int(hex_colour[0:2], 16) / 255, int(hex_colour[2:4], 16) / 255, int(hex_colour[4:6], 16) / 255)
 
 
+def blend(start: str, end: str, share: float) -> Colour:
+    """The colour that lies `share` (0 to 1) of the way from hex colour `start` to `end`."""
+    a, b = rgb(start), rgb(end)
+    return (a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2]))
+
+
 def grid(width: int, height: int) -> tuple[Mask, Mask]:
     """Pixel-centre coordinates x (right) and y (down), each [height, width]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + np.float32(0.5)

@@ -4,6 +4,8 @@ Light is baked into the pictures (the engine adds none), so every wall and pilla
 as large as the thing itself, one texel per map unit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from training.world.paint import (
@@ -25,11 +27,12 @@ from training.world.paint import (
 
 SUN_AZIMUTH_DEG = 205.0  # map angle (0 = east, 90 = north) at which the sun stands
 SUN_ELEVATION_DEG = 33.0
-SKY_ROWS_PER_TANGENT = 137.0  # how the engine lays a sky's rows on a 90 degree view (measured)
+SKY_ROWS_PER_TANGENT = 124.0  # how the engine lays a sky's rows on a 90 degree view of 5:4 (measured)
 
 CREAM, SAND, OCHRE = rgb("ecdcbc"), rgb("dcbc8e"), rgb("d2a252")
 TERRACOTTA, BRICK, ROSE = rgb("c07c58"), rgb("a05c48"), rgb("d6a48e")
-WOOD, DARK_WOOD = rgb("96683f"), rgb("664630")
+WOOD, DARK_WOOD, BRONZE = rgb("96683f"), rgb("664630"), rgb("80583a")
+LEAF = rgb("6b8a4e")
 SAGE, TEAL, BLUE = rgb("98a67c"), rgb("6a9490"), rgb("7f9db2")
 SLATE, PLUM, STONE = rgb("66788a"), rgb("7e6470"), rgb("bcae98")
 
@@ -165,14 +168,15 @@ def corner_wall(width: int, height: int, name: str) -> Picture:
     return _finish(wall, x, y, STONE, light)  # type: ignore[arg-type]
 
 
-def pillar(around: int, height: int, kind: str, square: bool) -> Picture:
+def pillar(around: int, height: int, kind: str, faces: Sequence[float]) -> Picture:
     """A pillar's skin, unrolled: `around` texels of circumference, counter-clockwise seen from above.
 
-    A round skin starts due east, a square one with its west face.
-    `kind` is one of 'sandstone', 'obelisk', 'glazed', 'timber', 'drum', 'twin'.
+    A round skin starts due east; one of four `faces` (their lengths in texels) with its west face.
+    `kind` is one of 'sandstone', 'obelisk', 'glazed', 'timber', 'drum', 'twin', 'hedge', 'brazier'.
     """
     ground = {
         "sandstone": SAND, "obelisk": TERRACOTTA, "glazed": TEAL, "timber": WOOD, "drum": CREAM, "twin": ROSE,
+        "hedge": LEAF, "brazier": BRONZE,
     }[kind]  # fmt: skip
     x, y = grid(around, height)
     skin = plain(around, height, ground)
@@ -192,13 +196,40 @@ def pillar(around: int, height: int, kind: str, square: bool) -> Picture:
         for k in range(4):
             cover(skin, inside(np.abs(x - around * k / 4) - 6, 3), DARK_WOOD)
         cover(skin, inside(np.abs(y - height * 0.3) - 9), OCHRE)
+    elif kind == "hedge":
+        _foliage(skin, x, y)
+        cover(skin, ramp(y, 9, 2), rgb("a9bd6a"), 0.7)
+    elif kind == "brazier":
+        cover(skin, inside(y - 9), OCHRE)
+        cover(skin, inside(height - 6 - y), rgb("4c3a30"))
     else:
         cover(skin, inside(np.abs(y - height * 0.45) - 12), BLUE)
     turn = 360 * x / around
-    normal = 180 + np.floor(turn / 90) * 90 if square else turn
+    normal = 180 + 90 * np.searchsorted(np.cumsum(faces), x, side="right") if faces else turn
     facing = np.maximum(0, np.cos(np.radians(normal - SUN_AZIMUTH_DEG)))[..., None] ** 0.7
     cool = np.asarray(COOL_SHADE, np.float32) * 1.06
     return (skin * (cool + (np.asarray(WARM_LIGHT, np.float32) - cool) * facing)).astype(np.float32)
+
+
+def _foliage(picture: Picture, x: Mask, y: Mask) -> None:
+    """Clumps of lighter and darker leaves over a green picture, in place."""
+    clumps = sway(x, y, 21, 34)
+    cover(picture, ramp(clumps, 0.1, 0.6), rgb("8fa85c"))
+    cover(picture, ramp(clumps, -0.1, -0.6), rgb("4a6a44"))
+
+
+def leaves(size: int) -> Picture:
+    """Top of a hedge, in the sun."""
+    top = plain(size, size, LEAF)
+    _foliage(top, *grid(size, size))
+    return top * np.asarray((1.12, 1.08, 0.95), np.float32)
+
+
+def coals(size: int) -> Picture:
+    """Top of a brazier: embers."""
+    bed = plain(size, size, rgb("6a2a18"))
+    cover(bed, ramp(sway(*grid(size, size), 22, 14), -0.1, 0.5), rgb("e07a2c"))
+    return bed
 
 
 def rim(width: int, height: int, colour: Colour) -> Picture:
@@ -233,11 +264,17 @@ def planks(size: int) -> Picture:
     return floor * np.asarray((0.85, 0.83, 0.85), np.float32)
 
 
-def courtyard(size: int, shadows: list[tuple[float, float, float, float]], wall_height: float) -> Picture:
+def courtyard(
+    size: int,
+    shadows: list[tuple[float, float, float, float]],
+    boxes: list[tuple[float, float, float, float, float]],
+    wall_height: float,
+) -> Picture:
     """The whole floor in one picture, north on top, one texel per map unit, map origin in the middle.
 
     Paving of large slabs whose tint drifts with the place, a compass star, and the shadows of walls and pillars:
-    `shadows` holds (x, y, radius, height) of each pillar in map units.
+    `shadows` holds (x, y, radius, height) of each pillar in map units, `boxes` (x, y, half its length east-west, half
+    its width, height) of each hedge.
     """
     px, py = grid(size, size)
     x, y = px - size / 2, size / 2 - py  # map coordinates
@@ -266,6 +303,13 @@ def courtyard(size: int, shadows: list[tuple[float, float, float, float]], wall_
         shadow = np.maximum(shadow, reach * np.clip(0.5 - (across - radius) / blur, 0, 1))
         # Contact shadow: keeps the pillar standing on the floor from every side.
         shadow = np.maximum(shadow, 0.5 * ramp(disc(x, y, cx, cy, radius), 26, 0))
+    for cx, cy, half_x, half_y, height in boxes:
+        # How far a ray from here to the sun goes on through the box before it leaves it or gets above it.
+        enters = np.maximum(np.maximum((x - cx - half_x) / ux, (y - cy - half_y) / uy), 0)
+        leaves = np.minimum(np.minimum((x - cx + half_x) / ux, (y - cy + half_y) / uy), height * run)
+        shadow = np.maximum(shadow, ramp(leaves - enters, -4, 14))
+        around = box(x, y, cx - half_x, cy - half_y, cx + half_x, cy + half_y)
+        shadow = np.maximum(shadow, 0.5 * ramp(around, 26, 0))
     reach_x, reach_y = wall_height * run * float(ux), wall_height * run * float(uy)
     edge = np.minimum(x + 512 - reach_x, y + 512 - reach_y)
     shadow = np.maximum(shadow, inside(edge.astype(np.float32), 16))

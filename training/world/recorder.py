@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
 from training.data import Clip
-from training.world.arena import ALCOVE_DEPTH, HALF, build_arena, is_free
+from training.world.arena import ALCOVE_DEPTH, HALF, WISPS, build_arena, is_free
 from training.world.guard import write_wrapper
 from training.world.policy import StickyPolicy
 
@@ -24,8 +24,7 @@ FRAME_SKIP = 2
 FPS = TICS_PER_S / FRAME_SKIP
 TURN_DEG_PER_TIC = 2.5
 SETTLE_TICS = 24  # the lantern is raised, the fall from a warp over
-RENDER_WIDTH, RENDER_HEIGHT = 256, 192
-ENGINE_SEED = 1  # nothing in the arena draws random numbers; fixed all the same
+SPREAD_TICS = 150  # fewer than these more, so that the wisps have gone to other places in every episode
 
 Pose = tuple[float, float, float]
 
@@ -36,7 +35,7 @@ class WorldRecorder:
     The engine ends with this process, however that ends (see guard.py).
     """
 
-    def __init__(self, seed: int, width: int = 128, height: int = 96) -> None:
+    def __init__(self, seed: int, width: int = 160, height: int = 128) -> None:
         """`seed` (0 or more) decides the episodes of `record`; frames are `width` x `height` pixels."""
         self.seed, self.width, self.height = seed, width, height
         self._folder = tempfile.TemporaryDirectory(prefix="streamgen-world-")
@@ -61,7 +60,8 @@ class WorldRecorder:
         )
         game.set_available_game_variables([variable.POSITION_X, variable.POSITION_Y, variable.ANGLE])
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-        game.set_screen_resolution(vizdoom.ScreenResolution.RES_256X192)
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X256)
+        game.set_objects_info_enabled(True)  # where the wisps are
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         for hide in (
@@ -76,7 +76,6 @@ class WorldRecorder:
         game.set_render_weapon(True)
         game.set_mode(vizdoom.Mode.PLAYER)
         game.set_episode_timeout(0)
-        game.set_seed(ENGINE_SEED)
         # No bobbing: its phase hangs on the clock, which no frame shows.
         game.add_game_args("+sv_cheats 1 +sv_infiniteammo 1 +movebob 0")
         game.init()
@@ -88,18 +87,20 @@ class WorldRecorder:
         """
         rng = np.random.default_rng([self.seed, episode])
         clip = self._empty(num_frames)
-        self._begin(_random_pose(rng))
+        self._begin(_random_pose(rng), scene=int(rng.integers(2**31)))
         policy = StickyPolicy(rng)
-        self._observe(clip, 0)
+        state = self._observe(clip, 0)
         moved = math.inf
         for t in range(1, num_frames):
-            clip.actions[t] = policy.next(moved)
-            self._step(clip, t)
+            clip.actions[t] = policy.next(moved, _wisp_ahead(state, clip.poses[t - 1]))
+            state = self._step(clip, t)
             moved = math.dist(clip.poses[t, :2], clip.poses[t - 1, :2])
         return clip
 
-    def play(self, actions: NDArray[np.uint8], start: Pose | None = None) -> Clip:
+    def play(self, actions: NDArray[np.uint8], start: Pose | None = None, scene: int = 0) -> Clip:
         """The frames that `actions` [F, 5] bring about from `start` (x, y, yaw; by default the middle, looking north).
+
+        `scene` (0 to 2**31 - 1) decides where the wisps are.
 
         Raises ValueError when the shape is wrong, when `actions[0]` is not zero (no key drove the first frame), or when
         no player can stand at `start`.
@@ -113,7 +114,7 @@ class WorldRecorder:
             raise ValueError(f"no player can stand at x={pose[0]}, y={pose[1]}: inside or too near a wall or pillar")
         clip = self._empty(len(actions))
         clip.actions[:] = actions != 0
-        self._begin(pose)
+        self._begin(pose, scene)
         self._observe(clip, 0)
         for t in range(1, len(actions)):
             self._step(clip, t)
@@ -126,16 +127,18 @@ class WorldRecorder:
             np.zeros((num_frames, self.height, self.width, 3), np.uint8),
             np.zeros((num_frames, len(WORLD_KEYS)), np.uint8),
             np.zeros((num_frames, 3), np.float32),
+            actors=np.zeros((num_frames, len(WISPS), 3), np.float32),
         )
 
-    def _begin(self, pose: Pose) -> None:
+    def _begin(self, pose: Pose, scene: int) -> None:
         x, y, yaw = pose
         game = self._game
+        game.set_seed(scene)
         game.new_episode()
         game.send_game_command("god")
         game.make_action([0, 0, 0, 0], FRAME_SKIP)  # commands of the first tics are lost
         game.send_game_command(f"warp {x:.2f} {y:.2f}")
-        game.make_action([0, 0, 0, 0], SETTLE_TICS)
+        game.make_action([0, 0, 0, 0], SETTLE_TICS + scene % SPREAD_TICS)
         angle = vizdoom.GameVariable.ANGLE
         turn = (yaw - game.get_game_variable(angle) + 180) % 360 - 180
         game.make_action([0, 0, -turn, 0], 1)
@@ -144,13 +147,13 @@ class WorldRecorder:
         if abs(off) > 0.1:
             raise RuntimeError(f"the engine did not turn the player to {yaw:.1f} degrees but {off:.1f} short of it")
 
-    def _step(self, clip: Clip, t: int) -> None:
+    def _step(self, clip: Clip, t: int) -> vizdoom.GameState:
         forward, back, left, right, fire = (int(key) for key in clip.actions[t])
         # Buttons add up in the engine: forward with back, or left with right, is standing still.
         self._game.make_action([forward, back, TURN_DEG_PER_TIC * (right - left), fire], FRAME_SKIP)
-        self._observe(clip, t)
+        return self._observe(clip, t)
 
-    def _observe(self, clip: Clip, t: int) -> None:
+    def _observe(self, clip: Clip, t: int) -> vizdoom.GameState:
         state = self._game.get_state()
         pose = state.game_variables
         if pose is None:
@@ -158,6 +161,9 @@ class WorldRecorder:
         clip.frames[t] = cv2.resize(state.screen_buffer, (self.width, self.height), interpolation=cv2.INTER_AREA)
         x, y, yaw = (float(value) for value in pose)
         clip.poses[t] = x, y, yaw % 360
+        assert clip.actors is not None
+        clip.actors[t] = [(w.position_x, w.position_y, w.angle / 360) for w in _wisps(state)]
+        return state
 
     def close(self) -> None:
         """End the engine and remove its files."""
@@ -177,8 +183,8 @@ class WorldRecorder:
 class WorldData:
     """The world's clips (a `training.data.ClipData`), in frames of width x height pixels."""
 
-    width: int = 128
-    height: int = 96
+    width: int = 160
+    height: int = 128
 
     keys = WORLD_KEYS
     fps = FPS
@@ -192,6 +198,24 @@ class WorldData:
 
     def recorder(self, seed: int) -> WorldRecorder:
         return WorldRecorder(seed, self.width, self.height)
+
+
+def _wisp_ahead(state: vizdoom.GameState, pose: NDArray[np.float32]) -> float | None:
+    """How far to the left (degrees) of where the player at `pose` [3] looks the wisp next to that is.
+
+    None without a wisp in the 90 degrees of the view. One hidden by a pillar counts: a player remembers those.
+    """
+    x, y, yaw = pose
+    left = [
+        (math.degrees(math.atan2(wisp.position_y - y, wisp.position_x - x)) - float(yaw) + 180) % 360 - 180
+        for wisp in _wisps(state)
+    ]
+    return min((turn for turn in left if abs(turn) < 45), key=abs, default=None)
+
+
+def _wisps(state: vizdoom.GameState) -> list[vizdoom.Object]:
+    """All of them, always in the same order. Their angle is the clock of what a hit began (arena.py)."""
+    return sorted((thing for thing in state.objects or () if thing.name == "Wisp"), key=lambda wisp: wisp.id)
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:
