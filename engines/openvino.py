@@ -203,6 +203,13 @@ class OpenVINOEngine:
         at_a_time = 1 if student.config.transformer.history_level else 2
         each = max(1, (threads or _cores()) // at_a_time)
         self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
+        if self.precision == "bf16" and student.config.transformer.pose_scale:
+            # Eight bits of a place are not enough to move it; int8 leaves all of that in fp32.
+            if precision is not None:
+                raise EngineError(
+                    f"student {student.config.name} knows where it is, which bf16 rounds: take fp32 or int8"
+                )
+            self.precision = "int8"
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")

@@ -36,8 +36,10 @@ def _run(engine: Engine, stream: str, actions: np.ndarray, steps: int = 2) -> li
     return [engine.step([StepRequest(stream, block, steps)])[0] for block in actions]
 
 
-@pytest.mark.parametrize("policy", ["plain_student", "sink_student"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06)])
+@pytest.mark.parametrize(
+    ("policy", "precision", "tolerance"),
+    [("plain_student", "fp32", 1e-4), ("sink_student", "fp32", 1e-4), ("plain_student", "bf16", 0.06)],
+)
 def test_openvino_matches_torch_on_shared_history(
     policy: str, precision: str, tolerance: float, request: pytest.FixtureRequest
 ) -> None:
@@ -59,6 +61,13 @@ def test_openvino_matches_torch_on_shared_history(
     # Latents are rounded to fp16, 1 / 1024 of a power of two: a value between two of them may fall either way.
     assert worst <= (tolerance + 2**-10) * scale
     assert scale > 1
+
+
+def test_a_place_is_not_rounded_to_bf16(sink_student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="bf16 rounds: take fp32 or int8"):
+        OpenVINOEngine(sink_student, precision="bf16")
+    monkeypatch.setattr("engines.openvino.preferred_precision", lambda core, store: "bf16")
+    assert OpenVINOEngine(sink_student).precision in ("int8", "fp32")
 
 
 @pytest.mark.parametrize(
