@@ -198,11 +198,6 @@ class OpenVINOEngine:
         self.precision = precision or preferred_precision(self._core, self._store)
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
-        self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        # Without a commit there is nothing to be made beside the frames.
-        at_a_time = 1 if student.config.transformer.history_level else 2
-        each = max(1, (threads or _cores()) // at_a_time)
-        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
         if self.precision == "bf16" and student.config.transformer.pose_scale:
             # Eight bits of a place are not enough to move it; int8 leaves all of that in fp32.
             if precision is not None:
@@ -210,6 +205,11 @@ class OpenVINOEngine:
                     f"student {student.config.name} knows where it is, which bf16 rounds: take fp32 or int8"
                 )
             self.precision = "int8"
+        self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        # Without a commit there is nothing to be made beside the frames.
+        at_a_time = 1 if student.config.transformer.history_level else 2
+        each = max(1, (threads or _cores()) // at_a_time)
+        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")

@@ -67,7 +67,10 @@ def test_a_place_is_not_rounded_to_bf16(sink_student: Student, monkeypatch: pyte
     with pytest.raises(EngineError, match="bf16 rounds: take fp32 or int8"):
         OpenVINOEngine(sink_student, precision="bf16")
     monkeypatch.setattr("engines.openvino.preferred_precision", lambda core, store: "bf16")
-    assert OpenVINOEngine(sink_student).precision in ("int8", "fp32")
+    engine = OpenVINOEngine(sink_student)
+    assert engine.precision in ("int8", "fp32")
+    # What it is compiled with, not only what it is called.
+    assert "f32" in str(engine._commit.get_compiled_model().get_property("INFERENCE_PRECISION_HINT"))
 
 
 @pytest.mark.parametrize(

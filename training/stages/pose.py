@@ -204,7 +204,7 @@ def course_loss(course: Course, actors: Tensor, poses: Tensor, actions: Tensor) 
     # Of the keys alone, hits and other frames count alike: they are to say where hits are likelier than on average.
     allowed = course.trigger(actions[:, 1:]).expand_as(hit)
     keys = _mean(F.softplus(-allowed[begun])) + _mean(F.softplus(allowed[free & ~begun]))
-    rate = _mean((course.rate / course.rate.detach() - (after - before)[going] / course.rate.detach()).square())
+    rate = _mean(((course.rate - (after - before)[going]) / course.rate.detach()).square())
     return way + _HITS * _mean(hits) + keys + rate
 
 
