@@ -70,7 +70,7 @@ def test_a_place_is_not_rounded_to_bf16(sink_student: Student, monkeypatch: pyte
     engine = OpenVINOEngine(sink_student)
     assert engine.precision in ("int8", "fp32")
     # What it is compiled with, not only what it is called.
-    assert "f32" in str(engine._commit.get_compiled_model().get_property("INFERENCE_PRECISION_HINT"))
+    assert "float32" in str(engine._commit.get_compiled_model().get_property("INFERENCE_PRECISION_HINT"))
 
 
 @pytest.mark.parametrize(
