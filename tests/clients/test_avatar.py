@@ -4,10 +4,8 @@ interruption closes it, two avatars keep to themselves, and a talk outlives its 
 
 from __future__ import annotations
 
-import io
 import os
 import signal
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from server.bench_browser import bench_browser
 from streamgen.audio import SAMPLE_RATE
 from streamgen.student import Student
 from tests.clients.conftest import Server, served
-from tests.clients.test_world import GRAB
 from tests.clients.walking import SMALL, Open, Walk
 from tests.server.test_talk import as_wave
 from training.talk.dataset import sound_of
@@ -63,8 +60,7 @@ def begin(walk: Walk) -> dict[str, Any]:
 
 def picture(walk: Walk) -> NDArray[np.uint8]:
     """The frame on the screen, [256, 256, 3]."""
-    image = Image.open(io.BytesIO(b64decode(walk.page.evaluate(GRAB)))).convert("RGB")
-    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+    return np.asarray(walk.picture().resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
 def backdrop(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -9,12 +9,12 @@ import os
 import signal
 import struct
 import urllib.request
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from websockets.sync.client import connect
@@ -25,19 +25,10 @@ from streamgen.session_log import read_log
 from streamgen.student import Student
 from tests.clients.walking import SIZE, SMALL, Open, Walk, enter
 
-GRAB = """() => {
-  const video = document.querySelector('video');
-  const canvas = document.createElement('canvas');
-  canvas.width = video.videoWidth; canvas.height = video.videoHeight;
-  canvas.getContext('2d').drawImage(video, 0, 0);
-  return canvas.toDataURL('image/png').split(',')[1];
-}"""
-
 
 def picture(walk: Walk) -> NDArray[np.float32]:
     """The frame on the screen, [height, width, 3] in 0 .. 255, averaged down to the student's own size."""
-    image = Image.open(io.BytesIO(b64decode(walk.page.evaluate(GRAB)))).convert("RGB")
-    return np.asarray(image.resize(SIZE, Image.Resampling.BOX), np.float32)
+    return np.asarray(walk.picture().resize(SIZE, Image.Resampling.BOX), np.float32)
 
 
 def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -87,9 +78,10 @@ def test_a_held_key_moves_the_picture_as_it_should(walk: Open) -> None:
     assert psnr(still, picture(w)) < 30
 
 
-def test_taps_shorter_than_a_frame_show(walk: Open) -> None:
+@pytest.mark.parametrize("link", ["webrtc", "websocket"])
+def test_taps_shorter_than_a_frame_show(walk: Open, link: str) -> None:
     """Each key is up again before the next frame begins, and still turns the view by its five degrees."""
-    w = walk("?seed=2")
+    w = walk(f"?seed=2&transport={link}")
     enter(w)
     w.page.wait_for_timeout(1000)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import BrowserContext, Page
 
 from server.protocol import parse_client
@@ -28,6 +31,14 @@ SPY = """
     };
 """
 """Tells a test the page's sockets."""
+
+GRAB = """() => {
+    const shown = document.querySelector('.picture.shown');
+    const canvas = document.createElement('canvas');
+    canvas.width = shown.videoWidth ?? shown.width; canvas.height = shown.videoHeight ?? shown.height;
+    canvas.getContext('2d').drawImage(shown, 0, 0);
+    return canvas.toDataURL('image/png').split(',')[1];
+}"""
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
@@ -55,6 +66,10 @@ class Walk:
 
     def plays(self) -> dict[str, Any]:
         return self.until(lambda stats: stats["state"] == "playing" and stats["frame"] is not None)
+
+    def picture(self) -> Image.Image:
+        """What is on the screen, by whichever link it came."""
+        return Image.open(io.BytesIO(b64decode(self.page.evaluate(GRAB)))).convert("RGB")
 
     def messages(self) -> list[Any]:
         """Control messages that went over the WebSocket, as the server reads them."""

@@ -301,7 +301,7 @@ def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copy(ROOT / "training" / "recipes" / "compare" / "causal_consistency.yaml", tmp_path / "recipes")
     made = "--recipes", tmp_path / "recipes", "--teacher", runs / "teacher", "--autoencoder", runs / "autoencoder"
     short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
-    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out"
+    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--engine", "torch"
     smaller = "precision=fp32", "step_plans={1: [1.0], 2: [1.0, 0.5]}"
     _streamgen("compare", *made, *short, *where, *smaller)
     figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]

@@ -1,0 +1,265 @@
+"""The state in a latent: it moves as keys say, actors with it, and the map shows what is seen from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from streamgen.config import VIEW_MAP, VIEW_RAYS, AutoencoderConfig
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.pose import Course, Motion, Pose, View, _looked_up, _running_max, from_planes, planes, split
+from streamgen.models.rollout import Commit, RollingCache, Rollout
+from tests.toy import WITH_ACTORS, WITH_POSE, toy_transformer, toy_transformer_config
+
+
+@pytest.mark.parametrize("change", [WITH_POSE, WITH_ACTORS])
+def test_a_state_is_in_the_latent_and_counts(change: dict[str, Any]) -> None:
+    model = toy_transformer(config := toy_transformer_config(**change))
+    torch.manual_seed(1)
+    x = torch.randn(1, 8, config.in_channels, config.height, config.width)
+    actions = (torch.rand(1, 8, 5) < 0.4).float()
+    states = from_planes(x[:, :, 4:], model.config)
+    x[:, :, 4:] = planes(states, model.config)
+    rollout, cache = Rollout(model, None, (1.0, 0.5)), RollingCache.empty(model.config, 1)
+    for at in range(7):
+        cache.clean(Commit(model), x[:, at : at + 1], actions[:, at : at + 1])
+    call = torch.randn(2, 1, 1, *x.shape[2:]), cache.previous, actions[:, 7:]
+    made = rollout.denoise(*call, *cache.inputs())[0, 0]
+    want = planes(model.pose.moved(states[0, 6], actions[0, 7]), model.config)
+    torch.testing.assert_close(made[4:], want, atol=1e-5, rtol=0)
+    # The keys and values of the past hold the old pose still: what changes comes from the view.
+    elsewhere = torch.cat([cache.previous[:, :4], cache.previous[:, 4:] + 1], 1)
+    moved = rollout.denoise(call[0], elsewhere, call[2], *cache.inputs())[0, 0]
+    assert (moved[:4] - made[:4]).abs().max() > 1e-3
+
+
+def test_a_pose_moves_in_the_viewers_own_frame() -> None:
+    motion = Motion(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    # A tenth of the scale ahead and a twentieth to the left, a turn by 30 degrees; half of the speed is kept.
+    motion.by_keys.weight[:, 1] = torch.tensor([3.2, 1.6, torch.pi / 6])
+    motion.by_speed.weight.copy_(torch.eye(2) / 2)
+    half, root = 0.5, 3**0.5 / 2
+    east, north = torch.tensor([0.5, -0.5, 1, 0, 0, 0.2]), torch.tensor([0, 0, 0, 3.0, 0, 0.2])
+    for start, heading in ((east, (root, half)), (north, (-half, root))):
+        c, s = heading
+        move = torch.tensor([0.1 * c - 0.05 * s, 0.1 * s + 0.05 * c + 0.1])
+        want = torch.cat([start[:2] + move, torch.tensor(heading), move])
+        torch.testing.assert_close(motion(start, torch.ones(5)), want)
+        still = motion(start, torch.tensor([1.0, 0, 1, 1, 1]))
+        torch.testing.assert_close(still[2:], torch.cat([start[2:4] / start[2:4].norm(), start[4:] / 2]))
+
+
+def test_walls_take_from_a_move_and_never_turn() -> None:
+    motion = Motion(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    motion.by_speed.weight.copy_(torch.eye(2))
+    pose, action = torch.tensor([0.5, -0.5, 1, 0, 0.03, 0.04]), torch.zeros(5)
+    motion.walls.bias.copy_(torch.tensor([-0.6, -0.4]).atanh())
+    after = motion(pose, action)
+    torch.testing.assert_close(after - pose, torch.tensor([0, 0.02, 0, 0, -0.03, -0.02]), atol=1e-6, rtol=0)
+
+
+def test_who_presses_nothing_comes_to_rest_and_stays() -> None:
+    torch.manual_seed(0)
+    motion = Motion(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    for parameter in motion.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    # Walls take something of it, and little.
+    motion.walls.weight *= 0.35 / motion.walls.weight.abs().sum()
+    motion.by_speed.weight.copy_(torch.eye(2) * 0.4)
+    pose = torch.randn(50, 6)
+    pose[:, 2:4] /= pose[:, 2:4].norm(dim=1, keepdim=True)
+    for _ in range(600):
+        pose = motion(pose, torch.zeros(50, 5))
+    rest = torch.cat([pose[:, :4], torch.zeros(50, 2)], 1)
+    assert pose[:, 4:].abs().max() < 1e-9
+    torch.testing.assert_close(motion(rest, torch.zeros(50, 5)), rest)
+
+
+def test_every_frame_of_a_block_is_moved_from_the_one_before() -> None:
+    config = toy_transformer_config(**WITH_POSE, block_size=2)
+    pose = Pose(config).requires_grad_(False)
+    start, actions = torch.randn(1, 4, 6), torch.randn(1, 4, 5)
+    start[:, 1], start[:, 3] = start[:, 0], start[:, 2]
+    first = [pose.motion(start[:, at], actions[:, at]) for at in (0, 2)]
+    second = [pose.motion(first[at], actions[:, 2 * at + 1]) for at in (0, 1)]
+    want = torch.stack([first[0], second[0], first[1], second[1]], 1)
+    torch.testing.assert_close(pose(start, actions), want)
+    # Before a stream's first frame there is no pose, and nothing breaks.
+    assert pose(torch.zeros(1, 2, 6), actions[:, :2]).isfinite().all()
+
+
+def test_a_latent_tells_of_the_viewer_everywhere_and_of_each_actor_in_its_stripe() -> None:
+    config = toy_transformer_config(**WITH_ACTORS)
+    state = torch.randn(3, 2, 16)
+    state[0, :, 10::5] = 0
+    filled = planes(state, config)
+    assert filled.shape == (3, 2, 11, 4, 6)
+    assert torch.equal(filled[..., :6, :, :], state[..., :6, None, None].expand(3, 2, 6, 4, 6))
+    first, second = filled[..., 6:, :, :].split(3, -1)
+    assert torch.equal(first, state[..., 6:11, None, None].expand(first.shape))
+    assert torch.equal(second, state[..., 11:, None, None].expand(second.shape))
+    told = from_planes(filled + 2.0**-24, config)
+    clocks = state.new_zeros(16, dtype=torch.bool)
+    clocks[10::5] = True
+    torch.testing.assert_close(told[..., ~clocks], state[..., ~clocks])
+    # A clock has begun, or is 0: what a step's rounding leaves begins none.
+    assert torch.equal(told[..., clocks] > 0, state[..., clocks] > 0)
+    torch.testing.assert_close(told[..., clocks], state[..., clocks].clamp_min(0))
+    for change in ({"actors": 4}, {"pose_scale": None}):
+        with pytest.raises(ValueError, match="actors"):
+            toy_transformer_config(**WITH_ACTORS | change)
+
+
+def test_actors_go_on_as_they_went_and_a_hit_runs_its_course() -> None:
+    course = Course(toy_transformer_config(**WITH_ACTORS)).requires_grad_(False)
+    course.rate.fill_(0.3)
+    viewer, keys = torch.tensor([0.3, 0.1, 1, 0, 0, 0]), torch.zeros(5)
+    actors = torch.tensor([[0.5, -0.5, 0.03, 0.04, 0], [0.2, 0.1, -0.1, 0, 0]])
+    pace = 1 / 32
+    ahead = course(course(actors, viewer, keys), viewer, keys)
+    step = pace * torch.tensor([[0.6, 0.8], [-1, 0]])
+    torch.testing.assert_close(ahead, torch.cat([actors[:, :2] + 2 * step, step, torch.zeros(2, 1)], 1))
+    # Who is right before the viewer is hit when the last key is held: the aim is the eighth that the network is told.
+    course.embed.weight[0], course.embed.bias[0] = 0, 0
+    course.embed.weight[0, 7], course.embed.weight[0, 14] = 10, 10
+    course.out.weight[2, 0] = 0.3
+    course.trigger.bias[0] = 1
+    for layer in course.layers:
+        layer.weight.zero_()
+        layer.bias.zero_()
+    actors = torch.tensor([[0.9, 0.1, 0.03, 0.04, 0], [-0.9, 0.1, -0.1, 0, 0]])
+    clocks = []
+    for fire in (0, 1, 0, 1, 0, 0):
+        keys[4] = fire
+        actors = course(actors, viewer, keys)
+        clocks.append(actors[:, 4])
+    want = torch.tensor([[0, 0.3, 0.6, 0.9, 0, 0], [0] * 6]).T
+    torch.testing.assert_close(torch.stack(clocks), want)
+    # Nobody is hit by keys that never hit, whatever else is likely.
+    course.out.weight.zero_()
+    course.out.bias[2] = 9
+    course.trigger.weight[0, 4], course.trigger.bias[0] = 4, -2
+    for fire, begun in ((0, False), (1, True)):
+        keys[4] = fire
+        assert ((course(actors, viewer, keys)[:, 4] > 0) == begun).all()
+
+
+def test_actors_never_leave_the_ground_where_they_were_seen() -> None:
+    torch.manual_seed(0)
+    course = Course(toy_transformer_config(**WITH_ACTORS)).requires_grad_(False)
+    places = torch.cartesian_prod(torch.linspace(-0.6, 0.6, 200), torch.linspace(-0.2, 0.4, 200))
+    hole = (places - torch.tensor([0.3, 0.1])).norm(dim=1) < 0.12
+    course.learn_ground(places[~hole])
+    viewer, keys = torch.tensor([0.0, 0, 1, 0, 0, 0]), torch.zeros(5)
+    # Against a wall in the east: the way north goes on, the way east turns.
+    back = course(torch.tensor([[0.595, 0.0, 0.03, 0.02, 0]]), viewer, keys)[0]
+    assert back[0] < 0.595 and back[1] > 0 and back[2] < 0 < back[3]
+    # Along a wall, and far from one: straight on.
+    on = course(torch.tensor([[0.0, 0.39, 0.03, 0, 0], [-0.3, 0.0, 0.0, 0.03, 0]]), viewer, keys)
+    assert torch.equal(on[:, 2:4] > 0, torch.tensor([[True, False], [False, True]]))
+    # Whatever the network says, whose weights are noise here, in the sixteen bits that a stream's state has.
+    for parameter in course.layers.parameters():
+        parameter += torch.randn_like(parameter) * 0.05
+    course.out.weight.normal_(std=0.05)
+    starts = places[~hole][torch.randperm(int((~hole).sum()))[:300]]
+    actors = torch.cat([starts, torch.randn(300, 2), torch.zeros(300, 1)], 1)
+    went = torch.zeros(300)
+    for _ in range(600):
+        before, actors = actors, course(actors, viewer, keys).half().float()
+        went += (actors - before)[:, :2].norm(dim=1)
+        x, y = actors[:, 0], actors[:, 1]
+        margin = 3 / VIEW_MAP
+        assert x.abs().max() < 0.6 + margin and y.min() > -0.2 - margin and y.max() < 0.4 + margin
+        assert (actors[:, :2] - torch.tensor([0.3, 0.1])).norm(dim=1).min() > 0.12 - margin
+    torch.testing.assert_close(went, torch.full((300,), 600 / 32), rtol=0.02, atol=0)  # and nobody stands
+
+
+def test_an_actor_is_seen_where_it_is_unless_something_is_nearer() -> None:
+    view = View(toy_transformer_config(**WITH_ACTORS)).requires_grad_(False)
+    map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
+    view.heights[:, 0] = torch.where(map_x > 0.8, 0.3, 0.0)
+    view.shares.fill_(10.0)
+
+    def changed(x: float, y: float, clock: float = 0.0) -> Tensor:
+        """Rays [rows, columns] of a viewer in the middle, looking east, that meet an actor at (x, y)."""
+        pose = torch.tensor([[0.0, 0, 1, 0, 0, 0]])
+        both = [
+            view._seen(pose, torch.tensor([[[*place, 0, 0, clock], [-0.5, 0, 0, 0, 0]]]), 1e4)[0]
+            for place in ((x, y), (-1.0, 0.0))
+        ]
+        rays = (both[0] - both[1]).abs().unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1)).amax(-1)
+        return rays.transpose(1, 2).flatten(0, 1).flatten(1, 2) > 1e-3
+
+    ahead = changed(0.5, 0.0)
+    # At eye height and in the middle, a quarter of the distance up, and down to where the ground is nearer.
+    assert ahead[2:5, 5:7].all() and ahead.sum() <= 12 and ahead.any(1).nonzero()[:, 0].tolist() == [2, 3, 4]
+    left = changed(0.5, 0.25)  # half of the distance to the left is three columns from the middle
+    assert left[:, 2:4].any() and not left[:, 5:].any()
+    assert not changed(1.0, 0.0).any(), "behind the wall"
+    assert not changed(-0.5, 0.0).any(), "behind the viewer"
+    view.shares[12:] = -10.0
+    assert changed(0.5, 0.0).any() and not changed(0.5, 0.0, clock=0.01).any(), "one that is hit looks otherwise"
+
+
+def test_a_ray_ends_where_the_ground_rises_above_it() -> None:
+    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    # A wall from x = 0.5 on, 0.3 high, around a flat court; the eye is 0.08 above the ground.
+    map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
+    view.heights[:, 0] = torch.where(map_x > 0.5, 0.3, 0.0)
+
+    def hit_and_far(pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every ray [rows, columns]: the share that met something, and the distance to it over the ground."""
+        rays = view._seen(*split(pose[None]), sharpness=1e4)[0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1))
+        rays = rays.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        return rays[..., -2], rays[..., -1].exp()
+
+    hit, far = hit_and_far(torch.tensor([-0.1, 0.2, 1.0, 0.0, 0.0, 0.0]))
+    columns = torch.arange(12)
+    aside = (5.5 - columns) / 6
+    across = (1 + aside**2).sqrt()  # the way along a column's line for one of the way ahead
+    for row, slope in enumerate((3.5 - torch.arange(8)) / 6):
+        if slope > 0.37:  # 0.3 - 0.08 over 0.6
+            assert hit[row].max() < 0.01
+        elif slope > 0:
+            torch.testing.assert_close(hit[row], torch.ones(12))
+            torch.testing.assert_close(far[row], 0.6 * across, atol=0.06, rtol=0)
+        else:  # the ground, or the wall before it
+            ground = torch.minimum(0.08 / -slope * torch.ones(12), torch.tensor(0.6))
+            torch.testing.assert_close(far[row], ground * across, atol=0.06, rtol=0)
+    # Turned away, there is none.
+    assert hit_and_far(torch.tensor([-0.1, 0.2, -1.0, 0.0, 0.0, 0.0]))[0][:4].max() < 0.01
+
+
+def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:
+    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    view.heights += torch.rand_like(view.heights) * 0.2
+    poses = torch.randn(2, 3, 6)
+    views = view(poses)
+    assert views.shape == (2, 3, 4, 4, 6) and views.isfinite().all()
+    torch.testing.assert_close(view(poses[1, 2:]), views[1, 2:])
+    # Far outside of the map, and before a stream's first frame, there is something too.
+    assert view(torch.tensor([[9.0, -9, 1, 0, 0, 0], [0.0] * 6])).isfinite().all()
+
+
+def test_maps_are_looked_up_between_their_points() -> None:
+    table, place = torch.randn(25, 3), torch.rand(7, 2) * 4 - 2
+    # Outside of the map is what its edge is.
+    grid = F.grid_sample(
+        table.view(1, 5, 5, 3).permute(0, 3, 1, 2),
+        place.view(1, 1, 7, 2) / 1.5,
+        padding_mode="border",
+        align_corners=True,
+    )
+    torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=1e-2, rtol=0)
+    x = torch.randn(4, 3, 37)
+    assert torch.equal(_running_max(x), x.cummax(-1).values)
+
+
+def test_a_pose_is_no_picture() -> None:
+    vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
+    z = torch.randn(1, 10, 4, 6)
+    assert torch.equal(vae.decode(z), vae.decode(z[:, :4]))
