@@ -173,6 +173,7 @@ class PoseRecipe(BaseRecipe):
     model: TransformerConfig = Field(
         description="of the student; what counts is its size, pose_scale, actors, action_dim and view_dim"
     )
+    precision: Literal["fp32"] = Field("fp32", description="bf16 cannot move a pose")
     clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was recorded before")
     walks: int = Field(3000, ge=1, description="clips of clip_length frames that are recorded before the first step")
     frames: int = Field(64, ge=1, description="of a batch for the view, drawn from the clips")

@@ -6,6 +6,7 @@ A actions, X context tokens.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -28,6 +29,11 @@ _VIEW_FIRST = 2.0
 """A head that says nothing keeps an eighth of the frame before, and takes the rest from the view."""
 SIGMA_MIN = 1e-3
 """Least noise level that a residual model's velocity is divided by; the pass at zero noise does not use it."""
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    """For what moves a pose, which bf16 cannot. Without autocast it is nothing, so that no exported graph has it."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class RMSNorm(nn.Module):
@@ -241,8 +247,9 @@ class CausalVideoTransformer(nn.Module):
         if config.pose_scale:
             assert previous_BFCHW is not None and actions_BFA is not None
             before_BFS = from_planes(previous_BFCHW[:, :, config.picture_channels :], config)
-            state_BFS = self.pose(before_BFS, actions_BFA)
-            state_BFCHW, view_BFCHW = planes(state_BFS, config), self.pose.view(state_BFS)
+            with _no_autocast(x_BFCHW.device.type):
+                state_BFS = self.pose(before_BFS, actions_BFA)
+                state_BFCHW, view_BFCHW = planes(state_BFS, config), self.pose.view(state_BFS)
             pictures.append(view_BFCHW)
         if face_BFCHW is not None:
             pictures.append(face_BFCHW)

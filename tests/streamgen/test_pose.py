@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from streamgen.config import VIEW_MAP, VIEW_RAYS, AutoencoderConfig
+from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.pose import Course, Motion, Pose, View, _looked_up, _running_max, from_planes, planes, split
 from streamgen.models.rollout import Commit, RollingCache, Rollout
@@ -35,6 +36,20 @@ def test_a_state_is_in_the_latent_and_counts(change: dict[str, Any]) -> None:
     elsewhere = torch.cat([cache.previous[:, :4], cache.previous[:, 4:] + 1], 1)
     moved = rollout.denoise(call[0], elsewhere, call[2], *cache.inputs())[0, 0]
     assert (moved[:4] - made[:4]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("change", [WITH_POSE, WITH_ACTORS])
+def test_autocast_moves_a_state_as_fp32_does(change: dict[str, Any]) -> None:
+    """Training in bf16 must not round what is added up from frame to frame."""
+    model = toy_transformer(config := toy_transformer_config(**change))
+    shape = (1, 1, config.in_channels, config.height, config.width)
+    x, before = torch.randn(2, *shape)
+    call = x, torch.full((1, 1), 0.5), ClipAttention(config, model.space, 1), torch.ones(1, 1, 5), before
+    exact = model(*call)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(*call)
+    assert not torch.equal(rounded[:, :, :4], exact[:, :, :4])
+    assert torch.equal(rounded[:, :, 4:], exact[:, :, 4:])
 
 
 def test_a_pose_moves_in_the_viewers_own_frame() -> None:
