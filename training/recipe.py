@@ -180,7 +180,9 @@ class PoseRecipe(BaseRecipe):
     starts: int = Field(256, ge=1, description="of a batch: where in the clips the keys lead on from")
     walk: int = Field(8, ge=1, description="frames for which they lead on")
     start: Path | None = Field(
-        None, description="run folder of a pose to start from; what it lacks, such as actors, is made new"
+        None,
+        description="run or student folder whose pose to start from, of any frame size; what it lacks, such as actors, "
+        "is made new",
     )
 
     @model_validator(mode="after")

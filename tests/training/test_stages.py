@@ -20,13 +20,15 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from streamgen.cli import main
-from streamgen.models.loading import load_transformer, save_transformer
+from streamgen.models.loading import load_transformer, save_pose, save_transformer
+from streamgen.models.pose import Pose
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS
+from tests.toy import WITH_ACTORS, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
-from training.stages.pose import PoseStage, walk
+from training.stages.pose import PoseStage, _start_from, walk
 from training.stages.teacher_forcing import TeacherForcingStage
 
 ROOT = Path(__file__).parents[2]
@@ -404,6 +406,30 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
     assert shared and all(torch.equal(own[name], theirs[name]) for name in shared)
     with pytest.raises(RecipeError, match="give one of them"):
         load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
+
+
+@pytest.mark.parametrize("kind", ["run", "student"])
+def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> None:
+    """The same camera, now with twice the columns and rows: two of them look where one looked before, on average."""
+    small = toy_transformer(toy_transformer_config(**WITH_ACTORS))
+    if kind == "student":
+        save_transformer(small, tmp_path)
+    else:
+        save_pose(small.pose, tmp_path)
+    config = small.config
+    large = Pose(config.model_copy(update={"height": 2 * config.height, "width": 2 * config.width}))
+    _start_from(large, tmp_path)
+    with torch.no_grad():
+        state = torch.randn(3, 6 + 5 * 2)
+        action = torch.ones(3, config.action_dim or 0)
+        torch.testing.assert_close(large.moved(state, action), small.pose.moved(state, action))
+        for name in ("angles", "slopes"):
+            now, before = getattr(large.view, name), getattr(small.pose.view, name)
+            assert len(now) == 2 * len(before)
+            torch.testing.assert_close(now.unflatten(0, (-1, 2)).mean(1)[1:-1], before[1:-1], rtol=0.02, atol=0)
+        assert torch.equal(large.view.heights, small.pose.view.heights)
+    with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
+        _start_from(large, tmp_path / "vae")
 
 
 def test_a_start_without_actors_cannot_move_any(runs: Path, tmp_path: Path) -> None:

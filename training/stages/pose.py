@@ -7,6 +7,7 @@ much.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,10 @@ from training.package import data_for
 from training.recipe import PoseRecipe, RecipeError
 from training.sheets import contact_sheet
 
+_POSE = "pose."
+"""Of weights of a transformer, those that are the pose's."""
+_CAMERA = {"view.angles", "view.slopes", "view.where"}
+"""Weights whose shape is that of frames."""
 _SEEN = 48, 33
 """Held-out clips and the frames of each."""
 _THINNED = slice(None, None, 8)
@@ -169,16 +174,29 @@ class PoseStage:
         return pictures, from_planes(filled, self.recipe.model)
 
 
-def _start_from(model: nn.Module, folder: Path) -> None:
-    path, own = folder / "pose" / WEIGHTS, model.state_dict()
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"start: {path} is not there: name the run folder of a pose") from error
+def _start_from(model: Pose, folder: Path) -> None:
+    """Of frames of another size, the camera is resampled and all else stays."""
+    weights: dict[str, Tensor] = {}
+    for path, prefix in ((folder / "transformer" / WEIGHTS, _POSE), (folder / "pose" / WEIGHTS, "")):
+        with contextlib.suppress(OSError, SafetensorError):
+            read = load_file(path).items()
+            weights = {name.removeprefix(prefix): value.float() for name, value in read if name.startswith(prefix)}
+    if not weights:
+        raise RecipeError(f"start: {folder} has no pose: name a run or student folder that has one")
+    own = model.state_dict()
+    for name in _CAMERA & weights.keys():
+        weights[name] = _resampled(weights[name], own[name].shape)
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if wrong:
         raise RecipeError(f"start: {folder} has weights that do not fit this pose: {wrong[0]}, ...")
     model.load_state_dict(weights, strict=False)
+
+
+def _resampled(value: Tensor, shape: torch.Size) -> Tensor:
+    """What a camera knows of each column, each row, or each latent pixel [h, w, d], for another number of them."""
+    if value.dim() == 1:
+        return F.interpolate(value[None, None], shape[0], mode="linear")[0, 0]
+    return F.interpolate(value.permute(2, 0, 1)[None], shape[:2], mode="bilinear")[0].permute(1, 2, 0)
 
 
 def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:
