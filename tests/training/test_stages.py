@@ -426,7 +426,7 @@ def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> No
         for name in ("angles", "slopes"):
             now, before = getattr(large.view, name), getattr(small.pose.view, name)
             assert len(now) == 2 * len(before)
-            torch.testing.assert_close(now.unflatten(0, (-1, 2)).mean(1)[1:-1], before[1:-1], rtol=0.02, atol=0)
+            torch.testing.assert_close(now.unflatten(0, (-1, 2)).mean(1)[1:-1], before[1:-1], rtol=0, atol=0.06)
         assert torch.equal(large.view.heights, small.pose.view.heights)
     with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
         _start_from(large, tmp_path / "vae")
