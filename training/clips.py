@@ -20,7 +20,7 @@ from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.data import Clip
 from training.losses import add_noise, focus_weight
-from training.recipe import FaceRecipe, RecipeError, StudentRecipe
+from training.recipe import DecoderRecipe, FaceRecipe, RecipeError, StudentRecipe
 
 _LOOKED_AT = 24
 """Frames that tell what a decoder shows of a channel."""
@@ -295,7 +295,7 @@ def imperfect_history(
 def recycled_history(
     model: CausalVideoTransformer,
     clips: LatentClips,
-    recipe: StudentRecipe,
+    recipe: StudentRecipe | DecoderRecipe,
     sigmas: tuple[float, ...],
     generator: torch.Generator,
 ) -> Tensor:

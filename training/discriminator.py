@@ -1,4 +1,4 @@
-"""A discriminator of latent clips: whether each frame, beside the one before it and what drove it, could be real."""
+"""Discriminators, of latent clips and of pictures: whether each frame, beside the one before it, could be real."""
 
 from __future__ import annotations
 
@@ -37,4 +37,21 @@ class Discriminator(nn.Module):
             scale, shift = steer(code)[..., None, None].chunk(2, 1)
             x = F.silu(conv(x) * (1 + scale) + shift)
         logits: Tensor = self.conv_out(x).flatten(1).unflatten(0, pairs.shape[:2])
+        return logits
+
+
+class PictureDiscriminator(nn.Module):
+    """Convolutions over pairs of successive pictures, to logits of patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dims = 24, 48, 96, 192, 192
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+        for before, after, stride in zip(dims, dims[1:], (1, 2, 2, 1), strict=False):
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(dims[-1], 1, 1))
+
+    def forward(self, pairs_B2CHW: Tensor) -> Tensor:
+        """Logits [B, 1, patches, patches] of pairs in [-1, 1]."""
+        logits: Tensor = self.layers(pairs_B2CHW.flatten(1, 2))
         return logits

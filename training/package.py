@@ -22,7 +22,7 @@ from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
 from training.distributed import rank_and_size
-from training.recipe import FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
+from training.recipe import DecoderRecipe, FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents
 
@@ -38,7 +38,7 @@ ORIGIN = "origin.json"
 
 
 def data_for(
-    recipe: StudentRecipe | PoseRecipe | FaceRecipe, config: TransformerConfig, autoencoder: Autoencoder
+    recipe: StudentRecipe | PoseRecipe | FaceRecipe | DecoderRecipe, config: TransformerConfig, autoencoder: Autoencoder
 ) -> ClipData:
     """The recipe's clips at the size of the student's frames. Raises RecipeError when their keys do not fit it."""
     side = autoencoder.config.latent_pixel
@@ -47,7 +47,7 @@ def data_for(
         raise RecipeError(
             f"model.action_dim is {config.action_dim}, but the clips have {len(data.keys)} keys: {data.keys}"
         )
-    if isinstance(data, TalkDataset):
+    if isinstance(data, TalkDataset) and not isinstance(recipe, DecoderRecipe):
         kept = cache_root() / "latents" / weights_hash(recipe.autoencoder, "vae")[:16]
         data = with_latents(data, autoencoder, kept, *rank_and_size())
         data.scattered = 0.0 if isinstance(recipe, PoseRecipe) else recipe.scattered

@@ -60,12 +60,20 @@ class BaseRecipe(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: the settings but for its length, and the weights it builds on."""
         settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
-        for field, part in (("autoencoder", "vae"), ("teacher", "transformer"), ("pose", "pose"), ("face", "face")):
+        for field, part in _PARTS:
             if settings.get(field) is not None:
                 settings[field] = weights_hash(Path(settings[field]), part)
         return settings
 
 
+_PARTS = (
+    ("autoencoder", "vae"),
+    ("teacher", "transformer"),
+    ("student", "transformer"),
+    ("pose", "pose"),
+    ("face", "face"),
+)
+"""Fields that name a run or student folder, and whose weights of it count."""
 _MAY_CHANGE = {
     "steps",
     "decay",
@@ -332,6 +340,25 @@ class TeacherForcingRecipe(StudentRecipe):
         return self
 
 
+class DecoderRecipe(BaseRecipe):
+    """What a student draws, decoded sharp."""
+
+    stage: Literal["decoder"]
+    student: Path = Field(description="run or student folder whose rollouts to decode")
+    autoencoder: Path = Field(description="run or student folder of the autoencoder; its encoder stays as it is")
+    plan: tuple[float, ...] = Field((1.0,), description="noise levels of the student's steps")
+    clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was rolled out before")
+    walks: int = Field(160, ge=1, description="clips that are recorded and rolled out before the first step")
+    recycle: int = Field(ge=1, description="frames of each clip that are the student's own rollout")
+    recycle_clip: float = Field(4.0, gt=0, description="largest error of a rollout, in latent units")
+    pairs: int = Field(8, ge=1, description="of a batch: of successive frames")
+    gradient_weight: float = Field(1.0, ge=0, description="as an autoencoder's")
+    adversarial: float = Field(
+        0.5, ge=0, description="pull of the discriminator on the pixels, in parts of that of the true picture"
+    )
+    steepness: float = Field(1.0, ge=0, description="weight of the discriminator's slopes (R1 and R2)")
+
+
 class BidirectionalRecipe(StudentRecipe):
     """All frames of a clip denoised together, from a causal teacher's weights: a score of whole rollouts."""
 
@@ -387,6 +414,7 @@ AnyRecipe = (
     | JudgesRecipe
     | FaceRecipe
     | PoseRecipe
+    | DecoderRecipe
     | TeacherForcingRecipe
     | BidirectionalRecipe
     | DistillationRecipe

@@ -7,6 +7,7 @@ from training.recipe import (
     AnyRecipe,
     AutoencoderRecipe,
     BidirectionalRecipe,
+    DecoderRecipe,
     FaceJudgeRecipe,
     FaceRecipe,
     JudgesRecipe,
@@ -42,6 +43,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
         from training.stages.pose import PoseStage
 
         return PoseStage(recipe)
+    if isinstance(recipe, DecoderRecipe):
+        from training.stages.decoder import DecoderStage
+
+        return DecoderStage(recipe)
     if isinstance(recipe, TeacherForcingRecipe):
         from training.stages.teacher_forcing import TeacherForcingStage
 
