@@ -146,6 +146,7 @@ def _torch() -> Any:
     metavar="RUN SHARE",
     help="Mix in this share of the weights of another run of the same line.",
 )
+@click.option("--decoder", type=_FOLDER, default=None, help="Run of a decoder that learned what this student draws.")
 @click.option("--name", default="world", help="The student's name.")
 @click.option("--speech", type=_FOLDER, default=None, help="Run that hears, for a student that speech drives.")
 @click.option(
@@ -163,6 +164,7 @@ def export(
     autoencoder: Path,
     card: Path | None,
     average: tuple[Path, float] | None,
+    decoder: Path | None,
     name: str,
     speech: Path | None,
     identities: tuple[tuple[str, str], ...],
@@ -179,7 +181,9 @@ def export(
 
     try:
         text = card.read_text() if card else f"# {name}\n\nExported from the run {run.name}. {NO_CARD}\n"
-        package(run, autoencoder, out, text, name, average, speech, dict(identities) or None, steps)
+        package(
+            run, autoencoder, out, text, name, average, speech, dict(identities) or None, steps, decoder_run=decoder
+        )
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")

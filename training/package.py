@@ -105,6 +105,15 @@ def averaged(a: CausalVideoTransformer, b: CausalVideoTransformer, share: float)
     return a
 
 
+def _decoding(autoencoder: Autoencoder, other: Autoencoder, folder: Path) -> Autoencoder:
+    """The other one, read from `folder`, which must have the same latents. Raises RecipeError."""
+    weights = other.state_dict()
+    for name, value in autoencoder.state_dict().items():
+        if not name.startswith("decoder.") and not (name in weights and torch.equal(value, weights[name])):
+            raise RecipeError(f"decoder: {folder} was trained on the latents of another autoencoder")
+    return other
+
+
 def _at_rest(data: TalkDataset) -> list[Clip]:
     """Clips that end with a closed mouth: what a stream goes on from."""
     clips = list(recorded(data, _START_SEED, range(_CANDIDATES), _START_FRAMES))
@@ -123,12 +132,14 @@ def package(
     identities: dict[str, str] | None = None,
     steps: int | None = None,
     step_plans: dict[int, tuple[float, ...]] | None = None,
+    decoder_run: Path | None = None,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
     average: another run, and the share of its weights in the student's. speech_run: what hears for one that speech
     drives. identities: the people of its videos that it can be, and what they are called; None: all of them. steps: how
-    many to serve it with; None: as the run says. step_plans: None takes the run's own.
+    many to serve it with; None: as the run says. step_plans: None takes the run's own. decoder_run: of the stage
+    `decoder`; None takes the autoencoder's own.
 
     Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
     that it was trained on are gone.
@@ -144,6 +155,8 @@ def package(
         other, share = average
         _origin(other, autoencoder_run)
         transformer = averaged(transformer, load_transformer(other), share)
+    if decoder_run is not None:
+        autoencoder = _decoding(autoencoder, load_autoencoder(decoder_run), decoder_run)
     side = autoencoder.config.latent_pixel
     width, height = transformer.config.width * side, transformer.config.height * side
     data = open_data(Path(origin["data"]) if "data" in origin else None, width, height, origin.get("driven_by", "keys"))

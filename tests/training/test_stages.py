@@ -20,7 +20,14 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from streamgen.cli import main
-from streamgen.models.loading import load_transformer, save_pose, save_transformer
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.loading import (
+    load_autoencoder,
+    load_transformer,
+    save_autoencoder,
+    save_pose,
+    save_transformer,
+)
 from streamgen.models.pose import Pose
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS
@@ -28,6 +35,7 @@ from tests.toy import WITH_ACTORS, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
+from training.stages.decoder import DecoderStage
 from training.stages.pose import PoseStage, _start_from, walk
 from training.stages.teacher_forcing import TeacherForcingStage
 
@@ -136,6 +144,21 @@ clips: 1
 clip_length: 12
 context: 4
 """
+DECODER = """
+stage: decoder
+name: decoder
+student: RUNS/student
+autoencoder: RUNS/autoencoder
+steps: 4
+precision: fp32
+learning_rate: 1.0e-3
+warmup: 1
+evaluate_every: 4
+clip_length: 12
+recycle: 3
+walks: 5
+pairs: 2
+"""
 STAGES = {
     "autoencoder": AUTOENCODER,
     "pose": POSE,
@@ -143,6 +166,7 @@ STAGES = {
     "student": STUDENT,
     "bidirectional": BIDIRECTIONAL,
     "duel": DUEL,
+    "decoder": DECODER,
 }
 
 _COMMAND = [sys.executable, "-c", "from streamgen.cli import main; main(prog_name='streamgen')"]
@@ -207,7 +231,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_leaves_weights_a_log_and_a_sheet(runs: Path) -> None:
     for name in STAGES:
-        part = {"autoencoder": "vae", "pose": "pose"}.get(name, "transformer")
+        part = {"autoencoder": "vae", "decoder": "vae", "pose": "pose"}.get(name, "transformer")
         assert (runs / name / part / "diffusion_pytorch_model.safetensors").is_file()
         assert list((runs / name).glob("sheet_*.png"))
         assert all(loss > 0 for loss in _losses(runs / name).values())
@@ -237,6 +261,29 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
         assert figures["course"] < 2
 
 
+def test_a_decoder_learns_from_the_pictures_that_belong_to_what_it_decodes(runs: Path) -> None:
+    """Of rollouts that may not err at all: they are the true latents of the pictures beside them."""
+    stage = DecoderStage(load_recipe(runs / "decoder.yaml", ("recycle_clip=1.0e-6",)))
+    latents, pictures = stage.batch([], 3)
+    true = load_autoencoder(runs / "autoencoder").encoder(pictures.flatten(0, 1)).unflatten(0, latents.shape[:2])
+    torch.testing.assert_close(latents, true, rtol=2e-3, atol=2e-3)
+
+
+def test_a_discriminator_pulls_as_hard_as_the_recipe_says(runs: Path) -> None:
+    """In parts of the pull of the true picture, and away from where it is."""
+    pulls = []
+    for share in (0.0, 0.5):
+        stage = DecoderStage(load_recipe(runs / "decoder.yaml", (f"adversarial={share}",)))
+        assert stage.turn(0) is stage.critic
+        assert stage.turn(1) is stage.model
+        made = []
+        stage.model.register_forward_hook(lambda _, __, out, made=made: (out.retain_grad(), made.append(out))[0])
+        loss, _ = stage.loss(stage.batch([], 1), stage.model, torch.Generator())
+        loss.backward()
+        pulls.append(made[0].grad)
+    assert float((pulls[1] - pulls[0]).norm() / pulls[0].norm()) == pytest.approx(0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize(("name", "kills"), [("teacher", (2, 5)), ("duel", (2,))])
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(
     name: str, kills: tuple[int, ...], runs: Path, tmp_path: Path
@@ -258,8 +305,13 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     """Two runs' mean becomes a student folder on which every command works."""
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
     student = tmp_path / "student"
-    mix = ("--autoencoder", runs / "autoencoder", "--average", runs / "teacher", "0.25")
+    mix = ("--autoencoder", runs / "autoencoder", "--average", runs / "teacher", "0.25", "--decoder", runs / "decoder")
     _streamgen("export", runs / "student", *mix, "--out", student, "--name", "toy")
+    own, plain = (load_autoencoder(runs / run).state_dict() for run in ("decoder", "autoencoder"))
+    shipped = load_autoencoder(student).state_dict()
+    for name, value in shipped.items():
+        torch.testing.assert_close(value, own[name], rtol=0.01, atol=1e-6)
+        assert name.startswith("decoder.") or torch.equal(own[name], plain[name])
     weights = [
         load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")["head.head.weight"].float()
         for path in (student, runs / "student", runs / "teacher")
@@ -378,6 +430,13 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
     assert "it can teach a student, not be one" in said
     said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
+    (runs / "other").mkdir()
+    save_autoencoder(Autoencoder(load_autoencoder(runs / "decoder").config), runs / "other")
+    mine = "--autoencoder", runs / "autoencoder", "--decoder", runs / "other"
+    said = _refusal("export", runs / "student", *mine, "--out", runs / "x")
+    assert "other was trained on the latents of another autoencoder" in said
+    said = _refusal("train", runs / "decoder.yaml", "recycle=5", "--runs", runs)
+    assert "clip_length 12: 5 frames and two windows need 13" in said
     said = _refusal(
         "export", runs / "student", "--autoencoder", runs / "autoencoder", "--steps", "3", "--out", runs / "x"
     )
