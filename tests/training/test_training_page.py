@@ -44,6 +44,7 @@ TOY: dict[str, dict[str, Any]] = {
     "student": {"recycle": 4},
     "bidirectional": {},
     "sharper": {"steps": 3},
+    "decoder": {"clip_length": 20, "recycle": 4, "walks": 4},
 }
 
 
@@ -85,6 +86,7 @@ def test_every_recipe_of_the_page_loads(tmp_path: Path) -> None:
         "my-student",
         "my-bidirectional",
         "my-sharper",
+        "my-decoder",
     ]
     for text in recipes:
         path = tmp_path / "recipe.yaml"
