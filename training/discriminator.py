@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,8 +52,13 @@ class PictureDiscriminator(nn.Module):
         for before, after, stride in zip(dims, dims[1:], (1, 2, 2, 1), strict=False):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(dims[-1], 1, 1))
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                # What tells sharp from soft is small, and is not to get smaller from layer to layer.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, pairs_B2CHW: Tensor) -> Tensor:
         """Logits [B, 1, patches, patches] of pairs in [-1, 1]."""
-        logits: Tensor = self.layers(pairs_B2CHW.flatten(1, 2))
+        logits: Tensor = self.layers(pairs_B2CHW.flatten(1, 2)).float()
         return logits

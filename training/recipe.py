@@ -356,7 +356,9 @@ class DecoderRecipe(BaseRecipe):
     adversarial: float = Field(
         0.5, ge=0, description="pull of the discriminator on the pixels, in parts of that of the true picture"
     )
-    steepness: float = Field(1.0, ge=0, description="weight of the discriminator's slopes (R1 and R2)")
+    steepness: float = Field(
+        0.001, ge=0, description="weight of the discriminator's slopes (R1 and R2); sharp and soft are not far apart"
+    )
 
 
 class BidirectionalRecipe(StudentRecipe):
