@@ -201,7 +201,7 @@ def export(
 @click.option("--autoencoder", type=_FOLDER, required=True, help="Run or student folder that the teacher learned with.")
 @click.option("--data", type=_FOLDER, default=None, help="Folder of videos; default: the recorder of the world.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, help="Of training for each.")
-@click.option("--processes", type=click.IntRange(1), default=2, help="That train together.")
+@click.option("--processes", type=click.IntRange(1), default=2, help="That train together, and judge side by side.")
 @click.option("--episodes", type=click.IntRange(1), default=3, help="Rollouts of a minute, each with a seed.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Their length.")
 @click.option("--long", "long_s", type=click.FloatRange(min=4), default=600.0, help="Length of one more rollout.")

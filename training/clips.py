@@ -6,10 +6,13 @@ Dimensions: B clips, F frames, C channels, h and w latent pixels, A actions, K n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from streamgen.config import TransformerConfig
@@ -18,7 +21,8 @@ from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.pose import planes
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
-from training.data import Clip
+from training.data import Clip, ClipData, recorded
+from training.distributed import rank_and_size
 from training.losses import add_noise, focus_weight
 from training.recipe import DecoderRecipe, FaceRecipe, RecipeError, StudentRecipe
 
@@ -28,6 +32,17 @@ _SCAR = 3.0
 """Largest spread of a scar's noise, in latent units: a picture that runs away gets as far in two or three frames."""
 _NUDGE = 0.2
 """In units of a channel's own spread."""
+
+
+def recorded_share(
+    data: ClipData, seed: int, count: int, length: int, part: int, said: str
+) -> Iterator[tuple[int, list[Clip]]]:
+    """This process's share of the first `count` clips, `part` at a time, with the number of each part's first one."""
+    rank, size = rank_and_size()
+    own = max(1, count // size)
+    clips = recorded(data, seed, range(rank * own, (rank + 1) * own), length)
+    for at in track(range(0, own, part), f"{said} {own} clips", transient=True, disable=rank > 0):
+        yield rank * own + at, list(islice(clips, part))
 
 
 @dataclass(frozen=True)

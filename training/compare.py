@@ -6,12 +6,15 @@ What is there already is not done again, so an interrupted comparison goes on wh
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +69,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Contestant:
-    """steps and training_s: of its training, none of the teacher."""
+    """run: of training; student: the folder that is made of it; steps and training_s: of its training, none of the
+    teacher; step_plans: where the run has none of its own.
+    """
 
     name: str
+    run: Path
     student: Path
-    steps: int
-    training_s: float
+    steps: int = 0
+    training_s: float = 0.0
+    step_plans: dict[int, tuple[float, ...]] | None = None
 
 
 def compare(
@@ -99,14 +106,16 @@ def compare(
         raise RecipeError(f"{teacher} keeps no clean history, so it has no steps to be compared at (history_level)")
     contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
     kept: dict[str, Any] = before.get("students", {})
-    students: dict[str, Any] = {}
-    for contestant in contestants:
-        known = Student.from_pretrained(contestant.student)
-        own = kept.get(contestant.name, {})
-        if (own.get("hash"), own.get("judged")) != (known.hash, budget.judged):
-            own = _judged(contestant, known, data, out, budget, engine)
-        students[contestant.name] = own
-        path.write_text(json.dumps(asked | {"students": kept | students}, indent=1) + "\n")
+    # Each is packed and judged on a core or two, where training took all of them.
+    with ProcessPoolExecutor(budget.processes, multiprocessing.get_context("spawn"), _share_cores, (budget,)) as pool:
+        judged = [
+            pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, data, out, budget, engine) for c in contestants
+        ]
+        named = dict(zip(judged, contestants, strict=True))
+        for done in as_completed(judged):
+            kept[named[done].name] = done.result()
+            path.write_text(json.dumps(asked | {"students": kept}, indent=1) + "\n")
+    students = {contestant.name: kept[contestant.name] for contestant in contestants}
     _time(contestants, students, engine)
     figures = asked | {"students": students}
     path.write_text(json.dumps(figures, indent=1) + "\n")
@@ -133,7 +142,7 @@ def _contestants(
             raise RecipeError(f"{path} is of the stage {recipe.stage}; methods of distillation are compared")
         if 1 in recipe.step_plans:
             plans |= recipe.step_plans
-    yield _packed("teacher", teacher, autoencoder, out, 0, 0.0, plans or {1: (1.0,)})
+    yield Contestant("teacher", teacher, out / "students" / "teacher", step_plans=plans or {1: (1.0,)})
     for path, recipe in loaded:
         run = runs / recipe.name
         command = [str(path), *same, "--runs", str(runs)]
@@ -147,7 +156,7 @@ def _contestants(
             started = next(e for e in _entries(run) if e["event"] == "start")
             steps = int(started["recipe"]["steps"])
         _train(command, budget, f"steps={steps}")
-        yield _packed(path.stem, run, autoencoder, out, steps, sum(_step_times(run)))
+        yield Contestant(path.stem, run, out / "students" / path.stem, steps, sum(_step_times(run)))
 
 
 def _train(command: list[str], budget: Budget, *more: str) -> None:
@@ -168,27 +177,33 @@ def _step_times(run: Path) -> list[float]:
     return [float(seconds) for _, seconds in sorted(steps.items())]
 
 
-def _packed(
-    name: str,
-    run: Path,
-    autoencoder: Path,
-    out: Path,
-    steps: int,
-    training_s: float,
-    step_plans: dict[int, tuple[float, ...]] | None = None,
-) -> Contestant:
-    student = out / "students" / name
-    packed, trained = student / RANGES, run / "transformer" / WEIGHTS
+def _share_cores(budget: Budget) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // budget.processes))
+
+
+def _packed(contestant: Contestant, autoencoder: Path) -> Student:
+    packed, trained = contestant.student / RANGES, contestant.run / "transformer" / WEIGHTS
     if not packed.exists() or packed.stat().st_mtime < trained.stat().st_mtime:
-        count = None if step_plans is None else max(step_plans)
+        plans, name = contestant.step_plans, contestant.name
+        count = None if plans is None else max(plans)
         card = f"# {name}\n\nOf a comparison.\n"
-        package(run, autoencoder, student, card, name, steps=count, step_plans=step_plans)
-    return Contestant(name, student, steps, training_s)
+        package(contestant.run, autoencoder, contestant.student, card, name, steps=count, step_plans=plans)
+    return Student.from_pretrained(contestant.student)
 
 
 def _judged(
-    contestant: Contestant, student: Student, data: ClipData, out: Path, budget: Budget, engine_name: str
+    contestant: Contestant,
+    before: dict[str, Any],
+    autoencoder_run: Path,
+    data: ClipData,
+    out: Path,
+    budget: Budget,
+    engine_name: str,
 ) -> dict[str, Any]:
+    """Its figures; those from `before` if they are of this student and this long."""
+    student = _packed(contestant, autoencoder_run)
+    if (before.get("hash"), before.get("judged")) == (student.hash, budget.judged):
+        return before
     config = student.config
     autoencoder = load_autoencoder(student.path)
     engine = load_engine(student.path, engine_name)

@@ -6,11 +6,14 @@ predicts the velocity v = eps - x0, so x0 = x_s - s v.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_NEARBY = 0.05
+"""Spread of the noise by which a discriminator's steepness is measured."""
 
 
 def reconstruction(x_BCHW: Tensor, y_BCHW: Tensor, gradient_weight: float) -> Tensor:
@@ -107,11 +110,15 @@ def tells_apart(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def steepness(logits: Tensor, logits_nearby: Tensor, distance: float) -> Tensor:
-    """R1 or R2 by a finite difference: squared slope of a discriminator between clips and the same clips with noise of
-    spread `distance` added (Lin et al. 2025); no second derivative is needed.
+def logits_and_steepness(
+    discriminator: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A discriminator's logits of x, and R1 or R2 by a finite difference: its squared slope between x and the same with
+    a little noise added (Lin et al. 2025); no second derivative is needed.
     """
-    return ((logits_nearby - logits) / distance).square().mean()
+    logits = discriminator(x)
+    nearby = discriminator(x + _NEARBY * torch.randn(x.shape, generator=generator))
+    return logits, ((nearby - logits) / _NEARBY).square().mean()
 
 
 def flow_map_target(velocity: Tensor, derivative: Tensor, sigma: Tensor, to: Tensor) -> Tensor:

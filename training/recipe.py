@@ -352,6 +352,8 @@ class DecoderRecipe(BaseRecipe):
     recycle: int = Field(ge=1, description="frames of each clip that are the student's own rollout")
     recycle_clip: float = Field(4.0, gt=0, description="largest error of a rollout, in latent units")
     pairs: int = Field(8, ge=1, description="of a batch: of successive frames")
+    crop: int | None = Field(None, ge=8, description="side of the squares that pairs are cut to; none: whole frames")
+    focus: Box | None = Field(None, description="most crops lie around a point in this part of a frame")
     gradient_weight: float = Field(1.0, ge=0, description="as an autoencoder's")
     adversarial: float = Field(
         0.5, ge=0, description="pull of the discriminator on the pixels, in parts of that of the true picture"

@@ -13,12 +13,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
 from streamgen.student import Student, write_config
-from training import cli, evaluate
+from tests.training.commands import refusal, streamgen
+from training import evaluate
 from training.clips import pose_vector
 from training.data import Clip
 from training.judges import Judges, load_judges, recognised, save_judges, turn_accuracy, yaw_difference
@@ -67,26 +67,12 @@ def student(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stude
     return Student.from_pretrained(folder)
 
 
-def run(*arguments: object) -> str:
-    name, *rest = map(str, arguments)
-    result = CliRunner().invoke(getattr(cli, name), rest)
-    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
-    return result.output
-
-
-def refusal(*arguments: object) -> str:
-    name, *rest = map(str, arguments)
-    result = CliRunner().invoke(getattr(cli, name), rest)
-    assert result.exit_code == 1, result.output
-    return result.output
-
-
 @pytest.fixture(scope="module")
 def trained(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Judges of the walks, by the command and the shipped recipe."""
     runs = tmp_path_factory.mktemp("runs")
     small = (f"width={WIDTH}", f"height={HEIGHT}", "steps=140", "warmup=5", "ema=0.9", "evaluate_every=140")
-    run("train", "world/judges", "name=judges", f"data={walks}", *small, "--runs", runs, "--threads", 1)
+    streamgen("train", "world/judges", "name=judges", f"data={walks}", *small, "--runs", runs, "--threads", 1)
     return runs / "judges"
 
 
@@ -192,7 +178,7 @@ def test_judges_learn_which_keys_drove_a_frame(trained: Path) -> None:
 
 
 def test_judges_of_the_world_are_told_where_a_frame_was_seen_from(tmp_path: Path) -> None:
-    run("train", "world/judges", "width=64", "height=48", "steps=2", "evaluate_every=2", "--runs", tmp_path)
+    streamgen("train", "world/judges", "width=64", "height=48", "steps=2", "evaluate_every=2", "--runs", tmp_path)
     figures = last_evaluation(tmp_path / "world-judges")
     assert set(WORLD_KEYS) < set(figures)
     assert 0 < figures["yaw_deg"] < 180
@@ -205,7 +191,7 @@ def test_evaluate_with_judges_says_what_the_keys_did(
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "figures.json"
     short = ("--seconds", 4, "--rollouts", 1)
-    run("evaluate", "--student", student.path, "--data", walks, *short, "--judges", trained, "--json", file)
+    streamgen("evaluate", "--student", student.path, "--data", walks, *short, "--judges", trained, "--json", file)
     control = json.loads(file.read_text())["control"]
     assert control["seconds"] == 10
     assert set(control["generated"]["recognised"]) == set(control["ceiling"]["recognised"]) == set(WORLD_KEYS)

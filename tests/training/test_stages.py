@@ -16,11 +16,9 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from streamgen.cli import main
-from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.autoencoder import Autoencoder, to_uint8
 from streamgen.models.loading import (
     load_autoencoder,
     load_transformer,
@@ -32,6 +30,7 @@ from streamgen.models.pose import Pose
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import WEIGHTS
 from tests.toy import WITH_ACTORS, toy_transformer, toy_transformer_config
+from tests.training.commands import refusal, streamgen
 from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
@@ -178,23 +177,6 @@ def _run(command: list[str]) -> str:
     return result.stdout
 
 
-def _invoke(*arguments: str | Path) -> Result:
-    """A command in this process: importing PyTorch and its compiler takes longer than most of what is done here."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def _streamgen(*arguments: str | Path) -> None:
-    result = _invoke(*arguments)
-    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
-
-
-def _refusal(*arguments: str | Path) -> str:
-    result = _invoke(*arguments)
-    assert result.exit_code == 1
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    return result.output
-
-
 def _losses(run: Path) -> dict[int, float]:
     """By step, whoever learned in it; of a step that was done again after a kill, the last one."""
     entries = []
@@ -225,7 +207,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in STAGES.items():
         recipe = folder / f"{name}.yaml"
         recipe.write_text(text.replace("MODEL", MODEL).replace("RUNS", str(folder)))
-        _streamgen("train", recipe, "--runs", folder, "--threads", "1")
+        streamgen("train", recipe, "--runs", folder, "--threads", "1")
     return folder
 
 
@@ -269,6 +251,28 @@ def test_a_decoder_learns_from_the_pictures_that_belong_to_what_it_decodes(runs:
     torch.testing.assert_close(latents, true, rtol=2e-3, atol=2e-3)
 
 
+def test_a_decoder_learns_from_squares_that_belong_to_what_it_decodes(runs: Path) -> None:
+    pixel = load_autoencoder(runs / "autoencoder").config.latent_pixel
+    stage = DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={5 * pixel}", "focus=[0.5, 0.5, 1, 1]")))
+    # Every latent pixel, and what is shown of it, says which one it is.
+    which = torch.arange(12 * 20).view(12, 20)
+    stage._latents = which.half().expand_as(stage._latents)
+    shown = which.repeat_interleave(pixel, 0).repeat_interleave(pixel, 1).byte()
+    stage._frames = shown[..., None].expand_as(stage._frames)
+    batches = [stage.batch([], number) for number in range(8)]
+    for latents, pictures in batches:
+        assert latents.shape[-2:] == (5, 5)
+        assert torch.equal(to_uint8(pictures)[:, :, ::pixel, ::pixel, 0].float(), latents[:, :, 0])
+    begins = {divmod(int(first), 20) for latents, _ in batches for first in latents[:, 0, 0, 0, 0]}
+    assert len(begins) > 8
+    assert sum(y >= 3 and x >= 7 for y, x in begins) > len(begins) / 2  # around a point of the focus
+    loss, _ = stage.loss(stage.batch([], 1), stage.model, torch.Generator())
+    assert loss.isfinite()
+    for wrong in (5 * pixel + 1, 2 * pixel, 13 * pixel):
+        with pytest.raises(RecipeError, match=f"crop {wrong}: give a multiple of {pixel} from"):
+            DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={wrong}",)))
+
+
 def test_a_discriminator_pulls_as_hard_as_the_recipe_says(runs: Path) -> None:
     """In parts of the pull of the true picture, and away from where it is."""
     pulls = []
@@ -306,7 +310,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
     student = tmp_path / "student"
     mix = ("--autoencoder", runs / "autoencoder", "--average", runs / "teacher", "0.25", "--decoder", runs / "decoder")
-    _streamgen("export", runs / "student", *mix, "--out", student, "--name", "toy")
+    streamgen("export", runs / "student", *mix, "--out", student, "--name", "toy")
     own, plain = (load_autoencoder(runs / run).state_dict() for run in ("decoder", "autoencoder"))
     shipped = load_autoencoder(student).state_dict()
     for name, value in shipped.items():
@@ -328,7 +332,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
         assert sum(1 for _ in container.decode(stream)) == 35
     figures_file = tmp_path / "figures" / "figures.json"
     figures_file.parent.mkdir()
-    _streamgen("evaluate", "--student", student, "--rollouts", "1", "--seconds", "4", "--json", figures_file)
+    streamgen("evaluate", "--student", student, "--rollouts", "1", "--seconds", "4", "--json", figures_file)
     figures = json.loads(figures_file.read_text())
     forced = figures["teacher_forced"]
     assert forced["autoencoder"]["psnr"] > 5
@@ -346,41 +350,6 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert bench["step_ms"]["p99"] >= bench["step_ms"]["p50"] > 0
 
 
-def test_methods_are_compared(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the recipes that come with it, at toy size, beside its teacher; asked for longer rollouts, it judges those
-    of the same students.
-    """
-    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "recipes").mkdir()
-    shutil.copy(ROOT / "training" / "recipes" / "compare" / "causal_consistency.yaml", tmp_path / "recipes")
-    made = "--recipes", tmp_path / "recipes", "--teacher", runs / "teacher", "--autoencoder", runs / "autoencoder"
-    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
-    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--engine", "torch"
-    smaller = "precision=fp32", "step_plans={1: [1.0], 2: [1.0, 0.5]}"
-    _streamgen("compare", *made, *short, *where, *smaller)
-    figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
-    assert {name: sorted(student["counts"]) for name, student in figures.items()} == {
-        "teacher": ["1", "2"],
-        "causal_consistency": ["1", "2"],
-    }
-    student = figures["causal_consistency"]
-    # The budget is time; a toy's steps are few and uneven.
-    assert student["training_s"] > 0.5 and student["training_steps"] >= 1
-    assert student["counts"]["2"]["frame_ms"] > 0 and student["counts"]["2"]["frechet"] > 0
-    assert len((tmp_path / "out" / "compare.md").read_text().splitlines()) == 2 + 4
-    assert (tmp_path / "out" / "compare.png").is_file()
-    log = tmp_path / "runs" / "compare-causal_consistency" / "log.jsonl"
-    steps = log.read_text().count('"step_s"')
-    _streamgen("compare", *made, *short, "--long", "7", *where, *smaller)
-    assert log.read_text().count('"step_s"') == steps
-    again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
-    assert again["teacher"]["judged"] == {"episodes": 1, "short_s": 4, "long_s": 7}
-    assert again["teacher"]["counts"]["2"]["short"] == figures["teacher"]["counts"]["2"]["short"]
-    assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
-    said = _refusal("compare", *made, *short, "--minutes", "7", *where)
-    assert "has a comparison of 0.05 minutes by 1 processes" in said
-
-
 @pytest.mark.parametrize(
     ("name", "how"), [("teacher", ("shard=true", "forget_activations=true")), ("duel", ("shard=true",))]
 )
@@ -389,7 +358,7 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(
 ) -> None:
     """Each with a model of its own, or with a piece of one, which Muon's matrices are put together from."""
     recipe = runs / f"{name}.yaml"
-    _streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
+    streamgen("train", recipe, "steps=3", "accumulate=2", "--runs", tmp_path / "one", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     _run([*torchrun, "-m", "training", "train", str(recipe), "steps=3", *how, "--runs", str(tmp_path / "two")])
     one, two, single = (_losses(folder / name) for folder in (tmp_path / "one", tmp_path / "two", runs))
@@ -400,7 +369,7 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(
         torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-5)
     # Either goes on with what the other left.
     shutil.copytree(tmp_path / "two" / name, tmp_path / "further" / name)
-    _streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
+    streamgen("train", recipe, "steps=4", "accumulate=2", "--runs", tmp_path / "further", "--threads", "1")
     assert sorted(_losses(tmp_path / "further" / name)) == [0, 1, 2, 3]
 
 
@@ -415,29 +384,29 @@ def test_two_processes_learn_the_same_ground(runs: Path, tmp_path: Path) -> None
 
 
 def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
-    said = _refusal("train", runs / "teacher.yaml", "learning_rate=0.5", "--runs", runs)
+    said = refusal("train", runs / "teacher.yaml", "learning_rate=0.5", "--runs", runs)
     assert "another learning_rate" in said
-    said = _refusal("train", runs / "teacher.yaml", "autoencoder=/nowhere", "--runs", runs)
+    said = refusal("train", runs / "teacher.yaml", "autoencoder=/nowhere", "--runs", runs)
     assert "/nowhere" in said
     for other in ("model.ffn_conv=false", "model.ffn_dim=40"):
-        said = _refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", other, "--runs", runs)
+        said = refusal("train", runs / "teacher.yaml", f"start={runs / 'teacher'}", other, "--runs", runs)
         assert "has weights that do not fit this model: blocks" in said
-    said = _refusal("train", runs / "duel.yaml", "start=null", "--runs", runs)
+    said = refusal("train", runs / "duel.yaml", "start=null", "--runs", runs)
     assert "sees the future: name a causal one to start from" in said
-    said = _refusal("train", runs / "student.yaml", f"teacher={runs / 'bidirectional'}", "--runs", runs)
+    said = refusal("train", runs / "student.yaml", f"teacher={runs / 'bidirectional'}", "--runs", runs)
     assert "sees the future" in said
-    said = _refusal("export", runs / "bidirectional", "--autoencoder", runs / "autoencoder", "--out", runs / "x")
+    said = refusal("export", runs / "bidirectional", "--autoencoder", runs / "autoencoder", "--out", runs / "x")
     assert "it can teach a student, not be one" in said
-    said = _refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
+    said = refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
     assert "is not there" in said
     (runs / "other").mkdir()
     save_autoencoder(Autoencoder(load_autoencoder(runs / "decoder").config), runs / "other")
     mine = "--autoencoder", runs / "autoencoder", "--decoder", runs / "other"
-    said = _refusal("export", runs / "student", *mine, "--out", runs / "x")
+    said = refusal("export", runs / "student", *mine, "--out", runs / "x")
     assert "other was trained on the latents of another autoencoder" in said
-    said = _refusal("train", runs / "decoder.yaml", "recycle=5", "--runs", runs)
+    said = refusal("train", runs / "decoder.yaml", "recycle=5", "--runs", runs)
     assert "clip_length 12: 5 frames and two windows need 13" in said
-    said = _refusal(
+    said = refusal(
         "export", runs / "student", "--autoencoder", runs / "autoencoder", "--steps", "3", "--out", runs / "x"
     )
     assert "no plan for 3 steps" in said
@@ -445,7 +414,7 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
 
 def test_an_autoencoder_goes_on_from_another_and_is_named_by_its_latents(runs: Path, tmp_path: Path) -> None:
     still = ("learning_rate=1e-9", f"start={runs / 'autoencoder'}", "name=further", "--runs", tmp_path)
-    _streamgen("train", runs / "autoencoder.yaml", *still)
+    streamgen("train", runs / "autoencoder.yaml", *still)
     old, new = (load_file(run / "vae" / WEIGHTS) for run in (runs / "autoencoder", tmp_path / "further"))
     for name in old:
         if not name.startswith("latents_"):

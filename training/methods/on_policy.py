@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,13 @@ from torch.nn import functional as F
 
 from training.clips import LatentClips
 from training.discriminator import Discriminator
-from training.losses import add_noise, denoised, fools, steepness, tells_apart
+from training.losses import add_noise, denoised, fools, logits_and_steepness, tells_apart
 from training.methods.method import Roles
 from training.methods.settings import OnPolicy
 from training.rollouts import Plan, Rolled, roll_out
 
 _LEAST, _MOST = 0.02, 0.98
 """Noise levels at which scores are asked: nothing can be told apart at the ends."""
-_NEARBY = 0.05
-"""Spread of the noise by which a discriminator's steepness is measured."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +138,14 @@ class Policy:
 
     def telling(self, better: Rolled, worse: Rolled, weight: float, generator: torch.Generator) -> Tensor:
         """The discriminator's loss, R1 and R2 included, on what it shall hold for real and on what it shall not."""
-        logits, slopes = [], []
         assert self._discriminator is not None
+        told = []
         for rolled in (better, worse):
             noised = self.noised(self._judged(rolled.detached()), generator)
-            nearby = noised.x + _NEARBY * torch.randn(noised.x.shape, generator=generator)
-            here, there = (self._discriminator(x, noised.sigma, self._drove(rolled)) for x in (noised.x, nearby))
-            logits.append(here)
-            slopes.append(steepness(here, there, _NEARBY))
-        return tells_apart(logits[0], logits[1]) + weight * (slopes[0] + slopes[1])
+            sees = partial(self._discriminator, sigma_B=noised.sigma, actions_BFA=self._drove(rolled))
+            told.append(logits_and_steepness(sees, noised.x, generator))
+        (real, real_slope), (made, made_slope) = told
+        return tells_apart(real, made) + weight * (real_slope + made_slope)
 
     def _judged(self, rolled: Rolled) -> Tensor:
         """What was rolled out, and the frame before it: a discriminator sees pairs."""

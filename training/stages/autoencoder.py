@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,15 @@ def _images(frames_uint8: NDArray[np.uint8]) -> Tensor:
 
 def _cropped(frame: NDArray[np.uint8], side: int, focus: Box | None, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A random square of a frame."""
-    size = np.array(frame.shape[:2])
+    y, x = corner(frame.shape[:2], side, focus, rng)
+    return frame[y : y + side, x : x + side]
+
+
+def corner(size: Sequence[int], side: int, focus: Box | None, rng: np.random.Generator) -> tuple[int, int]:
+    """The row and the column at which a random square of something of `size` begins."""
     low, high = np.zeros(2), np.ones(2)
     if focus is not None and rng.random() < _IN_FOCUS:
         left, top, right, bottom = focus
         low, high = np.array([top, left]), np.array([bottom, right])
-    y, x = np.clip(rng.uniform(low, high) * size - side / 2, 0, size - side).astype(int)
-    return frame[y : y + side, x : x + side]
+    y, x = np.clip(rng.uniform(low, high) * size - side / 2, 0, np.array(size) - side).astype(int)
+    return int(y), int(x)

@@ -8,26 +8,24 @@ rollout, so whatever it makes up, it cannot run away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Decoder, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, load_transformer, save_autoencoder
-from training.clips import encode, recycled_history
-from training.data import Clip, held_out, recorded
+from training.clips import encode, recorded_share, recycled_history
+from training.data import Clip, held_out
 from training.discriminator import PictureDiscriminator
-from training.distributed import rank_and_size
-from training.losses import fools, psnr, reconstruction, steepness, tells_apart
-from training.metrics import detail
+from training.losses import fools, logits_and_steepness, psnr, reconstruction, tells_apart
+from training.metrics import detail, frames_psnr, inside
 from training.package import data_for
 from training.recipe import DecoderRecipe, RecipeError
 from training.sheets import contact_sheet
+from training.stages.autoencoder import corner
 
 _EVERY = 8
 """Frames of a clip from one pair to the next: those between are much the same."""
@@ -35,10 +33,10 @@ _PART = 4
 """Clips that are rolled out together."""
 _HELD_OUT = 8
 """Clips that are judged."""
+_EDGE = 1
+"""Latent pixels at a crop's edges that do not count."""
 _POOL_SEED = 2**30 + 2
 """Recorded for pools alone."""
-_NEARBY = 0.05
-"""Spread of the noise by which the discriminator's steepness is measured, in [-1, 1]."""
 
 
 class DecoderStage:
@@ -53,13 +51,26 @@ class DecoderStage:
         if recipe.clip_length < 2 * config.window + recipe.recycle:
             room = 2 * config.window + recipe.recycle
             raise RecipeError(f"clip_length {recipe.clip_length}: {recipe.recycle} frames and two windows need {room}")
+        pixel = self._pixel = self._autoencoder.config.latent_pixel
+        if recipe.crop is not None:
+            largest = pixel * min(config.height, config.width)
+            if recipe.crop % pixel or not (1 + 2 * _EDGE) * pixel <= recipe.crop <= largest:
+                raise RecipeError(
+                    f"crop {recipe.crop}: give a multiple of {pixel} from {(1 + 2 * _EDGE) * pixel} to {largest} pixels"
+                )
         self.data = data_for(recipe, config, self._autoencoder)
-        self._held_out = self._pairs(held_out(self.data, _HELD_OUT, recipe.clip_length), 0)
-        parts = list(self._recorded())
-        self._latents, self._frames = (torch.cat(each) for each in zip(*parts, strict=True))
+        said = f"{recipe.name}: rolling out"
+        share = recorded_share(self.data, _POOL_SEED, recipe.walks, recipe.clip_length, _PART, said)
+        pairs = [self._pairs(clips, number) for number, clips in share]
+        self._latents, self._frames = (torch.cat(each) for each in zip(*pairs, strict=True))
         self.model: nn.Module = self._autoencoder.decoder.requires_grad_(True).train()
         self.critic = PictureDiscriminator()
         self._learns_to_tell = False
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """For the one process that judges."""
+        return self._pairs(held_out(self.data, _HELD_OUT, self.recipe.clip_length), 0)
 
     def turn(self, step: int) -> nn.Module:
         """They take turns, the discriminator first."""
@@ -68,14 +79,27 @@ class DecoderStage:
 
     def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, Tensor]:
         """Raw latents [N, 2, C, h, w] of pairs, and their pictures [N, 2, 3, H, W] in [-1, 1]."""
-        chosen = np.random.default_rng((self.recipe.seed, number)).integers(len(self._latents), size=self.recipe.pairs)
-        return self._latents[chosen].float(), to_float(self._frames[chosen])
+        rng = np.random.default_rng((self.recipe.seed, number))
+        chosen = rng.integers(len(self._latents), size=self.recipe.pairs)
+        latents, frames = self._latents[chosen], self._frames[chosen]
+        if self.recipe.crop is not None:
+            side, cut = self.recipe.crop // self._pixel, []
+            for pair, shown in zip(latents, frames, strict=True):
+                y, x = corner(pair.shape[-2:], side, self.recipe.focus, rng)
+                rows, columns = (slice(at * self._pixel, (at + side) * self._pixel) for at in (y, x))
+                cut.append((pair[..., y : y + side, x : x + side], shown[:, rows, columns]))
+            latents, frames = (torch.stack(each) for each in zip(*cut, strict=True))
+        return latents.float(), to_float(frames)
 
     def loss(
         self, batch: tuple[Tensor, Tensor], ema: nn.Module, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         latents, true = batch
         made = self.model(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
+        if self.recipe.crop is not None:
+            # At a crop's edges the decoder lacks what lies beyond.
+            inner = slice(_EDGE * self._pixel, -_EDGE * self._pixel)
+            made, true = made[..., inner, inner], true[..., inner, inner]
         if self._learns_to_tell:
             return self._told_apart(true, made.detach(), generator), {}
         error = reconstruction(made.flatten(0, 1), true.flatten(0, 1), self.recipe.gradient_weight)
@@ -86,12 +110,10 @@ class DecoderStage:
         return error + (pull * (made - made.detach())).sum(), {"psnr": psnr(made.detach(), true)}
 
     def _told_apart(self, true: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
-        logits, slopes = [], []
-        for pairs in (true, made):
-            nearby = pairs + _NEARBY * torch.randn(pairs.shape, generator=generator)
-            logits.append(self.critic(pairs))
-            slopes.append(steepness(logits[-1], self.critic(nearby), _NEARBY))
-        return tells_apart(*logits) + self.recipe.steepness * (slopes[0] + slopes[1])
+        (real, real_slope), (fake, fake_slope) = (
+            logits_and_steepness(self.critic, pairs, generator) for pairs in (true, made)
+        )
+        return tells_apart(real, fake) + self.recipe.steepness * (real_slope + fake_slope)
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
@@ -100,22 +122,17 @@ class DecoderStage:
         some = slice(None, None, max(1, len(frames) // 16))
         rows = [each[some][at : at + 8].numpy() for at in (0, 8) for each in (frames, made)]
         contact_sheet(rows, sheet)
-        a, b = (to_float(each) for each in (made, frames))
-        return {"psnr": psnr(a, b), "detail": detail(made.numpy()) / detail(frames.numpy())}
+        parts = {"": (0.0, 0.0, 1.0, 1.0)} | ({} if self.recipe.focus is None else {"_focus": self.recipe.focus})
+        figures: dict[str, float] = {}
+        for part, box in parts.items():
+            a, b = (inside(each.numpy(), box) for each in (made, frames))
+            figures |= {f"psnr{part}": frames_psnr(a, b), f"detail{part}": detail(a) / detail(b)}
+        return figures
 
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, Decoder)
         self._autoencoder.decoder.load_state_dict(ema.state_dict())
         save_autoencoder(self._autoencoder, folder)
-
-    def _recorded(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of this process's share of the walks, some clips at a time."""
-        rank, size = rank_and_size()
-        count = max(1, self.recipe.walks // size)
-        clips = recorded(self.data, _POOL_SEED, range(rank * count, (rank + 1) * count), self.recipe.clip_length)
-        said = f"{self.recipe.name}: rolling out {count} clips"
-        for at in track(range(0, count, _PART), said, transient=True, disable=rank > 0):
-            yield self._pairs(list(islice(clips, _PART)), rank * count + at)
 
     def _pairs(self, clips: list[Clip], number: int) -> tuple[Tensor, Tensor]:
         """Raw latents float16 [N, 2, C, h, w] of pairs of the student's rollouts, true ones among them from before

@@ -8,13 +8,10 @@ much.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,8 +20,8 @@ from torch.nn import functional as F
 from streamgen.models.loading import load_autoencoder, save_pose
 from streamgen.models.pose import SHARPNESS, Course, Motion, Pose, from_planes, split
 from streamgen.student import WEIGHTS
-from training.clips import LatentClips, encode, states_of
-from training.data import Clip, held_out, recorded
+from training.clips import LatentClips, encode, recorded_share, states_of
+from training.data import Clip, held_out
 from training.distributed import greatest, rank_and_size
 from training.judges import yaw_difference
 from training.metrics import JUDGED, decode, frames_psnr
@@ -78,7 +75,8 @@ class PoseStage:
         self._judged = self._encoded(self._held_out)
         self._walked = self._states(held_out(self.data, *_WALKED))
         pool, walks = [], []
-        for part in self._recorded():
+        said = f"{recipe.name}: recording"
+        for _, part in recorded_share(self.data, _POOL_SEED, recipe.walks, recipe.clip_length, _PART, said):
             pool.append(self._encoded([clip.cut(_THINNED) for clip in part]))
             walks.append(self._states(part))
         self._pool = torch.cat(pool)
@@ -149,16 +147,6 @@ class PoseStage:
         done = number / (recipe.steps * recipe.accumulate * size)
         start, until = _SOFT_EDGES
         return start + min(1.0, done / until) * (SHARPNESS - start)
-
-    def _recorded(self) -> Iterator[list[Clip]]:
-        """This process's share of the clips, some at a time."""
-        rank, size = rank_and_size()
-        count = max(1, self.recipe.walks // size)
-        first = rank * count
-        clips = recorded(self.data, _POOL_SEED, range(first, first + count), self.recipe.clip_length)
-        said = f"{self.recipe.name}: recording {count} clips"
-        for _ in track(range(0, count, _PART), said, transient=True, disable=rank > 0):
-            yield list(islice(clips, _PART))
 
     def _encoded(self, clips: list[Clip]) -> Tensor:
         """Latents of all frames, [N, C, h, w]."""

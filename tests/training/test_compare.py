@@ -1,0 +1,66 @@
+"""The comparison of methods: one table of a toy teacher and of what a recipe makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from streamgen.config import AutoencoderConfig
+from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.loading import save_autoencoder, save_transformer
+from tests.toy import TWO_STEPS, toy_recipe, toy_transformer, toy_transformer_config
+from tests.training.commands import refusal, streamgen
+from training.package import write_origin
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "compare"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[str | Path, ...]:
+    """A teacher and an autoencoder, of random weights, and one of the recipes that come with it."""
+    autoencoder, teacher, recipes = (tmp_path / name for name in ("autoencoder", "teacher", "recipes"))
+    config = toy_transformer_config(residual=True)
+    vae = AutoencoderConfig(
+        latent_channels=config.in_channels, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1)
+    )
+    save_autoencoder(Autoencoder(vae), autoencoder)
+    save_transformer(toy_transformer(config), teacher)
+    write_origin(teacher, toy_recipe(config, autoencoder=autoencoder, clip_length=16), TWO_STEPS, 2)
+    recipes.mkdir()
+    shutil.copy(RECIPES / "causal_consistency.yaml", recipes)
+    return "--recipes", recipes, "--teacher", teacher, "--autoencoder", autoencoder
+
+
+def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside their teacher; asked for longer rollouts, it judges those of the same students."""
+    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
+    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
+    where = "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--engine", "torch"
+    smaller = "precision=fp32", "step_plans={1: [1.0], 2: [1.0, 0.5]}"
+    streamgen("compare", *made, *short, *where, *smaller)
+    figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert {name: sorted(student["counts"]) for name, student in figures.items()} == {
+        "teacher": ["1", "2"],
+        "causal_consistency": ["1", "2"],
+    }
+    student = figures["causal_consistency"]
+    # The budget is time; a toy's steps are few and uneven.
+    assert student["training_s"] > 0.5 and student["training_steps"] >= 1
+    assert student["counts"]["2"]["frame_ms"] > 0 and student["counts"]["2"]["frechet"] > 0
+    assert len((tmp_path / "out" / "compare.md").read_text().splitlines()) == 2 + 4
+    assert (tmp_path / "out" / "compare.png").is_file()
+    log = tmp_path / "runs" / "compare-causal_consistency" / "log.jsonl"
+    steps = log.read_text().count('"step_s"')
+    streamgen("compare", *made, *short, "--long", "7", *where, *smaller)
+    assert log.read_text().count('"step_s"') == steps
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
+    assert again["teacher"]["judged"] == {"episodes": 1, "short_s": 4, "long_s": 7}
+    assert again["teacher"]["counts"]["2"]["short"] == figures["teacher"]["counts"]["2"]["short"]
+    assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
+    said = refusal("compare", *made, *short, "--minutes", "7", *where)
+    assert "has a comparison of 0.05 minutes by 1 processes" in said
