@@ -31,6 +31,8 @@ VIEW_STEPS = 64
 """Of a ray."""
 VIEW_MAP, VIEW_LEVELS, VIEW_FEATURES = 192, 24, 32
 """Points along a side of the view's map, levels of height, and the features of each."""
+NEAR_LEVELS, NEAR_FEATURES = 128, 16
+"""The same of what is seen from close by."""
 VIEW_DETAIL = 64
 """Channels of the convolutions over the view's picture."""
 SPRITE_CLOCKS, SPRITE_RADII = 41, 12
@@ -101,6 +103,9 @@ class TransformerConfig(_Config):
         0, ge=0, description="of the world that go their own ways; beside the pose, a latent tells where they are"
     )
     view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
+    near_map: int = Field(
+        192, ge=2, description="points along a side of the view's map of heights and of what is seen from close by"
+    )
 
     face_dim: int = Field(
         0,

@@ -6,7 +6,7 @@ Dimensions: B clips, F frames, C channels, h and w latent pixels, A actions, K n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -281,11 +281,11 @@ def imperfect_history(
     model: CausalVideoTransformer,
     clips: LatentClips,
     recipe: StudentRecipe,
-    sigmas: tuple[float, ...],
+    plans: Sequence[tuple[float, ...]],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The past that a step trains on: recycled in a share of the steps, its picture redrawn, drifted, faded, scarred
-    and noised as the recipe says.
+    """The past that a step trains on: recycled in a share of the steps, by any of the step plans, its picture redrawn,
+    drifted, faded, scarred and noised as the recipe says.
 
     Returns the history [B, F, C, h, w] and its noise level [B, F]. Raises RecipeError.
     """
@@ -293,7 +293,9 @@ def imperfect_history(
         raise RecipeError("context_noise: the history has a noise level of its own (history_level); set it to 0")
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
-        history = recycled_history(model, clips, recipe, sigmas, generator)
+        # Errors of many steps are not those of one: whoever learned to mend these alone runs away in those.
+        plan = plans[int(torch.randint(len(plans), (1,), generator=generator))]
+        history = recycled_history(model, clips, recipe, plan, generator)
     if recipe.redrawn:
         if not model.config.face_dim:
             raise RecipeError("redrawn: only a face draws, and the model has none; leave it out, or set face_dim")

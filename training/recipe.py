@@ -179,7 +179,7 @@ class PoseRecipe(BaseRecipe):
     stage: Literal["pose"]
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(
-        description="of the student; what counts is its size, pose_scale, actors, action_dim and view_dim"
+        description="of the student; what counts is its size, pose_scale, actors, action_dim, view_dim and near_map"
     )
     precision: Literal["fp32"] = Field("fp32", description="bf16 cannot move a pose")
     clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was recorded before")
@@ -189,8 +189,8 @@ class PoseRecipe(BaseRecipe):
     walk: int = Field(8, ge=1, description="frames for which they lead on")
     start: Path | None = Field(
         None,
-        description="run or student folder whose pose to start from, of any frame size; what it lacks, such as actors, "
-        "is made new",
+        description="run or student folder whose pose to start from, of any frame and map size; what it lacks, such as "
+        "actors, is made new",
     )
 
     @model_validator(mode="after")

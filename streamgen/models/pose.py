@@ -18,6 +18,8 @@ from streamgen.config import (
     ACTOR_CHANNELS,
     MOTION_DIM,
     MOTION_LAYERS,
+    NEAR_FEATURES,
+    NEAR_LEVELS,
     OCTAVES,
     POSE_CHANNELS,
     SPRITE_CLOCKS,
@@ -43,8 +45,11 @@ _NO_TIME = 1e-3
 """Of a clock in a latent, far below a frame's."""
 _REACH = 1.5
 """Of the map, from the middle."""
-_NEAREST, _GAPS = 0.06, (0.004, 0.05)
-"""Where a ray's first step is, and how far it is to the next one there and at its end."""
+_NEAREST, _GAPS = 0.028, (0.004, 0.05)
+"""Where a ray's first step is, nearer than walls let a viewer come, and how far it is to the next one there and at its
+end."""
+_NEAR = 0.1, 0.3
+"""Distance up to which what is seen is seen from close by, and from which on it is not at all."""
 _WIDEST = 0.08
 """Radius of the largest picture of an actor."""
 _BEHIND = 100.0
@@ -254,9 +259,10 @@ class View(nn.Module):
     A map of heights and of features, learned from frames and poses alone. Each latent pixel looks along
     VIEW_RAYS x VIEW_RAYS rays. A ray ends where the ground rises above it; how far that is follows from the heights
     along its line over the ground, softly, so that it can be learned (as in NeRF, Mildenhall et al. 2020). What it
-    sees there are the features of that place and of that height; where it meets nothing, those of the sky in its
-    direction. Actors are round, and look alike from everywhere; nearer ground hides them. What moves besides, the
-    transformer draws, and sharpens the rest with what it saw last.
+    sees there are the features of that place and of that height, from close by those of a finer map too, which would
+    flicker from afar; where it meets nothing, those of the sky in its direction. Actors are round, and look alike from
+    everywhere; nearer ground hides them. What moves besides, the transformer draws, and sharpens the rest with what it
+    saw last.
     """
 
     distances: Tensor
@@ -271,7 +277,9 @@ class View(nn.Module):
         self.angles = nn.Parameter(torch.atan(_from_middle(columns) / (columns / 2)) / _SLOWER)
         self.slopes = nn.Parameter(_from_middle(rows) / (columns / 2) / _SLOWER)
         self.eye = nn.Parameter(torch.tensor(_EYE / _SLOWER))
-        self.heights = nn.Parameter(torch.zeros(VIEW_MAP**2, 1))
+        self.heights = nn.Parameter(torch.zeros(config.near_map**2, 1))
+        self.near = nn.Parameter(torch.zeros(config.near_map**2, NEAR_FEATURES))
+        self.near_levels = nn.Parameter((1 + torch.randn(NEAR_LEVELS, NEAR_FEATURES) / 2) / _FASTER)
         self.places = nn.Parameter(torch.randn(VIEW_MAP**2, VIEW_FEATURES) * 0.1 / _FASTER)
         self.levels = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
         self.sky = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
@@ -281,6 +289,7 @@ class View(nn.Module):
             self.shares = nn.Parameter(torch.zeros(SPRITE_CLOCKS * SPRITE_RADII, 1))
             self.sprites = nn.Parameter(torch.randn(SPRITE_CLOCKS * SPRITE_RADII, VIEW_FEATURES) * 0.1 / _FASTER)
         self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim)
+        self.embed_near = nn.Linear(VIEW_RAYS**2 * NEAR_FEATURES, dim, bias=False)
         self.where = nn.Parameter(torch.zeros(config.height, config.width, dim))
         self.layer = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, channels)
@@ -295,16 +304,16 @@ class View(nn.Module):
         """sharpness: of the edge between what a ray meets and what it passes by, in 1 / slope. Training begins with
         a soft one, across which heights find their way.
         """
-        seen = self._seen(*split(state.flatten(0, -2)), sharpness)
-        hidden = F.silu(self.embed(seen) + self.where * _FASTER)
+        seen, near = self._seen(*split(state.flatten(0, -2)), sharpness)
+        hidden = F.silu(self.embed(seen) + self.embed_near(near) + self.where * _FASTER)
         hidden = hidden + F.silu(self.layer(hidden))
         picture = self.out(hidden).permute(0, 3, 1, 2)
         picture = picture + self.conv2(F.silu(self.conv1(picture)))
         out: Tensor = picture.unflatten(0, state.shape[:-1])
         return out
 
-    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor, sharpness: float) -> Tensor:
-        """What the rays of every latent pixel meet [N, h, w, features]."""
+    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+        """What the rays of every latent pixel meet, and what of it shows from close by, each [N, h, w, features]."""
         here, c, s = pose_N6[:, :2], pose_N6[:, 2:3], pose_N6[:, 3:4]
         angles, eye = self.angles * _SLOWER, self.eye * _SLOWER + _looked_up(self.heights, here)[:, 0]
         ahead, aside = angles.cos(), angles.sin()
@@ -325,19 +334,26 @@ class View(nn.Module):
         sky = _looked_up(self.places, _HORIZON * along)[:, None] * _level(self.sky, slopes, _SLOPES)
         hit = hit[..., None]
         features = (thing * hit + sky * (1 - hit)) * _FASTER**2
+        closeness = hit * ((_NEAR[1] - far) / (_NEAR[1] - _NEAR[0])).clamp(0.0, 1.0)[..., None]
+        near = _looked_up(self.near, place) * _level(self.near_levels, height, _HEIGHTS) * closeness * _FASTER**2
         if actors_NT5.shape[1]:
             until = far + (1 - hit[..., 0]) * self.distances[-1]
-            features = self._with_actors(features, actors_NT5, pose_N6, until, slopes, eye)
+            sprite, share = self._actors(actors_NT5, pose_N6, until, slopes, eye)
+            features, near = _between(features, sprite, share), near * (1 - share)
         features = torch.cat([features, hit, far[..., None].log() * hit], -1)
-        height_, width = self._shape
-        rays = features.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height_, VIEW_RAYS))
-        return rays.transpose(2, 3).flatten(3)
+        return self._by_latent_pixels(features), self._by_latent_pixels(near)
 
-    def _with_actors(
-        self, features: Tensor, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, slopes: Tensor, eye: Tensor
-    ) -> Tensor:
-        """The features of rays [N, rows, columns, f], some of which meet an actor before the distances `until` at which
-        they end; slopes [rows, columns] and the eye's height [N] as in `_seen`.
+    def _by_latent_pixels(self, rays: Tensor) -> Tensor:
+        """[N, h, w, features of all its rays] of features of rays [N, rows, columns, features]."""
+        height, width = self._shape
+        return rays.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height, VIEW_RAYS)).transpose(2, 3).flatten(3)
+
+    def _actors(
+        self, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, slopes: Tensor, eye: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the actor that rays [N, rows, columns] meet before the distances `until` at which they end: its features
+        [N, rows, columns, f] and its share [N, rows, columns, 1]; slopes [rows, columns] and the eye's height [N] as in
+        `_seen`.
         """
         off, (c, s) = actors_NT5[..., :2] - pose_N6[:, None, :2], pose_N6[:, None, 2:4].unbind(-1)
         ahead, aside = _along(off, c, s)[..., None], _along(off, -s, c)[..., None]  # [N, T, 1]
@@ -362,7 +378,7 @@ class View(nn.Module):
         share, which = share.max(1, keepdim=True)
         index, part = index.gather(1, which)[:, 0], part.gather(1, which)[:, 0, ..., None]
         sprite = _between(F.embedding(index, self.sprites), F.embedding(index + 1, self.sprites), part) * _FASTER
-        return _between(features, sprite, share[:, 0, ..., None])
+        return sprite, share[:, 0, ..., None]
 
 
 def _from_middle(count: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from streamgen.config import VIEW_MAP, VIEW_RAYS, AutoencoderConfig
+from streamgen.config import NEAR_FEATURES, VIEW_MAP, VIEW_RAYS, AutoencoderConfig
 from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.pose import Course, Motion, Pose, View, _looked_up, _running_max, from_planes, planes, split
@@ -194,7 +194,7 @@ def test_actors_never_leave_the_ground_where_they_were_seen() -> None:
 
 
 def test_an_actor_is_seen_where_it_is_unless_something_is_nearer() -> None:
-    view = View(toy_transformer_config(**WITH_ACTORS)).requires_grad_(False)
+    view = View(toy_transformer_config(**WITH_ACTORS | {"near_map": VIEW_MAP})).requires_grad_(False)
     map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
     view.heights[:, 0] = torch.where(map_x > 0.8, 0.3, 0.0)
     view.shares.fill_(10.0)
@@ -203,7 +203,7 @@ def test_an_actor_is_seen_where_it_is_unless_something_is_nearer() -> None:
         """Rays [rows, columns] of a viewer in the middle, looking east, that meet an actor at (x, y)."""
         pose = torch.tensor([[0.0, 0, 1, 0, 0, 0]])
         both = [
-            view._seen(pose, torch.tensor([[[*place, 0, 0, clock], [-0.5, 0, 0, 0, 0]]]), 1e4)[0]
+            view._seen(pose, torch.tensor([[[*place, 0, 0, clock], [-0.5, 0, 0, 0, 0]]]), 1e4)[0][0]
             for place in ((x, y), (-1.0, 0.0))
         ]
         rays = (both[0] - both[1]).abs().unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1)).amax(-1)
@@ -221,14 +221,14 @@ def test_an_actor_is_seen_where_it_is_unless_something_is_nearer() -> None:
 
 
 def test_a_ray_ends_where_the_ground_rises_above_it() -> None:
-    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    view = View(toy_transformer_config(**WITH_POSE | {"near_map": VIEW_MAP})).requires_grad_(False)
     # A wall from x = 0.5 on, 0.3 high, around a flat court; the eye is 0.08 above the ground.
     map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
     view.heights[:, 0] = torch.where(map_x > 0.5, 0.3, 0.0)
 
     def hit_and_far(pose: Tensor) -> tuple[Tensor, Tensor]:
         """Of every ray [rows, columns]: the share that met something, and the distance to it over the ground."""
-        rays = view._seen(*split(pose[None]), sharpness=1e4)[0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1))
+        rays = view._seen(*split(pose[None]), sharpness=1e4)[0][0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1))
         rays = rays.transpose(1, 2).flatten(0, 1).flatten(1, 2)
         return rays[..., -2], rays[..., -1].exp()
 
@@ -247,6 +247,28 @@ def test_a_ray_ends_where_the_ground_rises_above_it() -> None:
             torch.testing.assert_close(far[row], ground * across, atol=0.06, rtol=0)
     # Turned away, there is none.
     assert hit_and_far(torch.tensor([-0.1, 0.2, -1.0, 0.0, 0.0, 0.0]))[0][:4].max() < 0.01
+
+
+def test_what_is_close_is_seen_finer_and_what_is_far_is_not() -> None:
+    """A wall 0.3 high from x = 0.5 on, and a map of what is close that knows something of its northern half."""
+    torch.manual_seed(0)
+    view = View(toy_transformer_config(**WITH_POSE | {"near_map": 301})).requires_grad_(False)
+    map_x, map_y = torch.linspace(-1.5, 1.5, 301).repeat(301), torch.linspace(-1.5, 1.5, 301).repeat_interleave(301)
+    view.heights[:, 0] = torch.where(map_x > 0.495, 0.3, 0.0)
+
+    def changed(x: float) -> Tensor:
+        """By how much the latent pixels [h, w] of who stands at x and looks east change."""
+        pose = torch.tensor([[x, 0.0, 1, 0, 0, 0]])
+        before = view(pose)
+        view.near[:] = torch.randn(NEAR_FEATURES) * ((map_x > 0.4) & (map_y > 0))[:, None]
+        after = view(pose)
+        view.near.zero_()
+        return (after - before)[0].abs().amax(0)
+
+    close = changed(0.46)
+    assert close[:3, :2].min() > 1e-3 and close[:, 4:].max() == 0
+    assert 0 < changed(0.3).max() < close.max()
+    assert changed(0.1).max() == 0
 
 
 def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:

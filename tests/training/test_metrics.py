@@ -81,7 +81,9 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
         previous, driven = cache.previous[:, None], clips.actions[:, 8:]
         face = model.face(*cache.reference, driven) if model.config.face_dim else None
         velocity = model(noise[:, 8:], torch.ones(1, 1), attend, driven, previous, face_BFCHW=face)
-    torch.testing.assert_close(made[:, 8:], noise[:, 8:] - velocity, atol=1e-5, rtol=0)
+    # On a map of noise a place's rounding decides which hill a ray meets.
+    atol = 1e-4 if model.config.pose_scale else 1e-5
+    torch.testing.assert_close(made[:, 8:], noise[:, 8:] - velocity, atol=atol, rtol=0)
     other = teacher_forced(model, clips, (1.0,), actions=1 - clips.actions, seed=3)
     assert (other - made).abs().max() > 1e-3
 
@@ -119,7 +121,7 @@ def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
     config = toy_transformer_config(**WITH_POSE)
     recipe = toy_recipe(config, recycle=0, drift=0.3, fade=0.5, context_noise=0.3, pose="nowhere")
     clips = LatentClips(torch.randn(400, 3, 10, 4, 6), torch.zeros(400, 3, 5))
-    out, level = imperfect_history(toy_transformer(config), clips, recipe, (1.0,), torch.Generator().manual_seed(0))
+    out, level = imperfect_history(toy_transformer(config), clips, recipe, [(1.0,)], torch.Generator().manual_seed(0))
     assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:]) and level.any()
     changed = (out[:, :, :4] != clips.latents[:, :, :4]).flatten(1).any(1)
     assert 0.82 < changed.float().mean() < 0.93
@@ -151,7 +153,7 @@ def test_a_share_of_the_histories_is_drawn_towards_the_face() -> None:
         toy_recipe(config, recycle=0, context_noise=0, redrawn=0.25, face="nowhere"),
     )
     clips = LatentClips(torch.randn(400, 3, 4, 4, 6), torch.rand(400, 3, 5))
-    out, _ = imperfect_history(model, clips, recipe, (1.0,), torch.Generator().manual_seed(0))
+    out, _ = imperfect_history(model, clips, recipe, [(1.0,)], torch.Generator().manual_seed(0))
     face = model.face(clips.latents[:, 0], clips.actions[:, 0], clips.actions)
     assert torch.equal(out[:, 0], clips.latents[:, 0])
     way = ((out - clips.latents) / (face - clips.latents))[:, 1:].flatten(1).median(1).values
@@ -161,7 +163,7 @@ def test_a_share_of_the_histories_is_drawn_towards_the_face() -> None:
     config = toy_transformer_config()
     recipe = toy_recipe(config, recycle=0, redrawn=0.25)
     with pytest.raises(RecipeError, match="face_dim"):
-        imperfect_history(toy_transformer(config), clips, recipe, (1.0,), torch.Generator())
+        imperfect_history(toy_transformer(config), clips, recipe, [(1.0,)], torch.Generator())
 
 
 def test_a_share_of_the_histories_fades() -> None:
@@ -204,6 +206,23 @@ def test_recycled_history_is_the_models_own_rollout_clipped(sink: int) -> None:
     short = LatentClips(clips.latents[:, :8], clips.actions[:, :8])
     with pytest.raises(RecipeError, match="clip_length 8: recycling 4 frames needs 9"):
         recycled_history(model, short, recipe, (1.0, 0.5), torch.Generator())
+
+
+def test_errors_are_recycled_of_all_step_plans() -> None:
+    config = toy_transformer_config(window=4)
+    recipe = toy_recipe(config, clips=1, clip_length=10, recycle=4, recycle_share=1.0, context_noise=0.0)
+    model, clips = toy_transformer(config), LatentClips(torch.randn(1, 10, 4, 4, 6), torch.zeros(1, 10, 5))
+    plans, taken = [(1.0,), (1.0, 0.5), (1.0, 0.75, 0.5, 0.25)], []
+    for seed in range(12):
+        out, _ = imperfect_history(model, clips, recipe, plans, torch.Generator().manual_seed(seed))
+        made = []
+        for plan in plans:
+            generator = torch.Generator().manual_seed(seed)
+            torch.rand(1, generator=generator), torch.randint(3, (1,), generator=generator)
+            made.append(torch.equal(out, recycled_history(model, clips, recipe, plan, generator)))
+        assert made.count(True) == 1
+        taken.append(made.index(True))
+    assert set(taken) == {0, 1, 2}
 
 
 def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:

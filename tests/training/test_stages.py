@@ -438,14 +438,19 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["run", "student"])
 def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> None:
-    """The same camera, now with twice the columns and rows: two of them look where one looked before, on average."""
-    small = toy_transformer(toy_transformer_config(**WITH_ACTORS))
+    """The same camera, now with twice the columns and rows: two of them look where one looked before, on average; and
+    the same map, with a point between each two.
+    """
+    small = toy_transformer(toy_transformer_config(**WITH_ACTORS | {"near_map": 9}))
+    small.pose.view.heights.data.normal_()
+    small.pose.view.near.data.normal_()
     if kind == "student":
         save_transformer(small, tmp_path)
     else:
         save_pose(small.pose, tmp_path)
     config = small.config
-    large = Pose(config.model_copy(update={"height": 2 * config.height, "width": 2 * config.width}))
+    change = {"height": 2 * config.height, "width": 2 * config.width, "near_map": 17}
+    large = Pose(config.model_copy(update=change))
     _start_from(large, tmp_path)
     with torch.no_grad():
         state = torch.randn(3, 6 + 5 * 2)
@@ -455,7 +460,14 @@ def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> No
             now, before = getattr(large.view, name), getattr(small.pose.view, name)
             assert len(now) == 2 * len(before)
             torch.testing.assert_close(now.unflatten(0, (-1, 2)).mean(1)[1:-1], before[1:-1], rtol=0, atol=0.06)
-        assert torch.equal(large.view.heights, small.pose.view.heights)
+        assert torch.equal(large.view.places, small.pose.view.places)
+        for name in ("heights", "near"):
+            now, before = (
+                getattr(view, name).unflatten(0, (side, side))
+                for view, side in ((large.view, 17), (small.pose.view, 9))
+            )
+            torch.testing.assert_close(now[::2, ::2], before)
+            torch.testing.assert_close(now[1::2, ::2], (before[1:] + before[:-1]) / 2)
     with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
         _start_from(large, tmp_path / "vae")
 

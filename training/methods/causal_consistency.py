@@ -25,9 +25,8 @@ class CausalConsistencyMethod:
 
     def __init__(self, roles: Roles, settings: CausalConsistency) -> None:
         self._roles, self._settings = roles, settings
-        plans = roles.recipe.step_plans
-        self._plan = plans[max(plans)]
-        self._used = torch.tensor([round(s * settings.intervals) for plan in plans.values() for s in plan])
+        self._plans = list(roles.recipe.step_plans.values())
+        self._used = torch.tensor([round(s * settings.intervals) for plan in self._plans for s in plan])
 
     def begin(self, step: int) -> bool:
         return True
@@ -36,7 +35,7 @@ class CausalConsistencyMethod:
         self, clips: LatentClips, ema: CausalVideoTransformer, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         roles, recipe, x0 = self._roles, self._roles.recipe, clips.latents
-        history, level = imperfect_history(ema, clips, recipe, self._plan, generator)
+        history, level = imperfect_history(ema, clips, recipe, self._plans, generator)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma, below = self._levels(len(x0), generator)
         sigma, below = (t[..., None].expand(target.shape[:3]) for t in (sigma, below))

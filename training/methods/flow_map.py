@@ -48,7 +48,7 @@ class FlowMapMethod:
     def _from_clips(self, clips: LatentClips, ema: CausalVideoTransformer, generator: torch.Generator) -> Tensor:
         roles, recipe, x0, h = self._roles, self._roles.recipe, clips.latents, self._settings.nearby
         student, config = roles.student, roles.student.config
-        history, level = imperfect_history(ema, clips, recipe, self._plans[-1], generator)
+        history, level = imperfect_history(ema, clips, recipe, self._plans, generator)
         noise = torch.randn(x0.shape, generator=generator) if config.history_level else None
         clip = ClipPass(config, history, level, clips.actions, recipe.copies, noise)
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, save_autoencoder
+from training.crops import corner
 from training.data import Clip, held_out, open_data, recorded
 from training.losses import psnr, reconstruction
 from training.metrics import frames_psnr, inside
@@ -19,8 +19,6 @@ from training.package import start_from
 from training.recipe import AutoencoderRecipe, Box
 from training.sheets import contact_sheet
 
-_IN_FOCUS = 0.7
-"""Share of the crops whose middle lies in the recipe's focus."""
 _JUDGED = 16, 16
 """Clips and frames of a clip, of which every second one is judged."""
 _STATISTICS_CLIPS = 256
@@ -96,13 +94,3 @@ def _cropped(frame: NDArray[np.uint8], side: int, focus: Box | None, rng: np.ran
     """A random square of a frame."""
     y, x = corner(frame.shape[:2], side, focus, rng)
     return frame[y : y + side, x : x + side]
-
-
-def corner(size: Sequence[int], side: int, focus: Box | None, rng: np.random.Generator) -> tuple[int, int]:
-    """The row and the column at which a random square of something of `size` begins."""
-    low, high = np.zeros(2), np.ones(2)
-    if focus is not None and rng.random() < _IN_FOCUS:
-        left, top, right, bottom = focus
-        low, high = np.array([top, left]), np.array([bottom, right])
-    y, x = np.clip(rng.uniform(low, high) * size - side / 2, 0, np.array(size) - side).astype(int)
-    return int(y), int(x)

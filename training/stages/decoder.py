@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from streamgen.models.autoencoder import Decoder, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, load_transformer, save_autoencoder
 from training.clips import encode, recorded_share, recycled_history
+from training.crops import corner
 from training.data import Clip, held_out
 from training.discriminator import PictureDiscriminator
 from training.losses import fools, logits_and_steepness, psnr, reconstruction, tells_apart
@@ -25,7 +26,6 @@ from training.metrics import detail, frames_psnr, inside
 from training.package import data_for
 from training.recipe import DecoderRecipe, RecipeError
 from training.sheets import contact_sheet
-from training.stages.autoencoder import corner
 
 _EVERY = 8
 """Frames of a clip from one pair to the next: those between are much the same."""

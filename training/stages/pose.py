@@ -8,6 +8,7 @@ much.
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ _POSE = "pose."
 """Of weights of a transformer, those that are the pose's."""
 _CAMERA = {"view.angles", "view.slopes", "view.where"}
 """Weights whose shape is that of frames."""
+_MAPS = {"view.heights", "view.near"}
+"""Weights whose shape is that of the map."""
 _SEEN = 48, 33
 """Held-out clips and the frames of each."""
 _THINNED = slice(None, None, 8)
@@ -163,7 +166,7 @@ class PoseStage:
 
 
 def _start_from(model: Pose, folder: Path) -> None:
-    """Of frames of another size, the camera is resampled and all else stays."""
+    """Of frames of another size the camera is resampled, of a map of another size what is on it; all else stays."""
     weights: dict[str, Tensor] = {}
     for path, prefix in ((folder / "transformer" / WEIGHTS, _POSE), (folder / "pose" / WEIGHTS, "")):
         with contextlib.suppress(OSError, SafetensorError):
@@ -174,6 +177,8 @@ def _start_from(model: Pose, folder: Path) -> None:
     own = model.state_dict()
     for name in _CAMERA & weights.keys():
         weights[name] = _resampled(weights[name], own[name].shape)
+    for name in _MAPS & weights.keys():
+        weights[name] = _redrawn(weights[name], len(own[name]))
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if wrong:
         raise RecipeError(f"start: {folder} has weights that do not fit this pose: {wrong[0]}, ...")
@@ -185,6 +190,13 @@ def _resampled(value: Tensor, shape: torch.Size) -> Tensor:
     if value.dim() == 1:
         return F.interpolate(value[None, None], shape[0], mode="linear")[0, 0]
     return F.interpolate(value.permute(2, 0, 1)[None], shape[:2], mode="bilinear")[0].permute(1, 2, 0)
+
+
+def _redrawn(table: Tensor, points: int) -> Tensor:
+    """A square map [side * side, C] with another number of points."""
+    old, new = math.isqrt(len(table)), math.isqrt(points)
+    grid = table.T.unflatten(1, (old, old))[None]
+    return F.interpolate(grid, (new, new), mode="bilinear", align_corners=True)[0].flatten(1).T.contiguous()
 
 
 def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:

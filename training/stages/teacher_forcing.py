@@ -19,13 +19,15 @@ from training.recipe import RecipeError, TeacherForcingRecipe
 
 _SECOND_STEP = 0.5
 """Noise level of a teacher's second step in its own rollouts."""
+_MORE_STEPS = 1.0, 0.75, 0.5, 0.25
+"""Of which it recycles errors too, since its students may take them."""
 
 _SHARED = "blocks.", "time_"
 """Weights that do not depend on what is generated, nor on what drives it."""
 
 
 def rollout_plans(config: TransformerConfig) -> dict[int, tuple[float, ...]]:
-    """Step plans of a teacher's own rollouts, by count: recycling and the contact sheet take the longest."""
+    """Step plans of a teacher's own rollouts, by count: the contact sheet takes the longest."""
     last = config.history_level or _SECOND_STEP
     plans = {1: (1.0,), 2: (1.0, last)}
     if not config.history_level:
@@ -69,6 +71,7 @@ class TeacherForcingStage:
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
         self._plans = rollout_plans(recipe.model)
+        self._recycled = list(self._plans.values()) + ([] if recipe.model.history_level else [_MORE_STEPS])
         self._weight = error_weight(self._autoencoder, recipe.model, recipe, self._held_out)
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -78,7 +81,7 @@ class TeacherForcingStage:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe = self.recipe
         own = recipe.model.history_level
-        history, level = imperfect_history(ema, batch, recipe, self._plans[max(self._plans)], generator)
+        history, level = imperfect_history(ema, batch, recipe, self._recycled, generator)
         last = slice(-(recipe.tail or recipe.clip_length), None)
         history, level, x0, actions = (t[:, last] for t in (history, level, batch.latents, batch.actions))
         rows, frames = x0.shape[:2]
