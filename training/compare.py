@@ -33,7 +33,7 @@ from training.data import ClipData, held_out
 from training.evaluate import CONTEXT, judge_next_frame, judge_rollouts
 from training.loop import CHECKPOINT, LOG
 from training.metrics import frechet
-from training.package import package
+from training.package import ORIGIN, package
 from training.recipe import DistillationRecipe, RecipeError, load_recipe
 
 matplotlib.use("Agg")
@@ -155,7 +155,8 @@ def _contestants(
         else:
             started = next(e for e in _entries(run) if e["event"] == "start")
             steps = int(started["recipe"]["steps"])
-        _train(command, budget, f"steps={steps}")
+        if not (run / ORIGIN).exists():  # written at the end
+            _train(command, budget, f"steps={steps}")
         yield Contestant(path.stem, run, out / "students" / path.stem, steps, sum(_step_times(run)))
 
 

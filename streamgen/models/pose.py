@@ -395,10 +395,10 @@ def _looked_up(table: Tensor, place: Tensor) -> Tensor:
     corner = at.detach().floor()
     x, y = (at - corner).split(1, -1)
     index = corner[..., 1].long() * side + corner[..., 0].long()
-    south, north = (
-        _between(F.embedding(index + row, table), F.embedding(index + row + 1, table), x) for row in (0, side)
-    )
-    return _between(south, north, y)
+    # All four at once: each lookup's gradient is as large as the table.
+    around = F.embedding(torch.stack([index, index + 1, index + side, index + side + 1]), table)
+    south_west, south_east, north_west, north_east = around.unbind(0)
+    return _between(_between(south_west, south_east, x), _between(north_west, north_east, x), y)
 
 
 def _on_map(place: Tensor, side: int) -> Tensor:
