@@ -17,7 +17,7 @@ from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips
-from training.discriminator import Discriminator
+from training.discriminator import Discriminator, PictureDiscriminator
 from training.distributed import forget_activations
 from training.losses import add_noise, denoised
 from training.methods.method import Method, Roles
@@ -388,3 +388,15 @@ def test_a_history_of_its_own_needs_its_noise() -> None:
 def test_recipes_of_methods_are_checked(method: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         _recipe(method, **changes)
+
+
+def test_a_discriminator_of_pictures_sees_no_colours_and_pulls_at_none() -> None:
+    torch.manual_seed(0)
+    judge, pairs = PictureDiscriminator(), torch.rand(2, 2, 3, 16, 24).requires_grad_(True)
+    logits = judge(pairs)
+    assert logits.shape == (2, 1, 2, 3)
+    torch.testing.assert_close(judge(pairs.flip(2)), logits, atol=1e-4, rtol=0)
+    (pull,) = torch.autograd.grad(logits.sum(), pairs)
+    assert pull.abs().max() > 1e-3
+    torch.testing.assert_close(pull, pull[:, :, :1].expand_as(pull))
+    assert (judge(pairs.flip(1)) - logits).abs().max() > 1e-3, "which comes first counts"
