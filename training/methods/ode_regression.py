@@ -24,9 +24,8 @@ class OdeRegressionMethod:
 
     def __init__(self, roles: Roles, settings: OdeRegression) -> None:
         self._roles, self._settings = roles, settings
-        plans = roles.recipe.step_plans
-        self._plan = plans[max(plans)]
-        self._levels = sorted({sigma for plan in plans.values() for sigma in plan}, reverse=True)
+        self._plans = list(roles.recipe.step_plans.values())
+        self._levels = sorted({sigma for plan in self._plans for sigma in plan}, reverse=True)
 
     def begin(self, step: int) -> bool:
         return True
@@ -36,7 +35,7 @@ class OdeRegressionMethod:
     ) -> tuple[Tensor, dict[str, float]]:
         roles, recipe, count = self._roles, self._roles.recipe, self._settings.intervals
         x0 = clips.latents
-        history, level = imperfect_history(ema, clips, recipe, self._plan, generator)
+        history, level = imperfect_history(ema, clips, recipe, self._plans, generator)
         noise = torch.randn(x0.shape, generator=generator)
         clip, own = (
             ClipPass(model.config, history, level, clips.actions, 1, noise)
