@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, WebSocket, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, WebSocket, sync_playwright
 
 from server.bench_browser import BROWSER_FLAGS
 from tests.clients.walking import DESKTOP, Open, Walk
@@ -124,7 +124,12 @@ def walk(browser: Browser, world_server: Any) -> Iterator[Open]:
         walk = Walk(context.new_page(), context)
         walks.append(walk)
         walk.page.on("pageerror", lambda error: walk.complaints.append(str(error)))
-        walk.page.on("console", lambda said: walk.complaints.append(said.text) if said.type == "error" else None)
+
+        def said(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                walk.complaints.append(f"{message.text} {message.location['url']}")
+
+        walk.page.on("console", said)
         walk.page.on("request", lambda request: walk.requests.append(request.url))
 
         def opened(socket: WebSocket) -> None:
