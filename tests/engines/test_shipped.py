@@ -44,10 +44,12 @@ def _walk(config: StudentConfig, frames: int) -> NDArray[np.float32]:
 
 
 def _rested(world: Student, engine: OpenVINOEngine, seed: int) -> NDArray[np.uint8]:
-    """Open the stream "s" at a start and let its walker come to rest; returns the last frame."""
+    """Open the stream "s" at a start and let its walker come to rest, and what a wall before it shows; returns the last
+    frame.
+    """
     engine.open("s", world.start(seed))
     idle = np.zeros((1, 5), np.float32)
-    return [engine.step([StepRequest("s", idle, world.config.steps)])[0].frames[0] for _ in range(20)][-1]
+    return [engine.step([StepRequest("s", idle, world.config.steps)])[0].frames[0] for _ in range(80)][-1]
 
 
 def _change(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
