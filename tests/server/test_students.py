@@ -180,6 +180,6 @@ def test_names_are_told_apart(student: Student, tmp_path: Path) -> None:
 
 
 def test_the_estimate_follows_the_weights() -> None:
-    # Measured on OpenVINO: 518 MB.
+    # Measured on OpenVINO: 518 MB before its map of what is close by, which adds 57 to an engine alone (369 to 426).
     (world,) = open_students(["world"])
-    assert students._estimate_bytes(world) == pytest.approx(490e6, rel=0.05)
+    assert students._estimate_bytes(world) == pytest.approx(529e6, rel=0.02)
