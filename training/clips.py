@@ -293,7 +293,7 @@ def imperfect_history(
         raise RecipeError("context_noise: the history has a noise level of its own (history_level); set it to 0")
     history = clips.latents
     if recipe.recycle and float(torch.rand(1, generator=generator)) < recipe.recycle_share:
-        # Errors of many steps are not those of one: whoever learned to mend these alone runs away in those.
+        # Errors of many steps are not those of one, and whoever generates may take either.
         plan = plans[int(torch.randint(len(plans), (1,), generator=generator))]
         history = recycled_history(model, clips, recipe, plan, generator)
     if recipe.redrawn:
