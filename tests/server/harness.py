@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,7 +90,16 @@ class LiveServer:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
+        assert not self._thread.is_alive(), self._what_is_left()
+
+    def _what_is_left(self) -> str:
+        """Of a server that does not end: where its threads and its tasks are."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        threads = [
+            f"thread {names.get(ident)}:\n{''.join(traceback.format_stack(frame))}"
+            for ident, frame in sys._current_frames().items()
+        ]
+        return "\n".join(["the server did not end", *map(repr, asyncio.all_tasks(self.loop)), *threads])
 
     @property
     def service(self) -> Service:

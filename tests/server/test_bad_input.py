@@ -135,7 +135,8 @@ async def test_guesses_at_a_token(shared: LiveServer) -> None:
             assert await refused(guess, "GET", "") == (401, "unauthorized")
         assert await refused(ticket, "GET", "") == (429, "too_many_wrong_tokens")
         shared.service.sessions.find(ticket.id, ticket.token, "192.0.2.1")
-    shared.service.sessions.free(shared.service.sessions.find(ticket.id, ticket.token, "192.0.2.1"), "done", "done")
+    session = shared.service.sessions.find(ticket.id, ticket.token, "192.0.2.1")
+    shared.loop.call_soon_threadsafe(shared.service.sessions.free, session, "done", "done")
 
 
 UNMASKED = b"\0\0\0\0"
