@@ -6,6 +6,9 @@ the slots of the buffer that the next request reads: a few tens of kB a layer, i
 A block's graph is cut in three: while one half of the cores makes the frames of new latents, the other makes their keys
 and values. That keeps two cores busy with little to wait for, where one graph on both has each wait for the other after
 every node, the longer the more else goes on. A student without commits has its keys and values already.
+
+Eight bits of a place are not enough to move it, so in bf16 what moves a pose and sees from it is cut off, and stays in
+fp32; int8 leaves it so anyway.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +33,7 @@ from openvino import opset13
 
 import engines.parts
 import engines.quantize
-from engines.parts import cut
+from engines.parts import cut, in_turns
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
 from engines.quantize import quantise, watch, widened
 from engines.store import ArtefactStore
@@ -38,6 +43,9 @@ from streamgen.state import StreamState
 from streamgen.student import COMMIT_GRAPH, RANGES, SPEECH_GRAPH, Ranges, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
+
+_CACHE, _MADE = ("cache_k", "cache_v"), ("new_k", "new_raw_k", "new_v")
+"""A graph's inputs and outputs."""
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What an engine calculates in, and OpenVINO's name for it; `int8` is fp32 but for wide layers."""
@@ -49,9 +57,6 @@ _WORTH_IT = 1.5
 
 _MEASURED_FRAMES = 6
 """From each start, for the ranges of what goes into layers."""
-
-_PARTS = 3
-"""Of a block's graph."""
 
 _CODE = hashlib.sha256(
     b"".join(Path(file).read_bytes() for file in (__file__, engines.parts.__file__, engines.quantize.__file__))
@@ -79,16 +84,17 @@ def _convolutions_a_second(core: ov.Core, precision: str) -> float:
 
 
 def _calls_a_second(core: ov.Core, model: ov.Model, precision: str, seconds: float) -> float:
+    """At best: what else the machine did is kept in no choice."""
     request = core.compile_model(model, "CPU", _settings(precision)).create_infer_request()
     rng = np.random.default_rng(0)
     for index, given in enumerate(model.inputs):
         request.set_input_tensor(index, ov.Tensor(rng.standard_normal(list(given.shape), np.float32)))
     request.infer()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    best_s, end_s = math.inf, time.perf_counter() + seconds
+    while (start_s := time.perf_counter()) < end_s:
         request.infer()
-        count += 1
-    return count / (time.perf_counter() - start)
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return 1 / best_s
 
 
 def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
@@ -126,36 +132,65 @@ def _settings(precision: str) -> dict[str, str]:
     }
 
 
-class _Block:
-    """The requests that make a block together."""
+Numbers = NDArray[np.float32] | NDArray[np.uint16]
+"""Some in bf16, which NumPy does not have: as bits."""
 
-    def __init__(self, latents: ov.InferRequest, frames: ov.InferRequest, cache: ov.InferRequest) -> None:
-        self.requests = latents, frames, cache
-        self.latents, self.frames, self.cache = latents, frames, cache
-        given = set().union(*map(_inputs, self.requests[1:]))
-        for output in latents.model_outputs:
-            for name in output.get_names() & given:
+
+class _Graph:
+    """The requests that calculate a graph, one after another. What one makes, those after it take."""
+
+    def __init__(self, requests: Sequence[ov.InferRequest]) -> None:
+        self.requests = requests
+        self._takes = [_names(request.model_inputs) for request in requests]
+        self._makes: dict[str, ov.InferRequest] = {}
+        for number, request in enumerate(requests):
+            for output in request.model_outputs:
+                names = output.get_names()
+                self._makes |= dict.fromkeys(names, request)
                 tensor = ov.Tensor(output.get_element_type(), output.get_shape())
-                for request in self.requests:
-                    if request is latents or name in _inputs(request):
+                for later in range(number + 1, len(requests)):
+                    for name in self._takes[later] & names:
                         request.set_tensor(name, tensor)
+                        requests[later].set_tensor(name, tensor)
+
+    def give(self, values: dict[str, Numbers]) -> None:
+        """Let it read the contiguous arrays that it has inputs for, which must live until it is done."""
+        for name, array in values.items():
+            half = array.dtype == np.uint16
+            tensor = ov.Tensor(array, array.shape, ov.Type.bf16) if half else ov.Tensor(array, shared_memory=True)
+            for request, takes in zip(self.requests, self._takes, strict=True):
+                if name in takes:
+                    request.set_tensor(name, tensor)
 
     def infer(self) -> None:
-        self.latents.infer()
-        self.frames.start_async()
+        for request in self.requests:
+            request.infer()
+
+    def made(self, name: str) -> Numbers:
+        """An output, until the next call."""
+        tensor = self._makes[name].get_tensor(name)
+        half = tensor.get_element_type() == ov.Type.bf16
+        array: Numbers = tensor.data.view(np.uint16) if half else tensor.data
+        return array
+
+
+class _Block(_Graph):
+    """A block's: the last two do not need each other."""
+
+    def infer(self) -> None:
+        *latents, frames, cache = self.requests
+        for request in latents:
+            request.infer()
+        frames.start_async()
         try:
-            self.cache.infer()
+            cache.infer()
         finally:
-            self.frames.wait()  # a request that still ran would refuse the next stream
+            frames.wait()  # a request that still ran would refuse the next stream
 
 
 def _cores() -> int:
     """Those that this process may use, where the system says so."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _inputs(request: ov.InferRequest) -> set[str]:
-    return {taken.get_any_name() for taken in request.model_inputs}
 
 
 @dataclass
@@ -169,8 +204,8 @@ class _Stream:
     first: int
     previous: NDArray[np.float32]
     reference: tuple[NDArray[np.float32], NDArray[np.float32]]
-    cache_k: NDArray[np.float32]
-    cache_v: NDArray[np.float32]
+    cache_k: Numbers
+    cache_v: Numbers
 
 
 class OpenVINOEngine:
@@ -198,25 +233,18 @@ class OpenVINOEngine:
         self.precision = precision or preferred_precision(self._core, self._store)
         if self.precision not in PRECISIONS:
             raise EngineError(f"precision {self.precision!r}: the openvino engine takes {', '.join(PRECISIONS)}")
-        if self.precision == "bf16" and student.config.transformer.pose_scale:
-            # Eight bits of a place are not enough to move it; int8 leaves all of that in fp32.
-            if precision is not None:
-                raise EngineError(
-                    f"student {student.config.name} knows where it is, which bf16 rounds: take fp32 or int8"
-                )
-            self.precision = "int8"
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         # Without a commit there is nothing to be made beside the frames.
         at_a_time = 1 if student.config.transformer.history_level else 2
         each = max(1, (threads or _cores()) // at_a_time)
-        self._settings = _settings(self.precision) | {"INFERENCE_NUM_THREADS": str(each)}
+        self._threads = {"INFERENCE_NUM_THREADS": str(each)}
         if self.precision == "int8" and not student.ranges:
             if precision is not None:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
             self.precision = "fp32"
-        (self._commit,) = self._requests(COMMIT_GRAPH)
-        self._blocks = {count: _Block(*self._requests(step_graph(count))) for count in student.config.step_plans}
-        self._speech = self._requests(SPEECH_GRAPH)[0] if student.config.speech else None
+        self._commit = _Graph(self._requests(COMMIT_GRAPH))
+        self._blocks = {count: _Block(self._requests(step_graph(count), count)) for count in student.config.step_plans}
+        self._speech = _Graph(self._requests(SPEECH_GRAPH)) if student.config.speech else None
         self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
     def open(self, stream_id: str, state: StreamState) -> None:
@@ -227,13 +255,14 @@ class OpenVINOEngine:
         reference = nothing, np.zeros(self.student.config.action_dim, np.float32)
         if len(state.sink):
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
-        caches = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        kind = np.uint16 if self.precision == "bf16" else np.float32
+        caches = np.zeros(shape, kind), np.zeros(shape, kind)
         stream = _Stream(state.seed, 0, 0, nothing, reference, *caches)
         for block in replay(state, config, self.student.config.steps):
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
             given = self._inputs(stream, block.actions, latents=block.given[None])
-            _set((self._commit,), given)
+            self._commit.give(given)
             self._commit.infer()
             self._write(self._commit, stream, block.latents.astype(np.float32))
         stream.frame = state.frame
@@ -252,39 +281,36 @@ class OpenVINOEngine:
         block = self._blocks[request.steps]
         frame, actions = stream.frame, request.actions
         if request.mel is not None and self._speech is not None:
-            heard_now = {"mel": np.ascontiguousarray(request.mel[None])}
-            _set((self._speech,), heard_now)
+            heard_now = np.ascontiguousarray(request.mel[None])
+            self._speech.give({"mel": heard_now})
             self._speech.infer()
-            actions = heard(self._speech.get_tensor("curves").data[0], actions)
+            actions = heard(self._speech.made("curves")[0], actions)
         noise = step_noise(stream.seed, frame, request.steps, config)
         given = self._inputs(stream, actions, noise=noise[:, None])
-        _set(block.requests, given)
+        block.give(given)
         block.infer()
-        frames = np.array(block.frames.get_tensor("frames").data[0])
-        latents = block.latents.get_tensor("latents").data[0].astype(np.float16)
-        self._write(block.cache, stream, latents.astype(np.float32))
+        frames = np.array(block.made("frames")[0])
+        latents = block.made("latents")[0].astype(np.float16)
+        self._write(block, stream, latents.astype(np.float32))
         return StepResult(request.stream_id, frame, frames, latents, actions)
 
-    def _inputs(
-        self, stream: _Stream, actions: NDArray[np.float32], **more: NDArray[np.float32]
-    ) -> dict[str, NDArray[np.float32]]:
+    def _inputs(self, stream: _Stream, actions: NDArray[np.float32], **more: NDArray[np.float32]) -> dict[str, Numbers]:
         config = self.student.config.transformer
         inputs = more | {
             "previous": stream.previous[None],
             "actions": actions[None].astype(np.float32),
             "rotation": block_rotation(stream.frame, config)[None],
             "visible": visible_slots(stream.frame, config, stream.first)[None],
-            "cache_k": stream.cache_k,
-            "cache_v": stream.cache_v,
         }
         if config.face_dim:
             inputs |= {"reference": stream.reference[0][None], "reference_actions": stream.reference[1][None]}
-        return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        cache: dict[str, Numbers] = {"cache_k": stream.cache_k, "cache_v": stream.cache_v}
+        return cache | {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
-    def _write(self, infer: ov.InferRequest, stream: _Stream, latents: NDArray[np.float32]) -> None:
-        """Put the block that `infer` has just computed into its slots, and go on to the next block."""
+    def _write(self, graph: _Graph, stream: _Stream, latents: NDArray[np.float32]) -> None:
+        """Put the block that `graph` has just computed into its slots, and go on to the next block."""
         config = self.student.config.transformer
-        k, raw_k, v = (infer.get_tensor(name).data for name in ("new_k", "new_raw_k", "new_v"))
+        k, raw_k, v = map(graph.made, _MADE)
         n = config.tokens
         for i in range(config.block_size):
             slot = slot_of(stream.frame + i, config)
@@ -294,17 +320,24 @@ class OpenVINOEngine:
         stream.previous = latents[-1]
         stream.frame += config.block_size
 
-    def _requests(self, graph: str) -> list[ov.InferRequest]:
-        """Of the parts of a graph; all but a block's have one."""
-        path = self.student.file(graph)
-        count = 1 if graph in (COMMIT_GRAPH, SPEECH_GRAPH) else _PARTS
-        about = f"openvino {ov.__version__}", _CODE, self.precision, f"{platform.machine()} {self.device}"
-        keys = [(self.student.hash, f"{path.name} {number + 1}/{count}", *about) for number in range(count)]
-        compiled = [part for key in keys if (part := self._kept(*key)) is not None]
-        if len(compiled) < count:
+    def _requests(self, graph: str, passes: int = 0) -> list[ov.InferRequest]:
+        """Of the parts of a graph, which is a block's in so many passes, or makes no latents."""
+        path, precisions = self.student.file(graph), self._precisions(graph, passes)
+        about = f"openvino {ov.__version__}", _CODE, f"{platform.machine()} {self.device}"
+        keys = [
+            (self.student.hash, f"{path.name} {number}/{len(precisions)} {self.precision}", *about)
+            for number in range(1, len(precisions) + 1)
+        ]
+        compiled = [
+            part for key, precision in zip(keys, precisions, strict=True) if (part := self._kept(precision, *key))
+        ]
+        if len(compiled) < len(precisions):
             start = time.perf_counter()
             try:
-                compiled = [self._core.compile_model(part, "CPU", self._settings) for part in self._parts(path, count)]
+                compiled = [
+                    self._core.compile_model(part, "CPU", _settings(precision) | self._threads)
+                    for part, precision in zip(self._parts(path, passes), precisions, strict=True)
+                ]
             except RuntimeError as error:
                 raise StudentError(f"{path}: OpenVINO cannot compile it or the weights beside it: {error}") from error
             log.info("compiled %s for %s in %.1f s", path.name, self.precision, time.perf_counter() - start)
@@ -312,29 +345,37 @@ class OpenVINOEngine:
                 self._store.put(part.export_model().getvalue(), *key)
         return [part.create_infer_request() for part in compiled]
 
-    def _kept(self, *key: str) -> ov.CompiledModel | None:
+    def _in_turns(self, graph: str) -> bool:
+        return self.precision == "bf16" and graph != SPEECH_GRAPH and bool(self.student.config.transformer.pose_scale)
+
+    def _precisions(self, graph: str, passes: int) -> list[str]:
+        """Of the parts of a graph, as `_parts` makes them."""
+        latents = [self.precision]
+        if self._in_turns(graph):
+            latents = ["fp32", "bf16"] * max(1, passes) + ["fp32"] * (passes > 0)
+        return latents + [self.precision] * 2 * (passes > 0)
+
+    def _kept(self, precision: str, *key: str) -> ov.CompiledModel | None:
         blob = self._store.get(*key)
         try:
-            return None if blob is None else self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
+            settings = _settings(precision) | self._threads
+            return None if blob is None else self._core.import_model(io.BytesIO(blob), "CPU", settings)
         except RuntimeError as error:
             log.warning("compiled %s cannot be read back (%s); compiling it again", key[1], error)
             return None
 
-    def _parts(self, path: Path, count: int) -> Sequence[ov.Model]:
+    def _parts(self, path: Path, passes: int) -> list[ov.Model]:
         model = self._core.read_model(str(path))
         _spell_attention_out(model)
-        parts = (model,) if count == 1 else cut(model)
+        _widen_tables(model)
+        latents, *others = cut(model) if passes else (model,)
+        parts = [*(in_turns(latents) if self._in_turns(path.name) else [latents]), *others]
         if self.precision == "int8":
             for part in parts:
                 quantise(part, self.student.ranges)
+        if self.precision == "bf16":
+            _halve(list(zip(parts, self._precisions(path.name, passes), strict=True)))
         return parts
-
-
-def _set(requests: Iterable[ov.InferRequest], values: dict[str, NDArray[np.float32]]) -> None:
-    """Let requests read the contiguous arrays that they have inputs for, which must live until they are done."""
-    for request in requests:
-        for name in _inputs(request) & values.keys():
-            request.set_tensor(name, ov.Tensor(values[name], shared_memory=True))
 
 
 def _spell_attention_out(model: ov.Model) -> None:
@@ -348,19 +389,65 @@ def _spell_attention_out(model: ov.Model) -> None:
         scale = opset13.constant(np.float32(q.get_shape()[-1] ** -0.5))
         scores = opset13.matmul(opset13.multiply(q, scale), k, False, True)
         weights = opset13.softmax(opset13.add(scores, bias), -1)
-        node.output(0).replace(opset13.matmul(weights, v, False, False).output(0))
+        out = opset13.matmul(weights, v, False, False).output(0)
+        # What a row that sees nothing would be: there is none.
+        guards = [taken.get_node() for taken in node.output(0).get_target_inputs()]
+        for guard in guards:
+            if guard.get_type_name() == "Select" and guard.input_value(2) == node.output(0):
+                guard.output(0).replace(out)
+        node.output(0).replace(out)
+
+
+def _halve(parts: Sequence[tuple[ov.Model, str]]) -> None:
+    """Let parts that calculate in bf16 take and give the cache so, and what they alone make of it: half as much is
+    moved, and nothing converted.
+    """
+    half = [part for part, precision in parts if precision == "bf16"]
+    made, taken = _names(chain(*(part.outputs for part in half))), _names(chain(*(part.inputs for part in half)))
+    exact = _names(chain(*(part.inputs for part, precision in parts if precision != "bf16")))
+    halved = {*_CACHE, *_MADE, *((made & taken) - exact - {"latents"})}
+    for part in half:
+        for given in part.get_parameters():
+            if given.output(0).get_names() & halved:
+                takers = given.output(0).get_target_inputs()
+                given.set_element_type(ov.Type.bf16)
+                wide = opset13.convert(given, "f32").output(0)
+                for taker in takers:
+                    taker.replace_source_output(wide)
+        for result in part.get_results():
+            value = result.input_value(0)
+            if names := value.get_names() & halved:
+                value.set_names(value.get_names() - names)
+                rounded = opset13.convert(value, "bf16").output(0)
+                rounded.set_names(names)
+                result.input(0).replace_source_output(rounded)
+        part.validate_nodes_and_infer_types()
+
+
+def _names(values: Iterable[ov.Output]) -> set[str]:
+    return {name for value in values for name in value.get_names()}
+
+
+def _widen_tables(model: ov.Model) -> None:
+    """Keep in fp32 what is looked up in stored bf16: OpenVINO 2026.4 would look up bf16, which took twenty times as
+    long for a map of 640x640 places.
+    """
+    for node in model.get_ordered_ops():
+        stored = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+        looked_up = any(taken.get_node().get_type_name() == "Gather" for taken in node.output(0).get_target_inputs())
+        if stored is not node and stored.get_type_name() == "Constant" and looked_up:
+            node.output(0).replace(opset13.constant(stored.get_data(dtype=np.float32)).output(0))
 
 
 def measured_ranges(student: Student) -> Ranges:
     """What goes into a student's layers when it plays on from its starts in fp32, driven by what drove them."""
     config = student.config
     engine = OpenVINOEngine(student, 1, "fp32")
-    parts = engine._parts(student.file(step_graph(config.steps)), _PARTS)
+    parts = engine._parts(student.file(step_graph(config.steps)), config.steps)
     own = [len(part.outputs) for part in parts]
     names = [watch(part) for part in parts]
-    block = _Block(
-        *(engine._core.compile_model(part, "CPU", engine._settings).create_infer_request() for part in parts)
-    )
+    settings = _settings(engine.precision) | engine._threads
+    block = _Block([engine._core.compile_model(part, "CPU", settings).create_infer_request() for part in parts])
     engine._blocks[config.steps] = block
     ranges: Ranges = {}
     for state in student.starts():

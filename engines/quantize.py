@@ -17,13 +17,12 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13
 
+from engines.parts import POSE
 from streamgen.student import Ranges
 
 _LEVELS = 256
 _FEWEST_CHANNELS = 48
 _FEWEST_ROWS = 8
-_POSE = ".pose."
-"""What moves a pose and sees from it: distances in eight bits are other places."""
 _MARGIN = 1.1
 """Talk opens a mouth wider than the few frames that are measured."""
 
@@ -48,7 +47,7 @@ def _layers(model: ov.Model) -> Iterator[_Layer]:
         given = node.input_value(0).get_shape()
         out_axis = 0 if kind == "Convolution" or node.get_attributes()["transpose_b"] else 1
         rows = np.prod(given[2:] if kind == "Convolution" else given[:-1])
-        if min(weights.shape[:2]) >= _FEWEST_CHANNELS and rows >= _FEWEST_ROWS and _POSE not in name:
+        if min(weights.shape[:2]) >= _FEWEST_CHANNELS and rows >= _FEWEST_ROWS and POSE not in name:
             yield _Layer(name, node, weights, out_axis)
 
 
