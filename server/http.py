@@ -354,9 +354,9 @@ async def trickle_webrtc(
 
 
 @router.delete("/v1/sessions/{session_id}/webrtc/{peer_id}", status_code=204, responses=_REFUSALS)
-async def end_webrtc(peer: Annotated[Peer, Depends(_peer)]) -> None:
-    """End the peer; the session goes on."""
-    peer.close(1000, "ended by the client")
+async def end_webrtc(service: Running, session: Owned, peer_id: str) -> None:
+    """End the peer; the session goes on. No error where it has ended already, as one whose link was lost."""
+    service.peers.end(session, peer_id)
 
 
 @router.websocket("/v1/sessions/{session_id}/stream")

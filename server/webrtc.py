@@ -189,6 +189,12 @@ class Peers:
             raise Refused(404, "not_found", "the session has no such peer")
         return peer
 
+    def end(self, session: Session, peer_id: str) -> None:
+        """End one of the session's peers, if it is still there."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.session is session:
+            peer.close(CLOSE_NORMAL, "ended by the client")
+
     async def trickle(self, peer: Peer, fragment: str) -> None:
         """Add the candidates of an SDP fragment. Raises Refused; an ICE restart is one of the reasons."""
         assert peer.offer is not None
