@@ -189,8 +189,10 @@ class _Block(_Graph):
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Those that this process may use, where the system says so, and OMP_NUM_THREADS, as it tells PyTorch."""
+    there = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there, int(told)) if told.isdecimal() and int(told) else there
 
 
 @dataclass
@@ -224,7 +226,7 @@ class OpenVINOEngine:
         """precision: 'fp32', 'bf16' or 'int8'; None takes what the CPU is fast in.
 
         threads: all together; of a student that commits half of them, and at least one, for each of the two requests
-        that run at a time. None takes all cores.
+        that run at a time. None takes all cores, or as many as OMP_NUM_THREADS says.
         """
         self.student = student
         self.capacity = Capacity(streams, (1,))

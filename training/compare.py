@@ -179,7 +179,9 @@ def _step_times(run: Path) -> list[float]:
 
 
 def _share_cores(budget: Budget) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // budget.processes))
+    each = max(1, (os.cpu_count() or 1) // budget.processes)
+    torch.set_num_threads(each)
+    os.environ["OMP_NUM_THREADS"] = str(each)  # for engines
 
 
 def _packed(contestant: Contestant, autoencoder: Path) -> Student:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engines.onnxruntime import OnnxRuntimeEngine
-from engines.openvino import OpenVINOEngine
+from engines.openvino import OpenVINOEngine, _cores
 from engines.protocol import Engine, EngineError, EngineFull, StepRequest, StepResult, UnknownStream
 from engines.select import load_engine
 from engines.torch import TorchBatches, TorchEngine
@@ -66,6 +66,18 @@ def test_openvino_matches_torch_on_shared_history(
     # Latents are rounded to fp16, 1 / 1024 of a power of two: a value between two of them may fall either way.
     assert worst <= (tolerance + 2**-10) * scale
     assert scale > 1
+
+
+def test_an_engine_takes_as_many_threads_as_its_process_may(
+    noisy_student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    there = _cores()
+    for told, cores in (("1", 1), ("many", there), (str(2 * there), there)):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        engine = OpenVINOEngine(noisy_student, precision="fp32")
+        (request,) = engine._commit.requests
+        assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == cores
 
 
 @pytest.mark.parametrize("steps", [1, 2])
