@@ -410,7 +410,7 @@ def _halve(parts: Sequence[tuple[ov.Model, str]]) -> None:
     halved = {*_CACHE, *_MADE, *((made & taken) - exact - {"latents"})}
     for part in half:
         for given in part.get_parameters():
-            if given.output(0).get_names() & halved:
+            if given.get_element_type() == ov.Type.f32 and given.output(0).get_names() & halved:
                 takers = given.output(0).get_target_inputs()
                 given.set_element_type(ov.Type.bf16)
                 wide = opset13.convert(given, "f32").output(0)
@@ -418,7 +418,7 @@ def _halve(parts: Sequence[tuple[ov.Model, str]]) -> None:
                     taker.replace_source_output(wide)
         for result in part.get_results():
             value = result.input_value(0)
-            if names := value.get_names() & halved:
+            if value.get_element_type() == ov.Type.f32 and (names := value.get_names() & halved):
                 value.set_names(value.get_names() - names)
                 rounded = opset13.convert(value, "bf16").output(0)
                 rounded.set_names(names)
