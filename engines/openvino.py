@@ -21,9 +21,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,11 @@ from openvino import opset13
 
 import engines.parts
 import engines.quantize
+import engines.rewrites
 from engines.parts import cut, in_turns
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
 from engines.quantize import quantise, watch, widened
+from engines.rewrites import MADE, halve, names_of, spell_attention_out, widen_tables
 from engines.store import ArtefactStore
 from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
@@ -43,9 +44,6 @@ from streamgen.state import StreamState
 from streamgen.student import COMMIT_GRAPH, RANGES, SPEECH_GRAPH, Ranges, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
-
-_CACHE, _MADE = ("cache_k", "cache_v"), ("new_k", "new_raw_k", "new_v")
-"""A graph's inputs and outputs."""
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What an engine calculates in, and OpenVINO's name for it; `int8` is fp32 but for wide layers."""
@@ -59,7 +57,10 @@ _MEASURED_FRAMES = 6
 """From each start, for the ranges of what goes into layers."""
 
 _CODE = hashlib.sha256(
-    b"".join(Path(file).read_bytes() for file in (__file__, engines.parts.__file__, engines.quantize.__file__))
+    b"".join(
+        Path(file).read_bytes()
+        for file in (__file__, engines.parts.__file__, engines.quantize.__file__, engines.rewrites.__file__)
+    )
 ).hexdigest()
 """What was compiled by other code than this is compiled again."""
 
@@ -141,7 +142,7 @@ class _Graph:
 
     def __init__(self, requests: Sequence[ov.InferRequest]) -> None:
         self.requests = requests
-        self._takes = [_names(request.model_inputs) for request in requests]
+        self._takes = [names_of(request.model_inputs) for request in requests]
         self._makes: dict[str, ov.InferRequest] = {}
         for number, request in enumerate(requests):
             for output in request.model_outputs:
@@ -312,7 +313,7 @@ class OpenVINOEngine:
     def _write(self, graph: _Graph, stream: _Stream, latents: NDArray[np.float32]) -> None:
         """Put the block that `graph` has just computed into its slots, and go on to the next block."""
         config = self.student.config.transformer
-        k, raw_k, v = map(graph.made, _MADE)
+        k, raw_k, v = map(graph.made, MADE)
         n = config.tokens
         for i in range(config.block_size):
             slot = slot_of(stream.frame + i, config)
@@ -368,77 +369,16 @@ class OpenVINOEngine:
 
     def _parts(self, path: Path, passes: int) -> list[ov.Model]:
         model = self._core.read_model(str(path))
-        _spell_attention_out(model)
-        _widen_tables(model)
+        spell_attention_out(model)
+        widen_tables(model)
         latents, *others = cut(model) if passes else (model,)
         parts = [*(in_turns(latents) if self._in_turns(path.name) else [latents]), *others]
         if self.precision == "int8":
             for part in parts:
                 quantise(part, self.student.ranges)
         if self.precision == "bf16":
-            _halve(list(zip(parts, self._precisions(path.name, passes), strict=True)))
+            halve(list(zip(parts, self._precisions(path.name, passes), strict=True)))
         return parts
-
-
-def _spell_attention_out(model: ov.Model) -> None:
-    """Put the products, the sum and the softmax in the place of attentions: OpenVINO 2026.4 does so too, but turns the
-    keys in memory first, which costs a third of the attention's time.
-    """
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "ScaledDotProductAttention":
-            continue
-        q, k, v, bias = (node.input_value(index) for index in range(4))
-        scale = opset13.constant(np.float32(q.get_shape()[-1] ** -0.5))
-        scores = opset13.matmul(opset13.multiply(q, scale), k, False, True)
-        weights = opset13.softmax(opset13.add(scores, bias), -1)
-        out = opset13.matmul(weights, v, False, False).output(0)
-        # What a row that sees nothing would be: there is none.
-        guards = [taken.get_node() for taken in node.output(0).get_target_inputs()]
-        for guard in guards:
-            if guard.get_type_name() == "Select" and guard.input_value(2) == node.output(0):
-                guard.output(0).replace(out)
-        node.output(0).replace(out)
-
-
-def _halve(parts: Sequence[tuple[ov.Model, str]]) -> None:
-    """Let parts that calculate in bf16 take and give the cache so, and what they alone make of it: half as much is
-    moved, and nothing converted.
-    """
-    half = [part for part, precision in parts if precision == "bf16"]
-    made, taken = _names(chain(*(part.outputs for part in half))), _names(chain(*(part.inputs for part in half)))
-    exact = _names(chain(*(part.inputs for part, precision in parts if precision != "bf16")))
-    halved = {*_CACHE, *_MADE, *((made & taken) - exact - {"latents"})}
-    for part in half:
-        for given in part.get_parameters():
-            if given.get_element_type() == ov.Type.f32 and given.output(0).get_names() & halved:
-                takers = given.output(0).get_target_inputs()
-                given.set_element_type(ov.Type.bf16)
-                wide = opset13.convert(given, "f32").output(0)
-                for taker in takers:
-                    taker.replace_source_output(wide)
-        for result in part.get_results():
-            value = result.input_value(0)
-            if value.get_element_type() == ov.Type.f32 and (names := value.get_names() & halved):
-                value.set_names(value.get_names() - names)
-                rounded = opset13.convert(value, "bf16").output(0)
-                rounded.set_names(names)
-                result.input(0).replace_source_output(rounded)
-        part.validate_nodes_and_infer_types()
-
-
-def _names(values: Iterable[ov.Output]) -> set[str]:
-    return {name for value in values for name in value.get_names()}
-
-
-def _widen_tables(model: ov.Model) -> None:
-    """Keep in fp32 what is looked up in stored bf16: OpenVINO 2026.4 would look up bf16, which took twenty times as
-    long for a map of 640x640 places.
-    """
-    for node in model.get_ordered_ops():
-        stored = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
-        looked_up = any(taken.get_node().get_type_name() == "Gather" for taken in node.output(0).get_target_inputs())
-        if stored is not node and stored.get_type_name() == "Constant" and looked_up:
-            node.output(0).replace(opset13.constant(stored.get_data(dtype=np.float32)).output(0))
 
 
 def measured_ranges(student: Student) -> Ranges:
