@@ -21,6 +21,7 @@ _KEPT_RATE = 48_000
 @click.option("--actions", type=_FILE, default=None, help="For a world, an action script: lines of SECONDS [KEY ...].")
 @click.option("--audio", type=_FILE, default=None, help="For an avatar, what it says: a file with sound.")
 @click.option("--identity", default=None, help="Who an avatar is; default: the first of the student's.")
+@click.option("--reference", type=_FILE, default=None, help="A picture of whom it is to be instead: PNG, JPEG or WebP.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
@@ -36,6 +37,7 @@ def generate(
     actions: Path | None,
     audio: Path | None,
     identity: str | None,
+    reference: Path | None,
     seconds: float | None,
     seed: int,
     steps: int | None,
@@ -48,6 +50,7 @@ def generate(
 
     from engines import generate as offline
     from engines.protocol import EngineError
+    from engines.reference import PictureError, References
     from engines.select import load_engine
     from streamgen.audio import SAMPLE_RATE, SoundError, read_sound
     from streamgen.script import ScriptError, read_script
@@ -63,12 +66,15 @@ def generate(
             raise click.ClickException(
                 f"{steps} steps; student {config.name} has plans for {sorted(config.step_plans)}"
             )
+        if identity is not None and reference is not None:
+            raise click.ClickException("--identity and --reference: give one of them")
+        whom = None if reference is None else References(opened).read(reference.read_bytes())
         running = load_engine(opened.path, engine)
         if audio is not None:
             heard, kept = read_sound(audio), read_sound(audio, _KEPT_RATE)
             if seconds is not None:
                 heard, kept = (np.resize(x, round(seconds * r)) for x, r in ((heard, SAMPLE_RATE), (kept, _KEPT_RATE)))
-            frames = offline.speak(running, opened, heard, seed, identity, steps)
+            frames = offline.speak(running, opened, heard, seed, identity, whom, steps)
             written = offline.write_video(frames, out, config, scale=2, sound=(kept, _KEPT_RATE))
         else:
             assert actions is not None
@@ -76,7 +82,7 @@ def generate(
             count = len(script) if seconds is None else round(seconds * config.fps)
             script = np.resize(script, (count, script.shape[1]))
             written = offline.write_video(offline.generate(running, opened, script, seed, steps), out, config)
-    except (EngineError, ScriptError, SoundError, StudentError) as error:
+    except (EngineError, PictureError, ScriptError, SoundError, StudentError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written} frames, {written / config.fps:.1f} s")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.protocol import Engine, StepRequest
 from streamgen.audio import SAMPLE_RATE
 from streamgen.config import StudentConfig
-from streamgen.student import Student
+from streamgen.student import Reference, Student
 from streamgen.talk import Ear, Performer, loudness
 
 
@@ -38,15 +38,17 @@ def speak(
     sound: NDArray[np.float32],
     seed: int,
     identity: str | None = None,
+    reference: Reference | None = None,
     steps: int | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames [H, W, 3] of a new stream that says `sound`, samples [T] at `streamgen.audio.SAMPLE_RATE`, one by one.
+    """The frames [H, W, 3] of a new stream that says `sound`, samples [T] at `streamgen.audio.SAMPLE_RATE`, one by one,
+    as one of the student's identities, or as whom a reference shows.
 
     Frame n shows what is heard from n / fps seconds on. The last whole block ends no later than the sound.
     """
     config = student.config
     size = config.transformer.block_size
-    start = student.start(seed, identity)
+    start = student.start(seed, identity, reference)
     ear, performer = Ear(config), Performer(config, start)
     ear.push(sound)
     ear.push(np.zeros(SAMPLE_RATE, np.float32))

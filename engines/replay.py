@@ -14,7 +14,7 @@ from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
 from streamgen.session_log import Blocks, Generation, Header, LogError, ReadLog, checksum
 from streamgen.state import StreamState
-from streamgen.student import Student, StudentError
+from streamgen.student import Student, reference_from
 
 _STREAM = "replay"
 
@@ -93,8 +93,9 @@ def check_student(header: Header, student: Student) -> None:
 def _begin(begun: Generation, student: Student) -> StreamState:
     if begun.state is None:
         try:
-            return student.start(begun.seed, begun.identity)
-        except StudentError as error:
+            whom = None if begun.reference is None else reference_from(begun.reference, student.config)
+            return student.start(begun.seed, begun.identity, whom)
+        except ValueError as error:
             raise LogError(f"generation {begun.generation} cannot be replayed: {error}") from error
     try:
         return StreamState.from_bytes(base64.b64decode(begun.state), student.config, student.hash)

@@ -41,6 +41,8 @@ def create_app(settings: Settings, offers: Sequence[Offer], web: Path | None = N
     hosts = allowed_hosts(settings.host, settings.media_ip, settings.allow_host)
 
     def max_body_bytes(path: str) -> int:
+        if path == "/v1/sessions":
+            return settings.max_body_bytes + settings.max_picture_bytes
         return settings.max_sound_bytes if path.endswith("/sound") else settings.max_body_bytes
 
     return Gatekeeper(app, hosts, settings.allow_origin, max_body_bytes, metrics)

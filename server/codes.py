@@ -39,6 +39,7 @@ ErrorCode = Literal[
     "too_many_wrong_keys",
     "too_many_wrong_tokens",
     "unauthorized",
+    "unfit_reference",
     "unknown_encoding",
     "unknown_host",
     "unknown_identity",
@@ -52,7 +53,7 @@ ErrorCode = Literal[
 
 MEANINGS: Final[dict[ErrorCode, str]] = {
     "bad_message": "Not a control message, or not one that may come now. It was ignored; many of them end the viewer.",
-    "body_too_large": "The request's body is longer than `max_body_bytes`.",
+    "body_too_large": "The request's body is longer than the route takes.",
     "draining": "The server restarts or stops, and takes nobody in any more.",
     "foreign_origin": "A page of another site asks; the operator allows it with `allow_origin`.",
     "full": "No room for another stream now.",
@@ -85,6 +86,7 @@ MEANINGS: Final[dict[ErrorCode, str]] = {
     "too_many_wrong_keys": "Too many wrong API keys came from this address.",
     "too_many_wrong_tokens": "Too many wrong tokens for this session came from this address.",
     "unauthorized": "No such session, or not its token.",
+    "unfit_reference": "The student cannot be whom the picture shows; the message says why.",
     "unknown_encoding": "`hello` names encodings of video, and none that the server has.",
     "unknown_host": "The server does not answer under this host name; the operator allows it with `allow_host`.",
     "unknown_identity": "The student cannot be that person: `/v1/students` names those it can be.",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response, WebSocket
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server import protocol
 from server.agents import AGENT_HZ, serve_agent
@@ -43,6 +43,15 @@ class NewSession(_Body):
     identity: str | None = Field(
         default=None, max_length=64, description="who an avatar is, of the student's; the first of them if not given"
     )
+    reference: str | None = Field(
+        default=None, description="a picture of whom it is to be instead: PNG, JPEG or WebP, in base64"
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.identity is not None and self.reference is not None:
+            raise ValueError("an identity and a reference: give one of them")
+        return self
 
 
 class Reset(_Body):
@@ -68,6 +77,7 @@ class StudentInfo(BaseModel):
     height: int
     keys: list[str]
     identities: list[str] = Field(description="who it can be, if there is anybody to choose")
+    reference: bool = Field(description="whether it can be whoever a picture shows")
     speech: bool = Field(description="whether it is driven by sound instead of keys")
 
     @classmethod
@@ -79,6 +89,7 @@ class StudentInfo(BaseModel):
             height=config.height,
             keys=list(config.keys),
             identities=list(config.identities),
+            reference=config.likeness is not None,
             speech=config.speech is not None,
         )
 
@@ -211,6 +222,7 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
     responses={
         401: {"model": ErrorAnswer, "description": "`key_needed`, `key_unknown`"},
         404: {"model": ErrorAnswer, "description": "`unknown_student`, `unknown_identity`"},
+        422: {"model": ErrorAnswer, "description": "`invalid_request`, `unfit_reference`"},
         429: {"model": ErrorAnswer, "description": "With Retry-After: `key_full`, `too_many_wrong_keys`"},
         503: {"model": ErrorAnswer, "description": _NOT_NOW},
     },
@@ -220,7 +232,11 @@ async def create_session(
 ) -> CreatedSession:
     """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
-    session, token = service.sessions.create(wish.student, wish.seed, key, wish.identity)
+    reference = None
+    if wish.reference is not None:
+        served, _ = service.sessions.admit(wish.student, key)  # before anything is computed
+        reference = await service.likenesses.read(served.student, wish.reference)
+    session, token = service.sessions.create(wish.student, wish.seed, key, wish.identity, reference)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
     return CreatedSession(token=token, **_info(session, service))
 

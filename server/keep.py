@@ -39,6 +39,7 @@ class KeptSession(BaseModel):
     key_hash: str | None
     student: str
     identity: str | None = None
+    reference: str | None = None
     generation: int = Field(ge=0)
     elapsed_us: int = Field(ge=0)
     paused: bool

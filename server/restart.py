@@ -12,6 +12,7 @@ from server.session import Session
 from server.sessions import Sessions
 from server.viewers import CLOSE_RESTART, CLOSE_TRY_LATER
 from streamgen.state import StreamState
+from streamgen.student import reference_from, reference_text
 
 log = logging.getLogger("streamgen.server.restart")
 
@@ -68,6 +69,7 @@ def _kept(session: Session) -> KeptSession:
         key_hash=session.key.digest.hex() if session.key else None,
         student=session.served.name,
         identity=stream.identity,
+        reference=None if stream.reference is None else reference_text(stream.reference),
         generation=stream.generation,
         elapsed_us=stream.clock.elapsed_us(time.monotonic()),
         paused=session.paused,
@@ -91,7 +93,16 @@ def _restore(sessions: Sessions, kept: KeptSession) -> None:
         raise ValueError(f"there are {len(sessions)} sessions, as many as there may be")
     scheduler = sessions.students.load(served)
     session = Session(
-        sessions, served, scheduler, state.seed, key, kept.id, bytes.fromhex(kept.token_hash), lifetime_s, kept.identity
+        sessions,
+        served,
+        scheduler,
+        state.seed,
+        key,
+        kept.id,
+        bytes.fromhex(kept.token_hash),
+        lifetime_s,
+        kept.identity,
+        None if kept.reference is None else reference_from(kept.reference, served.student.config),
     )
     session.paused = kept.paused
     session.stream.go_on(state, kept.generation, kept.elapsed_us, session.present_s)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.ice import bound_ports
 from server.keys import Keyring
+from server.likeness import Likenesses
 from server.load import EncoderPool, ShowingCosts
 from server.metrics import Metrics
 from server.pages import pages
@@ -35,6 +36,7 @@ class Service:
         self.pool = EncoderPool(_ENCODER_THREADS)
         showing = ShowingCosts(lambda: time.thread_time() + self.pool.cpu_s)
         self.students = Students(offers, showing, settings, metrics)
+        self.likenesses = Likenesses(self.pool)
         self.speaking = Speaking(self.pool, settings.max_sound_s)
         self.sessions = Sessions(self.students, self.speaking, settings, metrics)
         self.peers = Peers(settings, metrics)

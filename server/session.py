@@ -24,6 +24,7 @@ from server.streams import Stream
 from server.students import RETRY_STARTING_S, Served
 from server.viewers import CLOSE_POLICY, Transport, Viewer
 from streamgen.session_log import Header
+from streamgen.student import Reference
 
 if TYPE_CHECKING:
     from server.sessions import Sessions
@@ -52,6 +53,7 @@ class Session:
         token_hash: bytes,
         lifetime_s: float,
         identity: str | None = None,
+        reference: Reference | None = None,
     ) -> None:
         now_s = time.monotonic()
         self.id, self.token_hash = session_id, token_hash
@@ -60,7 +62,7 @@ class Session:
         self.paused = False
         self.viewers: dict[str, Viewer] = {}
         self.agents: set[Transport] = set()
-        self.stream = Stream(self.id, served.student, seed, self, identity)
+        self.stream = Stream(self.id, served.student, seed, self, identity, reference)
         self.expires_s = now_s + lifetime_s
         self.expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
         self.present_s = now_s

@@ -21,6 +21,7 @@ from server.settings import Settings
 from server.speaking import Speaking
 from server.students import Served, Students
 from server.viewers import CLOSE_NORMAL, CLOSE_POLICY
+from streamgen.student import Reference
 
 log = logging.getLogger("streamgen.server.sessions")
 
@@ -50,18 +51,17 @@ class Sessions:
         return iter(list(self._sessions.values()))
 
     def create(
-        self, student: str | None, seed: int | None, key: ApiKey | None, identity: str | None = None
+        self,
+        student: str | None,
+        seed: int | None,
+        key: ApiKey | None,
+        identity: str | None = None,
+        reference: Reference | None = None,
     ) -> tuple[Session, str]:
         """A new session of the named student (None: the default) and its token. identity: one of the student's.
-
-        Raises Refused when there is no such student or identity, when its worker is not ready or has no memory, when
-        another stream would starve those that run, or when the key has as many as it may.
+        reference: of whom it is to be instead. Raises Refused as `admit` does.
         """
-        try:
-            served, scheduler = self._admit(student, key, identity)
-        except Refused as refused:
-            self.metrics.sessions_refused.labels(refused.code).inc()
-            raise
+        served, scheduler = self.admit(student, key, identity)
         seed = secrets.randbits(32) if seed is None else seed
         token = secrets.token_urlsafe(32)
         session = Session(
@@ -74,12 +74,25 @@ class Sessions:
             token_hash=hash_token(token),
             lifetime_s=self.settings.session_lifetime_s,
             identity=identity,
+            reference=reference,
         )
         self.add(session)
         log.info(
             "session %s opened, student %s, seed %d, key %s", session.id, served.name, seed, key.name if key else "none"
         )
         return session, token
+
+    def admit(self, student: str | None, key: ApiKey | None, identity: str | None = None) -> tuple[Served, Scheduler]:
+        """Whom a new session would be served by.
+
+        Raises Refused when there is no such student or identity, when its worker is not ready or has no memory, when
+        another stream would starve those that run, or when the key has as many as it may.
+        """
+        try:
+            return self._admit(student, key, identity)
+        except Refused as refused:
+            self.metrics.sessions_refused.labels(refused.code).inc()
+            raise
 
     def _room_in_s(self, key: ApiKey | None = None) -> int:
         """When to ask again: once the first session (of this key) ends that nobody returns to, but soon in any case,
@@ -160,7 +173,6 @@ class Sessions:
             self._count()
 
     def _admit(self, student: str | None, key: ApiKey | None, identity: str | None) -> tuple[Served, Scheduler]:
-        """Raises Refused."""
         self.refuse_while_draining()
         served = self.students.find(student)
         known = served.student.config.identities

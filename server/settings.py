@@ -219,6 +219,9 @@ class Settings(BaseSettings):
     max_sound_bytes: int = Field(
         10 * 2**20, ge=4096, title="N", description="Longest file of sound that an avatar is given to say."
     )
+    max_picture_bytes: int = Field(
+        2 * 2**20, ge=4096, title="N", description="Longest picture of whom an avatar is to be, in base64."
+    )
     max_sound_s: float = Field(
         120.0, gt=0, title="SECONDS", description="What may wait to be said by an avatar at once."
     )

@@ -22,7 +22,7 @@ from server.voice import Slice, Voice
 from streamgen.actions import action_vector
 from streamgen.session_log import SessionLog
 from streamgen.state import StreamState
-from streamgen.student import Student
+from streamgen.student import Reference, Student
 from streamgen.talk import Performer, loudness
 
 FPS_OVER_S = 3.0
@@ -68,18 +68,24 @@ class Stream:
     opened_in: number of the worker process that holds its cache; None when none does.
     alone: step it in a batch of its own, because a batch that it was part of failed.
     log: what determines its frames, for a replay. identity: who it is, of those that the student can be; None: the
-    first. voice: what a student that speech drives says and is driven by.
+    first. reference: of whom it is to be instead. voice: what a student that speech drives says and is driven by.
     """
 
     def __init__(
-        self, stream_id: str, student: Student, seed: int, listener: StreamListener, identity: str | None = None
+        self,
+        stream_id: str,
+        student: Student,
+        seed: int,
+        listener: StreamListener,
+        identity: str | None = None,
+        reference: Reference | None = None,
     ) -> None:
         """Raises StudentError for an identity that the student does not have."""
         self.id = stream_id
         self.student = student
-        self.identity = identity
+        self.identity, self.reference = identity, reference
         self.listener = listener
-        self.state = student.start(seed, identity)
+        self.state = self._start(seed)
         self._first = self.state.frame
         self.voice = Voice(student.config) if student.config.speech else None
         self.utterance = 0
@@ -94,7 +100,7 @@ class Stream:
         self.steps = student.config.steps
         self.step_s = 0.0
         self.log = SessionLog()
-        self.log.begin(self.generation, seed, self.state.frame, identity=identity)
+        self.log.begin(self.generation, seed, self.state.frame, identity=identity, reference=reference)
         self._pending: _Pending | None = None
         self._in_flight: list[int] | None = None
         self._recached = False
@@ -146,11 +152,12 @@ class Stream:
 
     def reset(self, seed: int) -> None:
         """Begin anew: what is under way is thrown away, inputs that it would have shown go to the new first frame."""
-        self.state = self.student.start(seed, self.identity)
+        self.state = self._start(seed)
         self._performer = self._perform(seed)
         self.interrupt()
         self.generation += 1
-        self.log.begin(self.generation, seed, self.state.frame, identity=self.identity)
+        who = self.identity, self.reference
+        self.log.begin(self.generation, seed, self.state.frame, None, *who)
         self._failures, self.alone = 0, False
         self.opened_in = None
         self._in_flight = None
@@ -165,7 +172,7 @@ class Stream:
         self._performer = self._perform(state.seed)
         self.clock.go_on(elapsed_us, now_s)
         self.log = SessionLog()
-        self.log.begin(generation, state.seed, state.frame, state.to_bytes(), self.identity)
+        self.log.begin(generation, state.seed, state.frame, state.to_bytes(), self.identity, self.reference)
 
     def request(self, steps: int, worker: int) -> StepRequest:
         """Ask this worker for the next block: inputs are read now, unless the same block was asked for before."""
@@ -234,7 +241,10 @@ class Stream:
 
     def _perform(self, seed: int) -> Performer | None:
         config = self.student.config
-        return Performer(config, self.student.start(seed, self.identity)) if config.speech else None
+        return Performer(config, self._start(seed)) if config.speech else None
+
+    def _start(self, seed: int) -> StreamState:
+        return self.student.start(seed, self.identity, self.reference)
 
     def interrupted(self) -> None:
         """The worker was lost with the block under way: it is asked for again, from the state before it."""

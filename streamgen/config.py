@@ -258,6 +258,10 @@ class StudentConfig(_Config):
         (), description="KeyboardEvent.code of every action, in the order of the action vector; none: speech drives it"
     )
     identities: tuple[str, ...] = Field((), description="who it can be; its starts are theirs, in order, as many each")
+    likeness: float | None = Field(
+        default=None,
+        description="dB to which the autoencoder must know a picture that says who it is to be; none: no picture can",
+    )
     step_plans: dict[int, tuple[float, ...]] = Field(
         description="noise levels (sigma) of the denoising steps, by count"
     )
@@ -299,6 +303,8 @@ class StudentConfig(_Config):
                 f"speech of {heard[0]} curves in an action vector of {heard[1]}, and {heard[2]} keys: a talking head "
                 f"has {len(SPEECH)} in {len(CURVES)}, and no keys"
             )
+        if self.likeness is not None and not self.transformer.face_dim:
+            raise ValueError("likeness: only a face (face_dim) draws from a picture")
         side = self.vae.latent_pixel
         if (self.height, self.width) != (self.transformer.height * side, self.transformer.width * side):
             raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")

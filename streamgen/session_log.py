@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from streamgen.noise import SEED_LIMIT
+from streamgen.student import Reference, reference_text
 
 MOST_BYTES = 16 * 2**20
 """Of one session's log: 12 h of play with a key edge a second, 4 h with four. What comes later is only counted."""
@@ -57,7 +58,8 @@ class Header(_Row):
 
 class Generation(_Row):
     """frame: number of the first one to be generated. state: base64 of the stream's state there, where it went on from
-    another server's; null where it began with the student's own, as this identity where the student has several.
+    another server's; null where it began with the student's own, as this identity where the student has several, or as
+    whom the base64 float16 latents [C, h, w] of a reference show.
     """
 
     type: Literal["generation"] = "generation"
@@ -66,6 +68,7 @@ class Generation(_Row):
     frame: FrameNumber
     state: str | None = None
     identity: str | None = None
+    reference: str | None = None
 
 
 class Blocks(_Row):
@@ -150,13 +153,23 @@ class SessionLog:
         return len(self._text) + len(self._checksums) >= MOST_BYTES
 
     def begin(
-        self, generation: int, seed: int, frame: int, state: bytes | None = None, identity: str | None = None
+        self,
+        generation: int,
+        seed: int,
+        frame: int,
+        state: bytes | None = None,
+        identity: str | None = None,
+        reference: Reference | None = None,
     ) -> None:
         """The stream begins at `frame`, or goes on there from a state that another server has kept."""
         self._end_run()
         if not self._full:
             text = None if state is None else base64.b64encode(state).decode()
-            self._write(Generation(generation=generation, seed=seed, frame=frame, state=text, identity=identity))
+            whom = None if reference is None else reference_text(reference)
+            row = Generation(
+                generation=generation, seed=seed, frame=frame, state=text, identity=identity, reference=whom
+            )
+            self._write(row)
 
     def block(
         self,

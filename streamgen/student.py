@@ -5,6 +5,7 @@ transformer/{config.json, diffusion_pytorch_model.safetensors}
 vae/{config.json, diffusion_pytorch_model.safetensors}
 speech/{config.json, diffusion_pytorch_model.safetensors}, speech.onnx    of one that speech drives
 step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
+encode.onnx                                   of one that can be whoever a picture shows
 ranges.json                                   what goes into its convolutions, for engines that calculate in eight bits
 starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
 README.md                                     the card
@@ -12,6 +13,7 @@ README.md                                     the card
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -33,6 +35,7 @@ from streamgen.state import StreamState
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT_GRAPH = "commit.onnx"
 SPEECH_GRAPH = "speech.onnx"
+ENCODE_GRAPH = "encode.onnx"
 PASS_GRAPH, SINKS_GRAPH, DECODE_GRAPH = "pass.onnx", "sinks.onnx", "decode.onnx"
 """Of a rollout in pieces, for runtimes that write into a cache; made when wanted, and not in the folder."""
 STARTS = "starts.safetensors"
@@ -53,6 +56,9 @@ class StudentError(ValueError):
     """A student folder is missing or cannot be used; the message names the file."""
 
 
+Reference = NDArray[np.float16]
+"""Latents [C, h, w] of a picture of somebody at rest (`engines.reference`)."""
+
 Ranges = dict[str, tuple[float, float]]
 """Least and greatest value that goes into the convolution with the weights of this name."""
 
@@ -61,6 +67,16 @@ _Config = TypeVar("_Config", bound=BaseModel)
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)")
 _HUB_FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
 """Nothing that could run code is fetched."""
+
+
+def reference_text(reference: Reference) -> str:
+    """A reference in base64."""
+    return base64.b64encode(reference.astype("<f2").tobytes()).decode()
+
+
+def reference_from(text: str, config: StudentConfig) -> Reference:
+    """What `reference_text` was given. Raises ValueError where it is not one of this student's."""
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float16).reshape(config.latent_shape)
 
 
 def step_graph(steps: int) -> str:
@@ -138,7 +154,8 @@ class Student:
     def graphs(self) -> list[str]:
         """File names of the graphs that serving needs."""
         speech = [SPEECH_GRAPH] if self.config.speech else []
-        return [COMMIT_GRAPH, *map(step_graph, self.config.step_plans), *speech]
+        encode = [] if self.config.likeness is None else [ENCODE_GRAPH]
+        return [COMMIT_GRAPH, *map(step_graph, self.config.step_plans), *speech, *encode]
 
     @cached_property
     def ranges(self) -> Ranges:
@@ -179,12 +196,16 @@ class Student:
                 raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
         self.start(0)
 
-    def start(self, seed: int, identity: str | None = None) -> StreamState:
+    def start(self, seed: int, identity: str | None = None, reference: Reference | None = None) -> StreamState:
         """The state of a new stream: the seed picks one of the identity's starts and feeds the noise.
 
-        identity: None is the first. Raises StudentError for one that the student does not have.
+        identity: None is the first. reference: of whom it is to be instead; it has shown that for as long as a start.
+        Raises StudentError for an identity that the student does not have.
         """
         latents, actions = self._starts
+        if reference is not None:
+            shown = np.broadcast_to(reference, latents.shape[1:])
+            return StreamState.begin(self.config, self.hash, seed, shown, np.zeros_like(actions[0]))
         known = self.config.identities
         if identity is not None and identity not in known:
             raise StudentError(f"{self.config.name} cannot be {identity!r}: {', '.join(known) or 'it is nobody'}")

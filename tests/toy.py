@@ -117,6 +117,7 @@ def toy_talker(folder: Path, **changes: object) -> Path:
         width=64,
         height=64,
         identities=("anna", "ben"),
+        likeness=3.0,
         step_plans={1: (1.0,)},
         steps=1,
         transformer=config,

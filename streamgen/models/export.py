@@ -36,12 +36,13 @@ from streamgen.models.loading import (
     save_weights,
     to_precision,
 )
-from streamgen.models.rollout import Commit, Decode, InPlacePass, RollingCache, Rollout, RotateSinks
+from streamgen.models.rollout import Commit, Decode, Encode, InPlacePass, RollingCache, Rollout, RotateSinks
 from streamgen.models.speech import SpeechEncoder
 from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.student import (
     COMMIT_GRAPH,
     DECODE_GRAPH,
+    ENCODE_GRAPH,
     PASS_GRAPH,
     SINKS_GRAPH,
     SPEECH_GRAPH,
@@ -102,6 +103,9 @@ def write_student(
     if config.speech is not None:
         mel = torch.zeros(1, config.transformer.block_size, config.speech.window, MEL_BINS)
         _export(Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
+    if config.likeness is not None:
+        picture = torch.zeros(1, config.height, config.width, 3, dtype=torch.uint8)
+        _export(Encode(autoencoder).eval(), (picture,), ("pictures",), ("latents", "known"), folder / ENCODE_GRAPH)
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
     commit_inputs = ("latents", *step_inputs[1:])
     _export(Commit(transformer).eval(), (latents, *inputs), commit_inputs, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)

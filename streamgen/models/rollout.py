@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.config import Jump, TransformerConfig, jumps
 from streamgen.models.attention import Attend, CacheAttention, InPlaceAttention, rotate_sinks
-from streamgen.models.autoencoder import Autoencoder, to_levels, to_uint8
+from streamgen.models.autoencoder import Autoencoder, to_float, to_levels, to_uint8
 from streamgen.models.transformer import TIME_SCALE, CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 
@@ -215,6 +215,20 @@ class Decode(nn.Module):
         images = self.autoencoder.decode(latents.half().float().flatten(0, 1))
         # TensorRT has bytes as outputs only: nothing may be done to them.
         return to_levels(images).movedim(-3, -1).unflatten(0, latents.shape[:2]).to(torch.uint8)
+
+
+class Encode(nn.Module):
+    """Latents [B, C, h, w] of pictures uint8 [B, H, W, 3], as the state keeps them, and the pictures [B, H, W, 3] that
+    these decode to.
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.autoencoder.encode(to_float(pictures))
+        return latents, to_uint8(self.autoencoder.decode(latents.half().float()))
 
 
 def _attention(
