@@ -69,6 +69,9 @@ class Metrics:
             "streamgen_worker_restarts", "Worker processes that were lost and replaced", ["student"], registry=r
         )
         self.stream_errors = Counter("streamgen_stream_errors", "Steps that an engine refused", ["student"], registry=r)
+        self.streams_ran_away = Counter(
+            "streamgen_streams_ran_away", "Streams reset since their latents were no numbers", ["student"], registry=r
+        )
         self.epochs_opened = Counter("streamgen_epochs_opened", "Media clock epochs", ["student"], registry=r)
         self.steps = Gauge(
             "streamgen_denoising_steps", "Denoising steps that a block gets now", ["student"], registry=r

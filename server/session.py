@@ -23,6 +23,7 @@ from server.scheduler import Scheduler
 from server.streams import Stream
 from server.students import RETRY_STARTING_S, Served
 from server.viewers import CLOSE_POLICY, Transport, Viewer
+from streamgen.noise import SEED_LIMIT
 from streamgen.session_log import Header
 from streamgen.student import Reference
 
@@ -263,6 +264,13 @@ class Session:
 
     def epoch_opened(self, epoch: Epoch) -> None:
         self.broadcast(self._epoch_message(epoch))
+
+    def stream_ran_away(self) -> None:
+        self._owner.metrics.streams_ran_away.labels(self.served.name).inc()
+        log.warning("session %s: the latents of seed %d are no numbers any more", self.id, self.seed)
+        for viewer in self.viewers.values():
+            viewer.send(Error(code="ran_away", message="the picture came apart: it begins anew", retryable=True))
+        self.reset((self.seed + 1) % SEED_LIMIT)
 
     def stream_ended(self, code: ErrorCode, message: str) -> None:
         log.error("session %s: %s", self.id, message)

@@ -38,6 +38,10 @@ class StreamListener(Protocol):
 
     def epoch_opened(self, epoch: Epoch) -> None: ...
 
+    def stream_ran_away(self) -> None:
+        """Its latents are no numbers any more, nor would any be that follow: it is to be reset."""
+        ...
+
     def stream_ended(self, code: ErrorCode, message: str) -> None:
         """The stream cannot go on."""
         ...
@@ -206,6 +210,9 @@ class Stream:
         if result.frame != self.state.frame:
             self.failed(f"the engine generated frame {result.frame}, frame {self.state.frame} was due")
             return False
+        if not np.isfinite(result.latents).all():
+            self._ran_away()
+            return False
         sounds: list[NDArray[np.int16] | None] = [each.sound for each in pending.slices]
         sounds = sounds or [None] * len(stamps)
         frames = [
@@ -257,6 +264,15 @@ class Stream:
         self._failures += 1
         if self._failures >= _MOST_FAILURES:
             self.end("stream_failed", f"the stream cannot be continued: {reason}")
+
+    def _ran_away(self) -> None:
+        """A student fed on its own errors until they were all there was. Nothing of it is worth going on from."""
+        failures = self._failures + 1
+        if failures >= _MOST_FAILURES:
+            self.end("stream_failed", f"the student made no picture, {failures} times from the start")
+            return
+        self.listener.stream_ran_away()
+        self._failures = failures
 
     def end(self, code: ErrorCode, message: str) -> None:
         """The stream is over."""

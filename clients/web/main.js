@@ -24,10 +24,11 @@
  *   microphone       "off", "on", or "refused" by the person, the browser or the machine
  */
 
-/** @import { Stats, Wish } from "./types.d.ts" */
+/** @import { Stats, Student, Wish } from "./types.d.ts" */
 
 import { listenToGamepads } from "./gamepad.js";
 import { Keys, listenToKeyboard } from "./input.js";
+import { likenessOf } from "./likeness.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
 import { endSession, fetchDevice, fetchLog, fetchStudents, recall, rememberKey } from "./session.js";
@@ -42,6 +43,7 @@ const wish = {
   seed: seedOf(query.get("seed")),
   identity: query.get("identity") ?? undefined,
 };
+wish.reference = recall(wish)?.wish.reference;
 const meter = new Meter();
 
 const keys = new Keys(
@@ -142,6 +144,31 @@ function playFile(file) {
   if (session && file) talk.play(session, file);
 }
 
+/**
+ * Begin anew as somebody else.
+ * @param {Pick<Wish, "identity" | "reference">} whom
+ */
+function become({ identity, reference }) {
+  wish.identity = identity;
+  wish.reference = reference;
+  if (identity) query.set("identity", identity);
+  else query.delete("identity");
+  history.replaceState(null, "", `?${query}`);
+  player.another({ ...wish });
+}
+
+/** @param {File | undefined} file */
+async function becomeLikeness(file) {
+  const student = students.find(({ name }) => name === (wish.student ?? students[0].name));
+  if (!file || !student?.reference || view.likenessButton.disabled) return;
+  try {
+    become({ reference: await likenessOf(file, student) });
+    view.identityField.value = "";
+  } catch {
+    view.showNotice("This is no picture that the browser can read.");
+  }
+}
+
 /** The button of the message over the picture. */
 function act() {
   if (state() === "waiting") player.tryNow();
@@ -164,6 +191,7 @@ const buttons = [
   ["full", toggleFullScreen],
   ["microphone", toggleMicrophone],
   ["choose", () => view.fileField.click()],
+  ["likeness", () => view.pictureField.click()],
   ["interrupt", interrupt],
   ["heard", () => talk.toggleHeard()],
 ];
@@ -195,6 +223,11 @@ view.fileField.addEventListener("change", () => {
   view.fileField.value = ""; // or the same file could not be chosen again
 });
 
+view.pictureField.addEventListener("change", () => {
+  becomeLikeness(view.pictureField.files?.[0]);
+  view.pictureField.value = "";
+});
+
 // Anywhere on the page: beside the picture, the browser would leave the page for the file.
 for (const kind of ["dragover", "dragleave", "drop"]) {
   addEventListener(kind, (event) => {
@@ -202,7 +235,10 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (document.body.dataset.kind !== "avatar" || !dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     view.showDrop(kind === "dragover" && avatar() !== null);
-    if (kind === "drop") playFile(dataTransfer.files[0]);
+    if (kind !== "drop") return;
+    const [file] = dataTransfer.files;
+    if (file?.type.startsWith("image/")) becomeLikeness(file);
+    else playFile(file);
   });
 }
 
@@ -227,7 +263,12 @@ listenToPad(view.element("pad"), keys);
 listenToGamepads(keys, (at) => state() === "idle" && walkIn(at), view.showGamepad);
 view.lightRoom();
 fetchDevice().then(view.showDevice);
-fetchStudents().then((students) => view.showStudents(students, wish));
+/** The server's. @type {Student[]} */
+let students = [];
+fetchStudents().then((found) => {
+  students = found;
+  view.showStudents(students, wish);
+});
 view.studentField.addEventListener("change", () => {
   const session = recall(wish);
   player.leave(); // or it would take the session's end for a fault, and open another one
@@ -236,12 +277,7 @@ view.studentField.addEventListener("change", () => {
   query.delete("identity"); // of the other one
   location.search = String(query);
 });
-view.identityField.addEventListener("change", () => {
-  wish.identity = view.identityField.value;
-  query.set("identity", wish.identity);
-  history.replaceState(null, "", `?${query}`);
-  player.another({ ...wish });
-});
+view.identityField.addEventListener("change", () => become({ identity: view.identityField.value }));
 
 addEventListener("visibilitychange", () => player.unseen(document.hidden));
 addEventListener("pagehide", () => player.leave());

@@ -227,7 +227,8 @@ export function streamAddress(session) {
 export function recall(wish) {
   try {
     const session = JSON.parse(load(STORAGE_KEY) ?? "null");
-    return JSON.stringify(session?.wish) === JSON.stringify(wish) ? session : null;
+    // A reload asks for the same by its address, which does not carry a picture.
+    return JSON.stringify({ ...session?.wish, reference: wish.reference }) === JSON.stringify(wish) ? session : null;
   } catch {
     return null; // not ours
   }

@@ -9,6 +9,8 @@ export interface Student {
   keys: string[];
   /** Who it can be; empty when there is nobody to choose. */
   identities: string[];
+  /** It can be whoever a picture shows. */
+  reference: boolean;
   /** Sound drives it, in place of keys: an avatar. */
   speech: boolean;
 }
@@ -30,6 +32,8 @@ export interface Wish {
   student?: string;
   seed?: number;
   identity?: string;
+  /** A picture of whom it is to be instead, in base64. */
+  reference?: string;
 }
 
 /** The body of every HTTP error, and the control message of type `error`. */

@@ -26,6 +26,8 @@ export const keyField = /** @type {HTMLInputElement} */ (element("key"));
 export const studentField = /** @type {HTMLSelectElement} */ (element("student"));
 export const identityField = /** @type {HTMLSelectElement} */ (element("identity"));
 export const textField = /** @type {HTMLInputElement} */ (element("text"));
+export const likenessButton = /** @type {HTMLButtonElement} */ (element("likeness"));
+export const pictureField = /** @type {HTMLInputElement} */ (element("picture"));
 export const fileField = /** @type {HTMLInputElement} */ (element("file"));
 const glow = /** @type {HTMLCanvasElement} */ (element("glow"));
 
@@ -126,7 +128,7 @@ export function showState(snapshot) {
   for (const id of ["pause", "renew", "log"]) /** @type {HTMLButtonElement} */ (element(id)).disabled = !walking;
   /** @type {HTMLFieldSetElement} */ (element("talk")).disabled = !walking;
   studentField.disabled = state === "playing" && kind === "world"; // a key that was meant for it would choose another one
-  identityField.disabled = !(walking || state === "idle" || state === "failed");
+  identityField.disabled = likenessButton.disabled = !(walking || state === "idle" || state === "failed");
   setText("pause", state === "paused" ? KINDS[kind].resume : "Pause");
   element("link").hidden = !transport;
   setText("transport", transport ? TRANSPORTS[transport] : "");
@@ -159,11 +161,13 @@ export function showDevice(device) {
  * @param {Student[]} students the server's, its own choice first
  * @param {Wish} wish
  */
-export function showStudents(students, { student, identity }) {
+export function showStudents(students, { student, identity, reference }) {
   offer(studentField, students.map(({ name }) => name), student);
   if (students.some(({ speech }) => speech)) setText("student-label", "Show");
   const shown = student ? students.find(({ name }) => name === student) : students[0];
   offer(identityField, shown?.identities ?? [], identity);
+  if (reference) identityField.value = ""; // nobody of the student's
+  likenessButton.closest("p")?.toggleAttribute("hidden", !shown?.reference);
   if (shown) showKind(shown);
   else document.body.dataset.kind ??= kind; // it is not known what will be shown, and a welcome is due
 }

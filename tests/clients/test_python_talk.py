@@ -69,6 +69,9 @@ async def test_what_has_no_voice_says_so(avatar: LiveServer, shared: LiveServer)
     with pytest.raises(SessionRefused, match="unknown_identity"):
         async with StreamClient(avatar.url, identity="carl"):
             pass
+    with pytest.raises(SessionRefused, match="unfit_reference"):
+        async with StreamClient(avatar.url, reference=b"nobody"):
+            pass
 
 
 def test_talk_writes_what_was_seen_and_heard(avatar: LiveServer, tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ class _Row:
 
 
 class SyntheticEngine:
-    """Obeys files in `orders` while it runs: `hang`, `exit` (each once), `slow` (seconds a step), `raise-SEED`."""
+    """Obeys files in `orders` while it runs: `hang`, `exit` (each once), `slow` (seconds a step), `raise-SEED`,
+    `nothing-SEED` (latents that are no numbers).
+    """
 
     name = "synthetic"
     precision = "exact"
@@ -190,7 +192,10 @@ class SyntheticEngine:
             latent[0].ravel()[:32] = _bits(row.checksum, 32)
             latents.append(latent)
             row.frame += 1
-        return StepResult(request.stream_id, first, np.stack(frames), np.stack(latents), actions)
+        made = np.stack(latents)
+        if (self._orders / f"nothing-{row.seed}").exists():
+            made += np.float16("inf")
+        return StepResult(request.stream_id, first, np.stack(frames), made, actions)
 
     def _obey(self) -> None:
         for order in ("hang", "exit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -18,14 +19,16 @@ import pytest
 from click.testing import CliRunner
 
 from engines.cli import replay as command
+from engines.reference import References
 from engines.replay import replay
 from engines.select import load_engine
 from server.mailbox import _encode
 from server.settings import Settings
 from streamgen.session_log import LogError, read_log
-from streamgen.student import Student
+from streamgen.student import Student, reference_text
 from streamgen_client import StreamClient
-from tests.server.harness import LiveServer, until
+from tests.engines.test_references import file_of, somebody
+from tests.server.harness import LiveServer, Ticket, until
 from tests.server.test_talk import as_wave, words
 from tests.server.viewers import SocketClient
 
@@ -179,3 +182,37 @@ async def test_what_an_avatar_was_told_is_in_its_log(talker_folder: Path, tmp_pa
     (tmp_path / "bad.jsonl").write_text((tmp_path / "log.jsonl").read_text().replace(row, row.replace("actions", "x")))
     with pytest.raises(LogError, match="not a session's log"):
         read_log(tmp_path / "bad.jsonl")
+
+
+async def test_whom_a_picture_shows_outlives_the_server(talker_folder: Path, tmp_path: Path) -> None:
+    """It is in the log, and a reset at the next server begins with it again."""
+    talker = Student.from_pretrained(talker_folder)
+    settings = Settings(state_dir=tmp_path / "states")
+    build = partial(load_engine, talker.path, "openvino")
+    old = LiveServer(talker, tmp_path, settings, build=build).start()
+    try:
+        ticket = await asyncio.to_thread(
+            partial(old.create, 3, reference=base64.b64encode(file_of(somebody())).decode())
+        )
+        async with SocketClient(ticket) as client:
+            await client.watch(3)
+    finally:
+        old.stop()
+    new = LiveServer(talker, tmp_path, settings, build=build).start()
+    try:
+        ticket = Ticket(new, ticket.id, ticket.token, ticket.body)
+        async with SocketClient(ticket) as client:
+            await client.watch(3)
+            await asyncio.to_thread(ticket.call, "POST", "/reset", json={"seed": 8})
+            await client.watch(6)
+            (tmp_path / "log.jsonl").write_bytes((await asyncio.to_thread(ticket.call, "GET", "/log")).content)
+    finally:
+        new.stop()
+    read = read_log(tmp_path / "log.jsonl")
+    whom = reference_text(References(talker).read(file_of(somebody())))
+    assert [(begun.seed, begun.reference, begun.state is None) for begun, _ in read.generations] == [
+        (3, whom, False),
+        (8, whom, True),
+    ]
+    blocks = list(replay(load_engine(talker.path, "openvino", streams=1), talker, read))
+    assert len(blocks) >= 6 and all(block.equal for block in blocks)

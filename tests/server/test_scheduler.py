@@ -42,6 +42,9 @@ class Viewer:
     def epoch_opened(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
 
+    def stream_ran_away(self) -> None:
+        raise AssertionError("no stream of these runs away")
+
     def stream_ended(self, code: str, message: str) -> None:
         self.ended = code
 

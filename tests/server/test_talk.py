@@ -215,10 +215,29 @@ async def test_two_avatars_keep_to_themselves(avatar: LiveServer) -> None:
 def test_who_somebody_is_can_be_chosen(avatar: LiveServer) -> None:
     (student,) = avatar.get("/v1/students").json()["students"]
     assert (student["identities"], student["speech"], student["keys"]) == (["anna", "ben"], True, [])
+    assert not student["reference"]
     avatar.create(identity="ben").call("DELETE")
     answer = avatar.post("/v1/sessions", json={"identity": "carl"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_identity")
     assert "anna, ben" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "code", "said"),
+    [
+        ({"reference": "bm8="}, "unfit_reference", "cannot be whoever a picture shows"),
+        ({"reference": "no base64"}, "unfit_reference", "base64"),
+        ({"reference": "bm8=", "identity": "ben"}, "invalid_request", "give one of them"),
+    ],
+)
+def test_a_picture_that_says_nobody_is_refused(avatar: LiveServer, wish: dict[str, str], code: str, said: str) -> None:
+    before = len(avatar.service.sessions)
+    answer = avatar.post("/v1/sessions", json=wish)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["retryable"]) == (422, code, False) and said in error["message"]
+    assert len(avatar.service.sessions) == before
+    too_long = avatar.post("/v1/sessions", json={"reference": "A" * 2_300_000})
+    assert (too_long.status_code, too_long.json()["error"]["code"]) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize(

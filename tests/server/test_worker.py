@@ -141,6 +141,37 @@ async def test_a_streams_error_is_its_own(serve: Callable[..., LiveServer]) -> N
     assert len(server.service.sessions) == 1
 
 
+async def test_a_stream_that_runs_away_begins_anew(serve: Callable[..., LiveServer]) -> None:
+    """It was black for ever."""
+    server = serve()
+    good, bad = server.create(seed=41), server.create(seed=42)
+    async with SocketClient(good) as one, SocketClient(bad) as two:
+        await one.watch(5)
+        await two.watch(5)
+        await two.key("KeyW", True)
+        server.order("nothing-42")
+        await until(lambda: two.frames[-1].generation == 1, "the stream anew")
+        await two.watch(10)
+        await one.watch(10)
+    assert [(e["code"], e["retryable"]) for e in two.of("error")] == [("ran_away", True)]
+    follow(41, one.frames)
+    again = [got for got in two.frames if got.generation]
+    assert again[0].frame == START_FRAMES and again[-1].seen.keys == {"KeyW"}
+    follow(43, again)
+    assert (bad.state()["seed"], bad.state()["generation"]) == (43, 1)
+    assert server.metric("streamgen_streams_ran_away_total", student="synthetic") == 1
+
+
+async def test_a_student_that_makes_nothing_is_given_up(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    for seed in range(6, 10):
+        server.order(f"nothing-{seed}")
+    async with SocketClient(server.create(seed=6)) as client:
+        await until(lambda: client.closed, "the end of the stream")
+    assert client.closed == (1008, "stream_failed") and not client.frames
+    assert server.metric("streamgen_streams_ran_away_total", student="synthetic") == 2
+
+
 async def test_an_error_that_passes_is_overcome(serve: Callable[..., LiveServer]) -> None:
     server = serve()
     ticket = server.create(seed=43)

@@ -91,6 +91,12 @@ def _write(recording: Coroutine[Any, Any, dict[str, Any]], out: Path, json_file:
 @click.option("--api-key", default="", help="For a server that asks for one; better as STREAMGEN_CLIENT_TALK_API_KEY.")
 @click.option("--student", default=None, help="The avatar that is wanted. Default: the first student of the server.")
 @click.option("--identity", default=None, help="Who it is. Default: the first of its identities.")
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="A picture of whom it is to be instead: PNG, JPEG or WebP.",
+)
 @click.option("--seed", type=click.IntRange(0), default=None, help="Of the stream. Default: the server's choice.")
 @click.option("--out", type=_FILE, required=True, help="MP4 file to write.")
 @click.option("--json", "json_file", type=_FILE, help="File for the figures.")
@@ -100,14 +106,17 @@ def talk(
     api_key: str,
     student: str | None,
     identity: str | None,
+    reference: Path | None,
     seed: int | None,
     out: Path,
     json_file: Path | None,
 ) -> None:
     """Let an avatar of the server at URL say a file; write what is seen and heard, and figures of what was measured."""
 
+    picture = None if reference is None else reference.read_bytes()
+
     async def speak() -> dict[str, Any]:
-        wish = {"student": student, "identity": identity, "seed": seed}
+        wish = {"student": student, "identity": identity, "reference": picture, "seed": seed}
         async with StreamClient(url, api_key=api_key, transport="websocket", **wish) as stream:  # type: ignore[arg-type]
             return await talk_with(stream, wav, out)
 

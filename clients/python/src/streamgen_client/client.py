@@ -77,7 +77,8 @@ class StreamClient:
     api_key: what a server that is not open to everybody asks for; "": none.
     student: the one that is wanted, None: the first that the server has. One that nobody watches may have to be loaded
     first; opening waits for it (2 min at most). seed: of the stream, None: the server's choice.
-    identity: who an avatar is, of the student's identities; None: the first.
+    identity: who an avatar is, of the student's identities; None: the first. reference: whom it is to be instead: a
+    picture in PNG, JPEG or WebP, for a student of which `Student.reference` says that it can.
     buffer_frames: how many frames wait for the program before the oldest is dropped.
 
     An avatar says what `say`, `play` and `speak` give it; `next_sound` is what it is heard saying, over a WebSocket.
@@ -97,6 +98,7 @@ class StreamClient:
         student: str | None = None,
         seed: int | None = None,
         identity: str | None = None,
+        reference: bytes | None = None,
         transport: Transport = "webrtc",
         buffer_frames: int = 2,
     ) -> None:
@@ -104,7 +106,8 @@ class StreamClient:
             raise ValueError(f"transport {transport!r}: give one of {', '.join(_LINKS)}")
         if buffer_frames < 1:
             raise ValueError(f"a buffer of {buffer_frames} frames: give 1 or more")
-        self._url, self._wish, self._transport = url, (student, seed, api_key, identity), transport
+        self._url, self._transport = url, transport
+        self._wish = student, seed, api_key, identity, reference
         self._buffer = Buffer[Arrival](buffer_frames)
         self._sounds = Buffer[Sound](_SOUNDS)
         self._meter = Meter()

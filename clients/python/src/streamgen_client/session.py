@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -23,7 +24,8 @@ _SPEECH_TIMEOUT_S = 120.0
 class Student:
     """The model behind the stream. width, height: of its frames. keys: KeyboardEvent.code of those it understands.
 
-    speech: whether it is an avatar, which is driven by sound and has a voice. identities: who it can be.
+    speech: whether it is an avatar, which is driven by sound and has a voice. identities: who it can be. reference:
+    whether it can be whoever a picture shows.
     """
 
     name: str
@@ -33,11 +35,12 @@ class Student:
     keys: tuple[str, ...]
     speech: bool = False
     identities: tuple[str, ...] = ()
+    reference: bool = False
 
     @classmethod
     def read(cls, body: dict[str, Any]) -> Self:
         shape = body["name"], body["fps"], body["width"], body["height"]
-        return cls(*shape, tuple(body["keys"]), body["speech"], tuple(body["identities"]))
+        return cls(*shape, tuple(body["keys"]), body["speech"], tuple(body["identities"]), body["reference"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,18 @@ class Session:
 
     @classmethod
     async def create(
-        cls, url: str, student: str | None, seed: int | None, api_key: str, identity: str | None = None
+        cls,
+        url: str,
+        student: str | None,
+        seed: int | None,
+        api_key: str,
+        identity: str | None = None,
+        reference: bytes | None = None,
     ) -> Self:
         """A new session on the server at `url`. Raises BadAddress, ServerUnreachable, SessionRefused."""
         base = _base(url)
-        wished = {"student": student, "seed": seed, "identity": identity}
+        picture = None if reference is None else base64.b64encode(reference).decode()
+        wished = {"student": student, "seed": seed, "identity": identity, "reference": picture}
         wish = {name: value for name, value in wished.items() if value is not None}
         _, text = await _request("POST", f"{base}/v1/sessions", json.dumps(wish).encode(), "application/json", api_key)
         body = json.loads(text)
