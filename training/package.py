@@ -13,7 +13,7 @@ from torch import nn
 from engines.openvino import measured_ranges
 from streamgen.config import StudentConfig, TransformerConfig
 from streamgen.face import SPEECH
-from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
 from streamgen.models.export import write_student
 from streamgen.models.loading import load_autoencoder, load_speech, load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
@@ -22,6 +22,7 @@ from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
 from training.distributed import rank_and_size
+from training.metrics import frames_psnr
 from training.recipe import DecoderRecipe, FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents
@@ -30,6 +31,7 @@ _STARTS = 12
 _STARTS_EACH, _CANDIDATES = 2, 16
 """Starts of an identity, out of so many: those in which the mouth is at rest at the end."""
 _START_FRAMES = 24
+_STRANGER_DB = 1.0
 _START_SEED = 2**30
 """Recorded for starts alone: no training run of the recipes uses this seed."""
 
@@ -121,6 +123,18 @@ def _at_rest(data: TalkDataset) -> list[Clip]:
     return clips[:_STARTS_EACH]
 
 
+@torch.no_grad()
+def _likeness(data: TalkDataset, autoencoder: Autoencoder) -> float:
+    """dB to which the autoencoder knows somebody of the clips at worst, less what a stranger may have it worse by."""
+    worst = float("inf")
+    for who in sorted({video.who for video in data.videos if video.split}):
+        (clip,) = recorded(data.only(who), _START_SEED, range(1), 2)
+        frames = torch.from_numpy(clip.frames)
+        known = to_uint8(autoencoder.decode(autoencoder.encode(to_float(frames))))
+        worst = min(worst, frames_psnr(known.numpy(), clip.frames))
+    return round(worst - _STRANGER_DB, 1)
+
+
 def package(
     run: Path,
     autoencoder_run: Path,
@@ -160,7 +174,7 @@ def package(
     side = autoencoder.config.latent_pixel
     width, height = transformer.config.width * side, transformer.config.height * side
     data = open_data(Path(origin["data"]) if "data" in origin else None, width, height, origin.get("driven_by", "keys"))
-    speech = None
+    speech = likeness = None
     if isinstance(data, TalkDataset):
         if speech_run is None:
             raise RecipeError(f"{run} is driven by speech: name the run of what hears (stage `speech`)")
@@ -169,6 +183,7 @@ def package(
         if unknown := sorted(set(identities) - set(data.people)):
             raise RecipeError(f"no videos of {unknown[0]}; there are some of {', '.join(data.people)}")
         clips = [clip for who in identities for clip in _at_rest(data.only(who))]
+        likeness = _likeness(data, autoencoder) if transformer.config.face_dim else None
     else:
         clips = list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES))
     starts = encode(autoencoder, clips, transformer.config)
@@ -179,6 +194,7 @@ def package(
         height=height,
         keys=() if speech else data.keys,
         identities=tuple((identities or {}).values()),
+        likeness=likeness,
         speech=speech.config if speech else None,
         step_plans=step_plans,
         steps=steps or origin["steps"],

@@ -209,6 +209,9 @@ class FaceRecipe(BaseRecipe):
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(description="of the student; what counts is its size and face_dim")
     scattered: float = Field(1.0, ge=0, le=1, description="as a student's: the frames are best far apart")
+    unread: float = Field(
+        0.0, ge=0, le=1, description="share of the references of which nobody says what drives them, as of a picture"
+    )
     as_seen: bool = Field(False, description="as a student's")
     start: Path | None = Field(None, description="run or student folder whose face to start from")
     focus: dict[str, Box] = Field({}, description="named parts of a frame whose error counts `focus_weight` times")

@@ -18,6 +18,7 @@ from streamgen.models.face import Face
 from streamgen.models.loading import load_face, load_speech, load_transformer, save_autoencoder
 from streamgen.models.speech import SpeechEncoder, windows
 from tests.training.talking import write_talk
+from training.clips import LatentClips
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
 from training.footage import VideoDataError
 from training.loop import train
@@ -270,6 +271,17 @@ def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytes
     _, after = stage.loss(batch, stage.model, nothing)
     assert after["error"] < 0.8 * before["error"]
     assert stage.evaluate(load_face_run(model, tmp_path / "face"), tmp_path / "sheet.png")["psnr"] > 0
+    # Of a picture nobody says what drives it.
+    fresh = build_stage(face)
+    with torch.no_grad():
+        for parameter in fresh.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    curves = torch.rand(2, *batch.actions.shape)
+    curves[1, :, 1:] = curves[0, :, 1:]
+    for unread in (0.0, 1.0):
+        fresh.recipe = face.model_copy(update={"unread": unread})
+        one, other = (fresh.loss(LatentClips(batch.latents, driven), fresh.model, nothing)[1] for driven in curves)
+        assert (one == other) == bool(unread)
     teacher = {"stage": "teacher_forcing", "name": "teacher", "steps": 2, "clip_length": 12, "recycle": 3, "copies": 1}
     with pytest.raises(ValidationError, match="needs a face"):
         TeacherForcingRecipe.model_validate(common | teacher)

@@ -47,17 +47,20 @@ class FaceStage:
         return encode(self._autoencoder, clips, self.recipe.model)
 
     def loss(self, batch: LatentClips, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        error = (_drawn(self.model, batch) - batch.latents[:, 1:]).square()
+        read = torch.rand(len(batch.actions), generator=generator) >= self.recipe.unread
+        error = (_drawn(self.model, batch, read) - batch.latents[:, 1:]).square()
         return (error * self._weight).mean(), {"error": error.mean().item()}
 
     @torch.no_grad()
     def evaluate(self, ema: nn.Module, sheet: Path) -> dict[str, float]:
         clips = self._judged
-        made = decode(self._autoencoder, _drawn(ema, clips))
-        other = decode(self._autoencoder, _drawn(ema, LatentClips(clips.latents, other_actions(clips.actions))))
+        every = torch.ones(len(clips.actions), dtype=torch.bool)
+        made = decode(self._autoencoder, _drawn(ema, clips, every))
+        unread = decode(self._autoencoder, _drawn(ema, clips, ~every))
+        other = decode(self._autoencoder, _drawn(ema, LatentClips(clips.latents, other_actions(clips.actions)), every))
         ceiling = decode(self._autoencoder, clips.latents[:, 1:])
         contact_sheet([rows[at] for at in range(0, 12, 3) for rows in (self._real, made)], sheet)
-        figures = {"psnr": made, "other": other, "ceiling": ceiling}
+        figures = {"psnr": made, "unread": unread, "other": other, "ceiling": ceiling}
         out = {name: frames_psnr(frames, self._real) for name, frames in figures.items()}
         for part, box in self.recipe.focus.items():
             real = inside(self._real, box)
@@ -78,7 +81,7 @@ def _face_of(folder: Path, config: TransformerConfig) -> Face:
     return face
 
 
-def _drawn(face: nn.Module, clips: LatentClips) -> Tensor:
-    """All frames but the first, from it."""
-    out: Tensor = face(clips.latents[:, 0], clips.actions[:, 0], clips.actions[:, 1:])
+def _drawn(face: nn.Module, clips: LatentClips, read: Tensor) -> Tensor:
+    """All frames but the first, from it. read [B]: whether it is said what drives the first."""
+    out: Tensor = face(clips.latents[:, 0], clips.actions[:, 0] * read[:, None], clips.actions[:, 1:])
     return out
