@@ -255,6 +255,12 @@ def compare(
 )
 @click.option("--speech", type=_FOLDER, default=None, help="For an avatar: folder of recorded speech, to say that too.")
 @click.option(
+    "--strangers",
+    type=_FOLDER,
+    default=None,
+    help="For an avatar: folder of videos, two or more each, of people to be seen in one picture.",
+)
+@click.option(
     "--judges",
     type=_FOLDER,
     default=None,
@@ -276,6 +282,7 @@ def evaluate(
     engine: str,
     data: Path | None,
     speech: Path | None,
+    strangers: Path | None,
     judges: Path | None,
     rollouts: int,
     seconds: float,
@@ -301,7 +308,7 @@ def evaluate(
         opened = Student.from_pretrained(student)
         pictures = sheets or json_file.parent
         if opened.config.speech is not None:
-            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, speech)
+            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, speech, strangers)
         else:
             clips = open_data(data, opened.config.width, opened.config.height)
             trained = None if judges is None else load_judges(judges)
@@ -320,6 +327,7 @@ def _evaluate_avatar(
     engine: str,
     seconds: float,
     speech: Path | None,
+    strangers: Path | None,
 ) -> dict[str, Any]:
     """Raises RecipeError, StudentError, VideoDataError."""
     from training.talk.dataset import TalkDataset
@@ -327,4 +335,5 @@ def _evaluate_avatar(
     from training.talk.judge import load_face_judge
 
     clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
-    return judge(student, clips, load_face_judge(judges or HELD_OUT), pictures, engine, seconds, speech)
+    own = load_face_judge(judges or HELD_OUT)
+    return judge(student, clips, own, pictures, engine, seconds, speech, strangers)

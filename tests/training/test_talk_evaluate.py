@@ -94,15 +94,19 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
         "--seconds",
         "12",
     ]
-    result = CliRunner().invoke(evaluate, [*options, "--speech", str(folder), "--json", str(tmp_path / "out.json")])
+    options += ["--speech", str(folder), "--strangers", str(folder), "--json", str(tmp_path / "out.json")]
+    result = CliRunner().invoke(evaluate, options)
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "out.json").read_text())
     assert {"copy_last", "autoencoder", "steps_1", "steps_1_other_curves"} < set(figures["teacher_forced"])
     assert figures["lips"]["videos"] == 2 and -1 <= figures["lips"]["student"]["correlation"] <= 1
     assert figures["drift"].keys() == {"10 s"}
     assert figures["real_speech"]["recordings"] == 4
+    strangers = figures["strangers"]
+    assert strangers["people"] + strangers["refused"] == 2 and 0 <= strangers["recognised"] <= 1
+    assert -1 <= strangers["lips"]["correlation"] <= 1
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        "next.png", "talk_0.png", "talk_1.png", "lips.png", "drift.png",
+        "next.png", "talk_0.png", "talk_1.png", "lips.png", "drift.png", "strangers.png",
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ reaches on real frames stands beside every figure. PSNRs are pooled.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from engines.generate import speak
 from engines.protocol import Engine
+from engines.reference import PictureError, References
 from engines.select import load_engine
 from streamgen.audio import SAMPLE_RATE, SoundError, log_mel, read_sound
 from streamgen.face import CURVES, FACE, MOUTH, SPEECH
@@ -40,6 +43,7 @@ _MOST_LAG = 8
 _SPEECH_FILES, _LEAST_SPEECH_S = 40, 2.0
 _MARKS_S = (10, 60, 600)
 _WINDOW_S = 2.0
+_SHEET_STRANGERS = 6
 _STILL = 0.06
 """A mouth that opens and shuts by less than this while nobody speaks is still."""
 
@@ -54,10 +58,13 @@ def evaluate(
     engine_name: str = "auto",
     seconds: float = 600.0,
     speech: Path | None = None,
+    strangers: Path | None = None,
 ) -> dict[str, Any]:
     """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
 
     seconds: of the long rollout. speech: folder of recorded human speech, for what can be said without ground truth.
+    strangers: folder of videos, two or more each, of people that the student has never seen, for what it makes of a
+    picture.
     Raises RecipeError, VideoDataError.
     """
     if student.config.speech is None:
@@ -70,6 +77,9 @@ def evaluate(
     figures["drift"] = _drift(student, engine, data, seconds, folder)
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
+    if strangers is not None:
+        people = TalkDataset(strangers, student.config.width, student.config.height)
+        figures["strangers"] = _strangers(student, engine, people, judge, folder)
     return figures
 
 
@@ -277,6 +287,53 @@ def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Pat
         "envelope": _correlation(said, loud),
         "lag_ms": lag_ms(said, loud, fps),
         "shuffled": _correlation(said, _shuffled(loud)),
+    }
+
+
+def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge, folder: Path) -> dict[str, Any]:
+    """People from one picture each, who say what is heard in another video of theirs.
+
+    recognised: share whose mean face is nearer to their own in that video than to anybody else's.
+    """
+    references, refused = References(student), 0
+    made: list[NDArray[np.floating]] = []
+    real: list[NDArray[np.floating]] = []
+    said: list[Curve] = []
+    truth: list[Curve] = []
+    rows: list[NDArray[np.uint8]] = []
+    for number, who in enumerate(data.people):
+        first, *others = data.only(who).videos
+        if not others or others[0].curves is None:
+            continue
+        at = 0 if first.curves is None else int(np.abs(first.curves[:, : len(SPEECH)]).sum(1).argmin())
+        picture = next(pictures(first.path, at, data.width, data.height))
+        file = BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        try:
+            whom = references.read(file.getvalue())
+        except PictureError:
+            refused += 1
+            continue
+        sound = sound_of(others[0].path)
+        frames = np.stack(list(speak(engine, student, sound, number, reference=whom)))
+        shown = np.stack(list(pictures(others[0].path, 0, data.width, data.height)))
+        count = min(len(frames), len(shown))
+        made.append(inside(frames, FACE).mean(0))
+        real.append(inside(shown, FACE).mean(0))
+        said.append(judge.curves_of(frames[:count]))
+        truth.append(others[0].curves[:count, [CURVES.index(name) for name in SAID]])
+        if len(rows) < 2 * _SHEET_STRANGERS:
+            apart = max(1, count // 11)
+            rows += [np.concatenate([picture[None], each[::apart][:11]]) for each in (shown, frames)]
+    if not made:
+        raise VideoDataError(f"{data.folder}: nobody has two videos that say what moved them, and a picture that fits")
+    contact_sheet(rows, folder / "strangers.png")
+    apart_by = np.square(np.stack(made)[:, None] - np.stack(real)[None]).mean((2, 3, 4))
+    return {
+        "people": len(made),
+        "refused": refused,
+        "recognised": float((apart_by.argmin(1) == np.arange(len(made))).mean()),
+        "lips": _agreement(said, truth, data.fps),
     }
 
 
