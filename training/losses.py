@@ -35,6 +35,17 @@ def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return x_sigma - sigma.reshape(sigma.shape + (1,) * (x_sigma.dim() - sigma.dim())) * velocity
 
 
+def guided(velocity: Callable[..., Tensor], sigma: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): what `velocity` says, and with a guidance above 1 so far beyond
+    what it says without actions, `known` as sigma and 0.
+    """
+    out = velocity()
+    if guidance > 1:
+        blind = velocity(known=torch.zeros_like(sigma))
+        out = blind + guidance * (out - blind)
+    return out
+
+
 def shifted(u: Tensor, shift: float) -> Tensor:
     """Noise levels from uniform u in [0, 1]: shift u / (1 + (shift - 1) u); 1 leaves them uniform."""
     return shift * u / (1 + (shift - 1) * u)

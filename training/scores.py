@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +21,7 @@ from streamgen.models.attention import full_rotation, rotate
 from streamgen.models.loading import load_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, before
-from training.losses import denoised
+from training.losses import denoised, guided
 from training.package import ORIGIN
 
 
@@ -133,10 +134,7 @@ class Score:
         guidance: float = 1.0,
     ) -> Tensor:
         """As `velocity`. guidance: above 1, how far beyond what it predicts without actions."""
-        velocity = self.velocity(clips, context, x, sigma, noise)
-        if guidance != 1:
-            blind = self.velocity(clips, context, x, sigma, noise, torch.zeros_like(sigma))
-            velocity = blind + guidance * (velocity - blind)
+        velocity = guided(partial(self.velocity, clips, context, x, sigma, noise), sigma, guidance)
         return denoised(x, velocity, sigma)
 
 

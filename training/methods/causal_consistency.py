@@ -7,15 +7,16 @@ must equal the EMA's from the lower one. In the last interval the target is the 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, imperfect_history
-from training.losses import add_noise, consistency_target, denoised
+from training.losses import add_noise, consistency_target, denoised, guided
 from training.methods.method import Roles
 from training.methods.settings import CausalConsistency
-from training.methods.trajectories import guided
 
 
 class CausalConsistencyMethod:
@@ -47,7 +48,7 @@ class CausalConsistencyMethod:
             for model in (roles.teacher.model, roles.student)
         )
         with torch.no_grad():
-            velocity = guided(clip, roles.teacher.model, noisy, sigma, self._settings.guidance)
+            velocity = guided(partial(clip.velocity, roles.teacher.model, noisy, sigma), sigma, self._settings.guidance)
             nearer = consistency_target(noisy, velocity, sigma, below)
             goal = denoised(nearer, own.velocity(ema, nearer, below), below)
         made = denoised(noisy, own.velocity(roles.student, noisy, sigma), sigma)

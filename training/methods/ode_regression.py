@@ -6,15 +6,16 @@ one step, nothing is averaged: the student learns to do the same over a history 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, imperfect_history
-from training.losses import consistency_target, denoised
+from training.losses import consistency_target, denoised, guided
 from training.methods.method import Roles
 from training.methods.settings import OdeRegression
-from training.methods.trajectories import guided
 
 
 class OdeRegressionMethod:
@@ -47,7 +48,7 @@ class OdeRegressionMethod:
             for index in range(count, 0, -1):
                 sigma, below = (torch.full(x.shape[:3], each / count) for each in (index, index - 1))
                 on_the_way[index / count] = x
-                velocity = guided(clip, roles.teacher.model, x, sigma, self._settings.guidance)
+                velocity = guided(partial(clip.velocity, roles.teacher.model, x, sigma), sigma, self._settings.guidance)
                 x = consistency_target(x, velocity, sigma, below)
         at = self._levels[int(torch.randint(len(self._levels), (1,), generator=generator))]
         sigma = torch.full(x.shape[:3], at)
