@@ -19,7 +19,7 @@ from server.supervisor import _RESPAWN_FIRST_S
 from server.worker import Block, Step, StreamFailed, _step, block_shape
 from streamgen.state import StreamState
 from streamgen.student import Student
-from tests.server.harness import LiveServer, Ticket, until
+from tests.server.harness import LiveServer, until
 from tests.server.synthetic import START_FRAMES, SyntheticEngine, read
 from tests.server.viewers import SocketClient, follow
 
