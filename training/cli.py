@@ -258,7 +258,8 @@ def compare(
     "--strangers",
     type=_FOLDER,
     default=None,
-    help="For an avatar: folder of videos, two or more each, of people to be seen in one picture.",
+    help="For an avatar: folder of videos, two or more each, of people to be from a picture; default: the heads that "
+    "come with this.",
 )
 @click.option(
     "--judges",
@@ -331,9 +332,9 @@ def _evaluate_avatar(
 ) -> dict[str, Any]:
     """Raises RecipeError, StudentError, VideoDataError."""
     from training.talk.dataset import TalkDataset
-    from training.talk.evaluate import HELD_OUT, evaluate as judge
+    from training.talk.evaluate import HELD_OUT, STRANGERS, evaluate as judge
     from training.talk.judge import load_face_judge
 
     clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
     own = load_face_judge(judges or HELD_OUT)
-    return judge(student, clips, own, pictures, engine, seconds, speech, strangers)
+    return judge(student, clips, own, pictures, engine, seconds, speech, strangers or STRANGERS)

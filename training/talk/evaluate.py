@@ -37,6 +37,8 @@ from training.talk.judge import SAID, FaceJudge, opening
 
 HELD_OUT = Path(__file__).with_name("held_out")
 """Rendered heads that no shipped student was trained on."""
+STRANGERS = Path(__file__).with_name("strangers")
+"""Two short ones each of heads that none of its training had."""
 _CONTEXT, _JUDGED, _CLIPS = 10, 20, 10
 _VIDEOS = 8
 _MOST_LAG = 8
@@ -58,13 +60,13 @@ def evaluate(
     engine_name: str = "auto",
     seconds: float = 600.0,
     speech: Path | None = None,
-    strangers: Path | None = None,
+    strangers: Path = STRANGERS,
 ) -> dict[str, Any]:
     """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
 
     seconds: of the long rollout. speech: folder of recorded human speech, for what can be said without ground truth.
     strangers: folder of videos, two or more each, of people that the student has never seen, for what it makes of a
-    picture.
+    picture if it takes any.
     Raises RecipeError, VideoDataError.
     """
     if student.config.speech is None:
@@ -77,7 +79,7 @@ def evaluate(
     figures["drift"] = _drift(student, engine, data, seconds, folder)
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
-    if strangers is not None:
+    if student.config.likeness is not None:
         people = TalkDataset(strangers, student.config.width, student.config.height)
         figures["strangers"] = _strangers(student, engine, people, judge, folder)
     return figures
@@ -305,7 +307,7 @@ def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJ
         first, *others = data.only(who).videos
         if not others or others[0].curves is None:
             continue
-        at = 0 if first.curves is None else int(np.abs(first.curves[:, : len(SPEECH)]).sum(1).argmin())
+        at = 0 if first.curves is None else int(np.abs(first.curves).sum(1).argmin())
         picture = next(pictures(first.path, at, data.width, data.height))
         file = BytesIO()
         Image.fromarray(picture).save(file, "PNG")
