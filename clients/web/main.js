@@ -154,7 +154,8 @@ function become({ identity, reference }) {
   if (identity) query.set("identity", identity);
   else query.delete("identity");
   history.replaceState(null, "", `?${query}`);
-  player.another({ ...wish });
+  if (state() === "failed") walkIn(performance.now()); // as somebody who may do
+  else player.another({ ...wish });
 }
 
 /** @param {File | undefined} file */
