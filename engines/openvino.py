@@ -86,7 +86,7 @@ def _convolutions_a_second(core: ov.Core, precision: str) -> float:
 
 def _calls_a_second(core: ov.Core, model: ov.Model, precision: str, seconds: float) -> float:
     """At best: what else the machine did is kept in no choice."""
-    request = core.compile_model(model, "CPU", _settings(precision)).create_infer_request()
+    request = core.compile_model(model, "CPU", settings_for(precision)).create_infer_request()
     rng = np.random.default_rng(0)
     for index, given in enumerate(model.inputs):
         request.set_input_tensor(index, ov.Tensor(rng.standard_normal(list(given.shape), np.float32)))
@@ -124,7 +124,7 @@ def preferred_precision(core: ov.Core, store: ArtefactStore) -> str:
     return choice
 
 
-def _settings(precision: str) -> dict[str, str]:
+def settings_for(precision: str) -> dict[str, str]:
     # A pinned thread waits for whoever else is on its core, while another is free.
     return {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -338,7 +338,7 @@ class OpenVINOEngine:
             start = time.perf_counter()
             try:
                 compiled = [
-                    self._core.compile_model(part, "CPU", _settings(precision) | self._threads)
+                    self._core.compile_model(part, "CPU", settings_for(precision) | self._threads)
                     for part, precision in zip(self._parts(path, passes), precisions, strict=True)
                 ]
             except RuntimeError as error:
@@ -361,7 +361,7 @@ class OpenVINOEngine:
     def _kept(self, precision: str, *key: str) -> ov.CompiledModel | None:
         blob = self._store.get(*key)
         try:
-            settings = _settings(precision) | self._threads
+            settings = settings_for(precision) | self._threads
             return None if blob is None else self._core.import_model(io.BytesIO(blob), "CPU", settings)
         except RuntimeError as error:
             log.warning("compiled %s cannot be read back (%s); compiling it again", key[1], error)
@@ -388,7 +388,7 @@ def measured_ranges(student: Student) -> Ranges:
     parts = engine._parts(student.file(step_graph(config.steps)), config.steps)
     own = [len(part.outputs) for part in parts]
     names = [watch(part) for part in parts]
-    settings = _settings(engine.precision) | engine._threads
+    settings = settings_for(engine.precision) | engine._threads
     block = _Block([engine._core.compile_model(part, "CPU", settings).create_infer_request() for part in parts])
     engine._blocks[config.steps] = block
     ranges: Ranges = {}

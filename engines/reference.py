@@ -11,6 +11,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from engines.openvino import settings_for
 from streamgen.config import StudentConfig
 from streamgen.student import ENCODE_GRAPH, Reference, Student
 
@@ -23,7 +24,9 @@ class PictureError(ValueError):
 
 
 class References:
-    """Reads pictures for one student. The encoder is compiled at the first. Not thread-safe: one caller at a time."""
+    """Reads pictures for one student, on one core. The encoder is compiled at the first. Not thread-safe: one caller at
+    a time.
+    """
 
     def __init__(self, student: Student) -> None:
         self._student = student
@@ -52,9 +55,8 @@ class References:
     @cached_property
     def _encoder(self) -> Any:
         core = ov.Core()
-        return core.compile_model(
-            core.read_model(self._student.file(ENCODE_GRAPH)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        settings = settings_for("fp32") | {"INFERENCE_NUM_THREADS": "1"}
+        return core.compile_model(core.read_model(self._student.file(ENCODE_GRAPH)), "CPU", settings)
 
 
 def _opened(file: bytes, config: StudentConfig) -> NDArray[np.uint8]:
@@ -63,10 +65,13 @@ def _opened(file: bytes, config: StudentConfig) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise PictureError(f"a picture of {image.width}x{image.height} pixels: at most {_MOST_PIXELS} in all")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            image.draft("RGB", (2 * config.width, 2 * config.height))
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            middle = ImageOps.fit(upright, (config.width, config.height), Image.Resampling.LANCZOS)
+            shown = Image.alpha_composite(Image.new("RGBA", middle.size, "black"), middle)
+            return np.asarray(shown.convert("RGB"))
     except PictureError:
         raise
     except Exception as error:
         # Whatever a file does to the libraries that read it, it says nobody.
-        raise PictureError(f"no picture that can be read as {', '.join(_FORMATS)}: {error}") from error
-    return np.asarray(ImageOps.fit(upright, (config.width, config.height), Image.Resampling.LANCZOS))
+        raise PictureError(f"no picture that can be read as {', '.join(_FORMATS)}") from error

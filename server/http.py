@@ -234,8 +234,11 @@ async def create_session(
     wish = wish or NewSession()
     reference = None
     if wish.reference is not None:
-        served, _ = service.sessions.admit(wish.student, key)  # before anything is computed
-        reference = await service.likenesses.read(served.student, wish.reference)
+        student = service.students.find(wish.student).student
+        if student.config.likeness is None:
+            raise Refused(422, "unfit_reference", f"student {student.config.name} cannot be whoever a picture shows")
+        service.sessions.admit(wish.student, key)  # before anything is computed
+        reference = await service.likenesses.read(student, wish.reference)
     session, token = service.sessions.create(wish.student, wish.seed, key, wish.identity, reference)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
     return CreatedSession(token=token, **_info(session, service))

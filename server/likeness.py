@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 
-from engines.reference import PictureError, References
+from engines.reference import References
 from server.errors import Refused
 from streamgen.student import Reference, Student
 
+_MOST_WAITING = 4
+_RETRY_S = 2
+
 
 class Likenesses:
-    """Reads pictures off the event loop, one at a time: whoever plays needs the cores. They are not kept."""
+    """Reads pictures off the event loop, one at a time and on one core: whoever plays needs the others. The files are
+    not kept.
+    """
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
+        # Not on a pool whose work counts as what showing a stream costs.
+        self._reads = ThreadPoolExecutor(1, thread_name_prefix="likeness")
+        self._waiting = 0
         self._readers: dict[str, References] = {}
-        self._turn = asyncio.Lock()
 
     async def read(self, student: Student, text: str) -> Reference:
         """What the student makes of a file in base64. Raises Refused."""
-        reader = self._readers.setdefault(student.hash, References(student))
+        if self._waiting >= _MOST_WAITING:
+            raise Refused(503, "full", f"{_MOST_WAITING} pictures wait to be looked at already", _RETRY_S)
+        self._waiting += 1
         try:
-            file = base64.b64decode(text, validate=True)
-            async with self._turn:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, reader.read, file)
-        except (PictureError, binascii.Error) as error:
+            return await asyncio.get_running_loop().run_in_executor(self._reads, self._read, student, text)
+        except ValueError as error:
             raise Refused(422, "unfit_reference", f"reference: {error}") from error
+        finally:
+            self._waiting -= 1
+
+    def _read(self, student: Student, text: str) -> Reference:
+        """Raises ValueError."""
+        reader = self._readers.setdefault(student.hash, References(student))
+        return reader.read(base64.b64decode(text, validate=True))
+
+    def close(self) -> None:
+        self._reads.shutdown(cancel_futures=True)

@@ -36,7 +36,7 @@ class Service:
         self.pool = EncoderPool(_ENCODER_THREADS)
         showing = ShowingCosts(lambda: time.thread_time() + self.pool.cpu_s)
         self.students = Students(offers, showing, settings, metrics)
-        self.likenesses = Likenesses(self.pool)
+        self.likenesses = Likenesses()
         self.speaking = Speaking(self.pool, settings.max_sound_s)
         self.sessions = Sessions(self.students, self.speaking, settings, metrics)
         self.peers = Peers(settings, metrics)
@@ -65,6 +65,7 @@ class Service:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await self.peers.close()
+            self.likenesses.close()
             await self.students.close()
             kept = self.sessions.kept
             log.info("the server has ended%s", f", {kept} sessions wait for the next one" if kept else "")

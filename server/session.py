@@ -268,8 +268,7 @@ class Session:
     def stream_ran_away(self) -> None:
         self._owner.metrics.streams_ran_away.labels(self.served.name).inc()
         log.warning("session %s: the latents of seed %d are no numbers any more", self.id, self.seed)
-        for viewer in self.viewers.values():
-            viewer.send(Error(code="ran_away", message="the picture came apart: it begins anew", retryable=True))
+        self.broadcast(Error(code="ran_away", message="the picture came apart: it begins anew", retryable=True))
         self.reset((self.seed + 1) % SEED_LIMIT)
 
     def stream_ended(self, code: ErrorCode, message: str) -> None:

@@ -27,6 +27,8 @@ from streamgen.talk import Performer, loudness
 
 FPS_OVER_S = 3.0
 _MOST_FAILURES = 3
+_SOON_FRAMES = 250
+"""Whoever runs away so soon, time and again, is not worth another beginning."""
 
 
 class StreamListener(Protocol):
@@ -108,7 +110,7 @@ class Stream:
         self._pending: _Pending | None = None
         self._in_flight: list[int] | None = None
         self._recached = False
-        self._failures = 0
+        self._failures = self._ran_away_soon = 0
         self._handed_s: deque[float] = deque(maxlen=256)
 
     @property
@@ -160,8 +162,7 @@ class Stream:
         self._performer = self._perform(seed)
         self.interrupt()
         self.generation += 1
-        who = self.identity, self.reference
-        self.log.begin(self.generation, seed, self.state.frame, None, *who)
+        self.log.begin(self.generation, seed, self.state.frame, identity=self.identity, reference=self.reference)
         self._failures, self.alone = 0, False
         self.opened_in = None
         self._in_flight = None
@@ -267,12 +268,12 @@ class Stream:
 
     def _ran_away(self) -> None:
         """A student fed on its own errors until they were all there was. Nothing of it is worth going on from."""
-        failures = self._failures + 1
-        if failures >= _MOST_FAILURES:
-            self.end("stream_failed", f"the student made no picture, {failures} times from the start")
-            return
-        self.listener.stream_ran_away()
-        self._failures = failures
+        soon = self.state.frame - self._first < _SOON_FRAMES
+        self._ran_away_soon = self._ran_away_soon + 1 if soon else 0
+        if self._ran_away_soon < _MOST_FAILURES:
+            self.listener.stream_ran_away()
+        else:
+            self.end("stream_failed", f"the picture came apart {_MOST_FAILURES} times, soon after it began")
 
     def end(self, code: ErrorCode, message: str) -> None:
         """The stream is over."""

@@ -157,6 +157,9 @@ def _torch() -> Any:
     metavar="WHO NAME",
     help="Someone of the videos that it can be, and the name; default: all of them.",
 )
+@click.option(
+    "--pictures", is_flag=True, help="It can be whoever a picture shows, which its face has learned (unread)."
+)
 @click.option("--steps", type=int, default=None, help="Steps to serve it with; default: as the run says.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(
@@ -168,6 +171,7 @@ def export(
     name: str,
     speech: Path | None,
     identities: tuple[tuple[str, str], ...],
+    pictures: bool,
     steps: int | None,
     out: Path,
 ) -> None:
@@ -181,8 +185,19 @@ def export(
 
     try:
         text = card.read_text() if card else f"# {name}\n\nExported from the run {run.name}. {NO_CARD}\n"
+        people = dict(identities) or None
         package(
-            run, autoencoder, out, text, name, average, speech, dict(identities) or None, steps, decoder_run=decoder
+            run,
+            autoencoder,
+            out,
+            text,
+            name,
+            average,
+            speech,
+            people,
+            steps,
+            decoder_run=decoder,
+            pictures=pictures,
         )
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error

@@ -147,13 +147,15 @@ def package(
     steps: int | None = None,
     step_plans: dict[int, tuple[float, ...]] | None = None,
     decoder_run: Path | None = None,
+    pictures: bool = False,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
     average: another run, and the share of its weights in the student's. speech_run: what hears for one that speech
     drives. identities: the people of its videos that it can be, and what they are called; None: all of them. steps: how
     many to serve it with; None: as the run says. step_plans: None takes the run's own. decoder_run: of the stage
-    `decoder`; None takes the autoencoder's own.
+    `decoder`; None takes the autoencoder's own. pictures: whether it can be whoever a picture shows, which
+    its face must have learned (`unread`).
 
     Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
     that it was trained on are gone.
@@ -183,7 +185,7 @@ def package(
         if unknown := sorted(set(identities) - set(data.people)):
             raise RecipeError(f"no videos of {unknown[0]}; there are some of {', '.join(data.people)}")
         clips = [clip for who in identities for clip in _at_rest(data.only(who))]
-        likeness = _likeness(data, autoencoder) if transformer.config.face_dim else None
+        likeness = _likeness(data, autoencoder) if pictures else None
     else:
         clips = list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES))
     starts = encode(autoencoder, clips, transformer.config)

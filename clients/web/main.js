@@ -31,19 +31,19 @@ import { Keys, listenToKeyboard } from "./input.js";
 import { likenessOf } from "./likeness.js";
 import { listenToPad } from "./pad.js";
 import { Player } from "./player.js";
-import { endSession, fetchDevice, fetchLog, fetchStudents, recall, rememberKey } from "./session.js";
+import { endSession, fetchDevice, fetchLog, fetchStudents, recall, rememberKey, withPicture } from "./session.js";
 import { Meter } from "./stats.js";
 import { Talk } from "./talk.js";
 import * as view from "./view.js";
 
 const query = new URLSearchParams(location.search);
-/** @type {Wish} */
-const wish = {
+const wish = withPicture({
   student: query.get("student") ?? undefined,
   seed: seedOf(query.get("seed")),
   identity: query.get("identity") ?? undefined,
-};
-wish.reference = recall(wish)?.wish.reference;
+});
+/** Who it was, while a picture is not taken yet. @type {Pick<Wish, "identity" | "reference"> | null} */
+let before = null;
 const meter = new Meter();
 
 const keys = new Keys(
@@ -76,6 +76,8 @@ const player = new Player(
       keys.allow(snapshot.session?.student.keys ?? []);
       view.showState(snapshot);
       view.showFigures(meter);
+      if (snapshot.state === "playing") before = null;
+      else if (before && snapshot.trouble?.kind === "refused") setTimeout(becomeAgain, 0, before, snapshot.trouble.detail);
     },
   },
   meter,
@@ -149,6 +151,7 @@ function playFile(file) {
  * @param {Pick<Wish, "identity" | "reference">} whom
  */
 function become({ identity, reference }) {
+  before = reference ? { identity: wish.identity, reference: wish.reference } : null;
   wish.identity = identity;
   wish.reference = reference;
   if (identity) query.set("identity", identity);
@@ -158,16 +161,28 @@ function become({ identity, reference }) {
   else player.another({ ...wish });
 }
 
+/**
+ * A picture was refused: whoever it was goes on.
+ * @param {Pick<Wish, "identity" | "reference">} whom
+ * @param {string} why
+ */
+function becomeAgain(whom, why) {
+  before = null;
+  become(whom);
+  view.showStudents(students, wish);
+  view.showNotice(why);
+}
+
 /** @param {File | undefined} file */
 async function becomeLikeness(file) {
   const student = students.find(({ name }) => name === (wish.student ?? students[0].name));
-  if (!file || !student?.reference || view.likenessButton.disabled) return;
-  try {
-    become({ reference: await likenessOf(file, student) });
-    view.identityField.value = "";
-  } catch {
-    view.showNotice("This is no picture that the browser can read.");
-  }
+  if (!file) return;
+  if (!student?.reference) return view.showNotice("Nobody here takes a picture to be.");
+  const reference = await likenessOf(file, student).catch(() => null);
+  if (reference === null) return view.showNotice("This is no picture that the browser can read.");
+  if (view.likenessButton.disabled) return;
+  become({ reference });
+  view.identityField.value = "";
 }
 
 /** The button of the message over the picture. */

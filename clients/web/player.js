@@ -161,6 +161,20 @@ export class Player {
     }
   }
 
+  /** The server began the stream anew, from another seed. */
+  #ranAway() {
+    this.#meter.restarted();
+    this.#reread().then(this.#changed, () => {}); // the link notices by itself that it is gone
+  }
+
+  /** Throws where the session does not live any more. */
+  async #reread() {
+    const session = this.#session;
+    if (!session) return;
+    const now = await checkSession(session);
+    if (this.#session === session) this.#session = now;
+  }
+
   /** The page goes away. The stream waits for a while; `start` with the same session returns to it. */
   leave() {
     this.#stopped = true;
@@ -175,7 +189,7 @@ export class Player {
    * @param {() => void} arrived
    */
   async #walk(arrived) {
-    if (this.#session) await checkSession(this.#session);
+    if (this.#session) await this.#reread();
     else this.#session = await createSession(this.#wish);
     this.#changed();
 
@@ -352,6 +366,7 @@ export class Player {
         if (this.#state === "playing" || this.#state === "paused") this.#set(this.#paused ? "paused" : "playing");
         return;
       case "error":
+        if (message.code === "ran_away") this.#ranAway();
         if (message.code === "server_restarts") this.#restartsSince = performance.now();
         else if (!this.#restarting) this.#stage.notice(message.message);
         return;

@@ -115,9 +115,12 @@ export async function createSession(wish) {
 /**
  * Asks whether the session still lives.
  * @param {Session} session
+ * @returns {Promise<Session>} as it is now: its seed may be another one
  */
 export async function checkSession(session) {
-  await request(pathOf(session.id), { method: "GET" }, session.token);
+  const response = await request(pathOf(session.id), { method: "GET" }, session.token);
+  const { seed } = await response.json();
+  return remember({ ...session, seed });
 }
 
 /**
@@ -227,10 +230,22 @@ export function streamAddress(session) {
 export function recall(wish) {
   try {
     const session = JSON.parse(load(STORAGE_KEY) ?? "null");
-    // A reload asks for the same by its address, which does not carry a picture.
-    return JSON.stringify({ ...session?.wish, reference: wish.reference }) === JSON.stringify(wish) ? session : null;
+    return JSON.stringify(session?.wish) === JSON.stringify(wish) ? session : null;
   } catch {
     return null; // not ours
+  }
+}
+
+/**
+ * @param {Wish} wish as the page's address has it, which does not carry a picture
+ * @returns {Wish} the same, with the picture of the session that this tab had before it was reloaded, if all else is the same
+ */
+export function withPicture(wish) {
+  try {
+    const before = { ...wish, reference: JSON.parse(load(STORAGE_KEY) ?? "null")?.wish?.reference };
+    return recall(before) ? before : wish;
+  } catch {
+    return wish; // not ours
   }
 }
 

@@ -52,6 +52,9 @@ def test_a_picture_becomes_the_latents_of_its_middle(talker: Student) -> None:
         exif=bytes.fromhex("45786966000049492a0008000000") + bytes.fromhex("01001201030001000000060000000000 0000"),
     )
     np.testing.assert_array_equal(references.read(turned), read)
+    clear = picture.copy()
+    clear.putalpha(0)
+    np.testing.assert_array_equal(references.read(file_of(clear)), references.read(file_of(Image.new("RGB", (64, 64)))))
     for kind in ("JPEG", "WEBP"):
         assert np.abs(references.read(file_of(picture, kind)).astype(np.float32) - wanted).mean() < 0.2
 

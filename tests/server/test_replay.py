@@ -196,6 +196,14 @@ async def test_whom_a_picture_shows_outlives_the_server(talker_folder: Path, tmp
         )
         async with SocketClient(ticket) as client:
             await client.watch(3)
+        for unfit, said in (("é", "ASCII"), ("no base64", "base64"), ("bm8=", "no picture that can be read")):
+            answer = await asyncio.to_thread(partial(old.post, "/v1/sessions", json={"reference": unfit}))
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (422, "unfit_reference") and said in error["message"]
+        many = (asyncio.to_thread(partial(old.post, "/v1/sessions", json={"reference": "bm8="})) for _ in range(12))
+        assert {answer.status_code for answer in await asyncio.gather(*many)} <= {422, 503}
+        async with StreamClient(old.url, reference=file_of(somebody()), transport="websocket") as stream:
+            assert stream.student.reference and (await stream.next()).rgb.shape == (64, 64, 3)
     finally:
         old.stop()
     new = LiveServer(talker, tmp_path, settings, build=build).start()

@@ -226,7 +226,6 @@ def test_who_somebody_is_can_be_chosen(avatar: LiveServer) -> None:
     ("wish", "code", "said"),
     [
         ({"reference": "bm8="}, "unfit_reference", "cannot be whoever a picture shows"),
-        ({"reference": "no base64"}, "unfit_reference", "base64"),
         ({"reference": "bm8=", "identity": "ben"}, "invalid_request", "give one of them"),
     ],
 )

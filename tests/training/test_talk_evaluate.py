@@ -103,8 +103,8 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
     assert figures["drift"].keys() == {"10 s"}
     assert figures["real_speech"]["recordings"] == 4
     strangers = figures["strangers"]
-    assert strangers["people"] + strangers["refused"] == 2 and 0 <= strangers["recognised"] <= 1
-    assert -1 <= strangers["lips"]["correlation"] <= 1
+    assert (strangers["people"], strangers["refused"]) == (1, 0) and 0 <= strangers["recognised"] <= 1
+    assert -1 <= strangers["student"]["correlation"] <= 1
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "next.png", "talk_0.png", "talk_1.png", "lips.png", "drift.png", "strangers.png",
     }  # fmt: skip

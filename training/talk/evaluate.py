@@ -60,17 +60,19 @@ def evaluate(
     engine_name: str = "auto",
     seconds: float = 600.0,
     speech: Path | None = None,
-    strangers: Path = STRANGERS,
+    strangers: Path | None = None,
 ) -> dict[str, Any]:
     """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
 
     seconds: of the long rollout. speech: folder of recorded human speech, for what can be said without ground truth.
-    strangers: folder of videos, two or more each, of people that the student has never seen, for what it makes of a
-    picture if it takes any.
+    strangers: folder of videos, two or more each, of people that the student has never seen, for what it makes of
+    pictures where it takes any; None: STRANGERS.
     Raises RecipeError, VideoDataError.
     """
     if student.config.speech is None:
         raise RecipeError(f"student {student.config.name} is driven by keys: judge it with `--data` of play")
+    if student.config.likeness is None and strangers is not None:
+        raise RecipeError(f"student {student.config.name} cannot be whoever a picture shows: leave out the strangers")
     folder.mkdir(parents=True, exist_ok=True)
     engine = load_engine(student.path, engine_name)
     figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
@@ -80,7 +82,7 @@ def evaluate(
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
     if student.config.likeness is not None:
-        people = TalkDataset(strangers, student.config.width, student.config.height)
+        people = TalkDataset(strangers or STRANGERS, student.config.width, student.config.height)
         figures["strangers"] = _strangers(student, engine, people, judge, folder)
     return figures
 
@@ -295,12 +297,14 @@ def _real_speech(student: Student, engine: Engine, judge: FaceJudge, folder: Pat
 def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJudge, folder: Path) -> dict[str, Any]:
     """People from one picture each, who say what is heard in another video of theirs.
 
-    recognised: share whose mean face is nearer to their own in that video than to anybody else's.
+    recognised: share whose mean face is nearer to their own in that video than to anybody else's; of N people,
+    chance is 1 / N.
     """
     references, refused = References(student), 0
     made: list[NDArray[np.floating]] = []
     real: list[NDArray[np.floating]] = []
     said: list[Curve] = []
+    seen: list[Curve] = []
     truth: list[Curve] = []
     rows: list[NDArray[np.uint8]] = []
     for number, who in enumerate(data.people):
@@ -323,6 +327,7 @@ def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJ
         made.append(inside(frames, FACE).mean(0))
         real.append(inside(shown, FACE).mean(0))
         said.append(judge.curves_of(frames[:count]))
+        seen.append(judge.curves_of(shown[:count]))
         truth.append(others[0].curves[:count, [CURVES.index(name) for name in SAID]])
         if len(rows) < 2 * _SHEET_STRANGERS:
             apart = max(1, count // 11)
@@ -330,12 +335,13 @@ def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJ
     if not made:
         raise VideoDataError(f"{data.folder}: nobody has two videos that say what moved them, and a picture that fits")
     contact_sheet(rows, folder / "strangers.png")
-    apart_by = np.square(np.stack(made)[:, None] - np.stack(real)[None]).mean((2, 3, 4))
+    nearest = [int(np.argmin([np.square(own - other).mean() for other in real])) for own in made]
     return {
         "people": len(made),
         "refused": refused,
-        "recognised": float((apart_by.argmin(1) == np.arange(len(made))).mean()),
-        "lips": _agreement(said, truth, data.fps),
+        "recognised": float((np.array(nearest) == np.arange(len(made))).mean()),
+        "student": _agreement(said, truth, data.fps),
+        "ceiling": _agreement(seen, truth, data.fps),
     }
 
 
