@@ -27,7 +27,11 @@ def smoothed(curve: NDArray[Any], deviation: float) -> Curve:
 
 
 def wandering(rng: np.random.Generator, frames: int, spread: float, pace: float) -> Curve:
-    """A random curve [frames] with mean 0 and standard deviation `spread` that turns within about `pace` frames."""
+    """A random curve [frames] with mean 0 and standard deviation `spread` that turns within about `pace` frames.
+
+    Both are those of all such curves: one that is shorter than it takes to turn hardly moves, wherever it is.
+    """
     margin = 100  # beyond which the ends' mirror images are out of sight
     curve = smoothed(rng.normal(size=frames + 2 * margin), pace)[margin : margin + frames]
-    return curve * (spread / (float(curve.std()) + 1e-6))
+    # Of white noise, a Gaussian leaves 1 / (2 sqrt(pi) pace) of the variance.
+    return curve * (spread * float(np.sqrt(2 * np.sqrt(np.pi) * pace)))
