@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from engines.reference import References
 from server.errors import Refused
 from streamgen.student import Reference, Student
+
+if TYPE_CHECKING:
+    from engines.reference import References
 
 _MOST_WAITING = 4
 _RETRY_S = 2
@@ -39,8 +42,10 @@ class Likenesses:
 
     def _read(self, student: Student, text: str) -> Reference:
         """Raises ValueError."""
-        reader = self._readers.setdefault(student.hash, References(student))
-        return reader.read(base64.b64decode(text, validate=True))
+        from engines.reference import References  # with OpenVINO, which this process needs for nothing else
+
+        file = base64.b64decode(text, validate=True)
+        return self._readers.setdefault(student.hash, References(student)).read(file)
 
     def close(self) -> None:
         self._reads.shutdown(cancel_futures=True)

@@ -175,7 +175,7 @@ function becomeAgain(whom, why) {
 
 /** @param {File | undefined} file */
 async function becomeLikeness(file) {
-  const student = students.find(({ name }) => name === (wish.student ?? students[0].name));
+  const student = students.find(({ name }) => name === (wish.student ?? students[0]?.name));
   if (!file) return;
   if (!student?.reference) return view.showNotice("Nobody here takes a picture to be.");
   const reference = await likenessOf(file, student).catch(() => null);
