@@ -140,7 +140,7 @@ def test_two_avatars_keep_to_themselves(walk: Open, judge: FaceJudge) -> None:
 
 def test_the_page_becomes_whom_a_picture_shows(walk: Open) -> None:
     """Somebody whom the student has never seen; and who that is outlives a reload."""
-    stranger = next(pictures(STRANGERS / "id286_0042.mp4", 0, SIZE, SIZE))
+    stranger = next(pictures(STRANGERS / "id564_0064.mp4", 0, SIZE, SIZE))
     w = walk("?identity=mira")
     before = begin(w)
     mira = picture(w)
@@ -165,7 +165,7 @@ def test_a_picture_of_nobody_is_refused_and_another_one_taken(walk: Open) -> Non
     assert w.stats()["state"] == "playing"
     give_picture(w, np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
     expect(w.page.locator("#detail")).to_contain_text("knows no such pictures")
-    give_picture(w, next(pictures(STRANGERS / "id286_0042.mp4", 0, SIZE, SIZE)))
+    give_picture(w, next(pictures(STRANGERS / "id564_0064.mp4", 0, SIZE, SIZE)))
     w.plays()
 
 
