@@ -108,6 +108,7 @@ clip_length: 12
 copies: 2
 recycle: 3
 recycle_share: 1.0
+step_plans: {1: [1.0]}
 method: {name: causal_consistency, guidance: 1.5}
 """
 DUEL = """
