@@ -1,4 +1,4 @@
-# make demo    serve the world and the avatar and open the page in a browser (no torch)
+# make demo    serve the world and the avatars and open the page in a browser (no torch)
 # make test    every check: lint, types, layering, web types, tests
 # make soak    30 minutes of trouble (SOAK_MINUTES=…), 10 of talk (SOAK_TALK_MINUTES=…): does anything grow?
 # make gpu-check   every engine of this machine against the reference, and how fast they are
@@ -30,7 +30,7 @@ help:
 	@head -n 5 Makefile
 
 demo: base
-	@$(BIN)/streamgen serve --student world --student avatar --open
+	@$(BIN)/streamgen serve --student world --student avatar --student anybody --open
 
 test: dev chromium web
 	$(BIN)/ruff check .
@@ -42,7 +42,7 @@ test: dev chromium web
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
 	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py \
-	  tests/clients/test_avatar.py tests/clients/test_python_load.py
+	  tests/clients/test_avatar.py tests/clients/test_anybody.py tests/clients/test_python_load.py
 	@# Without a browser, and with an engine that computes nothing, they wait more than they work.
 	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests/server \
 	  $(filter-out %_load.py,$(wildcard tests/clients/test_python_*.py)) tests/clients/test_web_types.py

@@ -262,6 +262,12 @@ class StudentConfig(_Config):
         default=None,
         description="dB to which the autoencoder must know a picture that says who it is to be; none: no picture can",
     )
+    sway: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of people's own motion that its head, body and gaze have: less where turns are drawn badly",
+    )
     step_plans: dict[int, tuple[float, ...]] = Field(
         description="noise levels (sigma) of the denoising steps, by count"
     )

@@ -13,6 +13,7 @@ from streamgen.state import StreamState
 
 _SETTLE_S = 1.0
 """Time in which a new stream's face goes over from what its start showed to its own life."""
+_SWAYS = "head", "body", "gaze"
 _LOUD_FRAMES = 12
 """Mel frames whose loudness counts for a frame's nods."""
 
@@ -72,11 +73,13 @@ class Performer:
     def __init__(self, config: StudentConfig, start: StreamState) -> None:
         """start: as the student gave it for the stream's seed."""
         self._config, self._seed, self._begin = config, start.seed, start.frame
-        own = life(start.seed, start.frame, config.fps)
+        self._sway = np.array([config.sway if name.startswith(_SWAYS) else 1.0 for name in LIFE], np.float32)
+        own = self._sway * life(start.seed, start.frame, config.fps)
         self._offset = start.actions[-1, len(SPEECH) :] - own if len(start.actions) else np.zeros(len(LIFE), np.float32)
 
     def actions(self, frame: int, loud: float = 0.0) -> NDArray[np.float32]:
         """[A], scaled, with a mouth at rest."""
         left = max(0.0, 1.0 - (frame - self._begin) / (_SETTLE_S * self._config.fps))
-        own = life(self._seed, frame, self._config.fps, loud) + np.float32(left**2 * (3 - 2 * left)) * self._offset
+        own = self._sway * life(self._seed, frame, self._config.fps, loud)
+        own += np.float32(left**2 * (3 - 2 * left)) * self._offset
         return np.concatenate([np.zeros(len(SPEECH), np.float32), own.astype(np.float32)])

@@ -160,6 +160,7 @@ def _torch() -> Any:
 @click.option(
     "--pictures", is_flag=True, help="It can be whoever a picture shows, which its face has learned (unread)."
 )
+@click.option("--sway", type=click.FloatRange(0, 1), default=1.0, help="Share of people's motion that an avatar has.")
 @click.option("--steps", type=int, default=None, help="Steps to serve it with; default: as the run says.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Student folder to write.")
 def export(
@@ -172,6 +173,7 @@ def export(
     speech: Path | None,
     identities: tuple[tuple[str, str], ...],
     pictures: bool,
+    sway: float,
     steps: int | None,
     out: Path,
 ) -> None:
@@ -198,6 +200,7 @@ def export(
             steps,
             decoder_run=decoder,
             pictures=pictures,
+            sway=sway,
         )
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error

@@ -148,6 +148,7 @@ def package(
     step_plans: dict[int, tuple[float, ...]] | None = None,
     decoder_run: Path | None = None,
     pictures: bool = False,
+    sway: float = 1.0,
 ) -> None:
     """Write a student: transformer of `run`, autoencoder, step plans, and starts from real clips.
 
@@ -155,7 +156,7 @@ def package(
     drives. identities: the people of its videos that it can be, and what they are called; None: all of them. steps: how
     many to serve it with; None: as the run says. step_plans: None takes the run's own. decoder_run: of the stage
     `decoder`; None takes the autoencoder's own. pictures: whether it can be whoever a picture shows, which
-    its face must have learned (`unread`).
+    its face must have learned (`unread`). sway: as `StudentConfig.sway`.
 
     Raises RecipeError when a run is not finished or was trained on another autoencoder, VideoDataError when the videos
     that it was trained on are gone.
@@ -197,6 +198,7 @@ def package(
         keys=() if speech else data.keys,
         identities=tuple((identities or {}).values()),
         likeness=likeness,
+        sway=sway,
         speech=speech.config if speech else None,
         step_plans=step_plans,
         steps=steps or origin["steps"],

@@ -4,7 +4,6 @@ interruption closes it, two avatars keep to themselves, and a talk outlives its 
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 from collections.abc import Iterator
@@ -24,10 +23,8 @@ from streamgen.student import Student
 from tests.clients.conftest import Server, served
 from tests.clients.walking import SMALL, Open, Walk
 from tests.server.test_talk import as_wave
-from training.footage import pictures
-from training.metrics import frames_psnr
 from training.talk.dataset import sound_of
-from training.talk.evaluate import HELD_OUT, STRANGERS
+from training.talk.evaluate import HELD_OUT
 from training.talk.judge import FaceJudge, load_face_judge, opening
 
 LOUD, SILENT = 0.05, 0.01
@@ -54,18 +51,6 @@ def spoken(seconds: float) -> bytes:
 
 def give(walk: Walk, sound: bytes) -> None:
     walk.page.locator("#file").set_input_files({"name": "speech.wav", "mimeType": "audio/wav", "buffer": sound})
-
-
-def give_picture(walk: Walk, shown: NDArray[np.uint8]) -> None:
-    file = io.BytesIO()
-    Image.fromarray(shown).save(file, "PNG")
-    walk.page.locator("#picture").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": file.getvalue()})
-
-
-def like(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """How alike two pictures are from afar, in dB: heads move."""
-    far = [np.asarray(Image.fromarray(each).resize((16, 16), Image.Resampling.BOX)) for each in (a, b)]
-    return frames_psnr(*far)
 
 
 def begin(walk: Walk) -> dict[str, Any]:
@@ -136,37 +121,6 @@ def test_two_avatars_keep_to_themselves(walk: Open, judge: FaceJudge) -> None:
     assert mouths(a, judge, 24).std() > 2 * quiet.std()
     assert np.abs(backdrop(picture(a)) - backdrop(picture(b))).max() > 12
     assert [said for w in (a, b) for said in w.complaints] == []
-
-
-def test_the_page_becomes_whom_a_picture_shows(walk: Open) -> None:
-    """Somebody whom the student has never seen; and who that is outlives a reload."""
-    stranger = next(pictures(STRANGERS / "id564_0064.mp4", 0, SIZE, SIZE))
-    w = walk("?identity=mira")
-    before = begin(w)
-    mira = picture(w)
-    give_picture(w, stranger)
-    after = w.until(lambda stats: stats["state"] == "playing" and stats["session"] not in (before["session"], None))
-    w.until(lambda stats: stats["frame"] > 40)
-    assert "identity" not in w.page.url
-    shown, likeness = (like(picture(w), whom) for whom in (stranger, mira))
-    assert shown > likeness + 3, (shown, likeness)
-    w.page.reload()
-    assert w.plays()["session"] == after["session"]
-    w.page.get_by_role("combobox", name="Person").select_option("mira")
-    w.until(lambda stats: stats["session"] not in (after["session"], None) and stats["frame"] is not None)
-    assert w.complaints == []
-
-
-def test_a_picture_of_nobody_is_refused_and_another_one_taken(walk: Open) -> None:
-    w = walk()
-    begin(w)
-    w.page.locator("#picture").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
-    expect(w.page.locator("#notice")).to_contain_text("no picture that the browser can read")
-    assert w.stats()["state"] == "playing"
-    give_picture(w, np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
-    expect(w.page.locator("#detail")).to_contain_text("knows no such pictures")
-    give_picture(w, next(pictures(STRANGERS / "id564_0064.mp4", 0, SIZE, SIZE)))
-    w.plays()
 
 
 def test_a_talk_survives_kill_9_of_its_worker(walk: Open, world_server: Server) -> None:

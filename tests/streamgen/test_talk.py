@@ -104,3 +104,14 @@ def test_a_new_stream_goes_on_from_where_its_start_stood() -> None:
     assert first.shape == (len(CURVES),) and not first[: len(SPEECH)].any()
     assert np.allclose(first[len(SPEECH) :], 1.5, atol=0.05)
     assert np.allclose(performer.actions(start.frame + 25)[len(SPEECH) :], life(9, start.frame + 25, 25.0))
+
+
+def test_one_that_turns_badly_sways_less() -> None:
+    student = config()
+    shape = (6, *student.latent_shape)
+    start = StreamState.begin(student, "hash", 9, np.zeros(shape, np.float16), np.zeros((6, len(CURVES)), np.float32))
+    calm = Performer(student.model_copy(update={"sway": 0.5}), start)
+    for frame in range(start.frame + 30, start.frame + 300, 30):
+        shown, own = calm.actions(frame)[len(SPEECH) :], life(9, frame, 25.0)
+        for value, whole, name in zip(shown, own, LIFE, strict=True):
+            assert value == pytest.approx(whole * (0.5 if name[:4] in ("head", "body", "gaze") else 1.0))
