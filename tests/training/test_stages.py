@@ -539,7 +539,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (TEACHER, ("pose=null",), "needs a pose"),
         (POSE, ("model.pose_scale=null", "model.actors=0"), "set model.pose_scale"),
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
-        (STUDENT, ("method.intervals=7",), "grid of 7"),
+        (STUDENT, ("method.intervals=7", "step_plans={1: [1.0], 2: [1.0, 0.5]}"), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
