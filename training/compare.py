@@ -217,8 +217,9 @@ def _judged(
     for count in sorted(config.step_plans):
         sheets = out / "sheets" / f"{contestant.name}_{count}"
         sheets.mkdir(parents=True, exist_ok=True)
-        played, minute = judge_rollouts(student, engine, autoencoder, short, sheets, count)
-        _, ten = judge_rollouts(student, engine, autoencoder, long, sheets / "long", count)
+        played: list[NDArray[np.uint8]] = []
+        minute = judge_rollouts(student, engine, autoencoder, short, sheets, count, played.append)
+        ten = judge_rollouts(student, engine, autoencoder, long, sheets / "long", count)
         truth = np.concatenate([clip.frames[CONTEXT:] for clip in short])
         counts[count] = {
             "next_frame": judge_next_frame(student, autoencoder, near, count),
@@ -304,7 +305,7 @@ def table(students: dict[str, Any]) -> str:
 
 def _last(rollouts: dict[str, Any]) -> dict[str, Any]:
     """Of the longest stretch from the start that was judged."""
-    marks = [name for name, value in rollouts.items() if isinstance(value, dict)]
+    marks = [name for name, value in rollouts.items() if name.endswith("_s") and isinstance(value, dict)]
     longest: dict[str, Any] = rollouts[max(marks, key=lambda name: int(name.removesuffix("_s")))]
     return longest
 

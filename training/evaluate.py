@@ -7,6 +7,7 @@ error is averaged over all frames before the logarithm.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.state import StreamState
 from streamgen.student import Student
 from training.clips import LatentClips, encode
-from training.data import Clip, ClipData, held_out
+from training.data import HELD_OUT_SEED, Clip, ClipData, held_out, recorded
 from training.judges import Judges, recognised, turn_accuracy, yaw_difference
 from training.metrics import decode, detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
@@ -37,6 +38,13 @@ _JUDGED = 32
 _CLIPS = 12
 _SEGMENT_S = 2.0
 _MARKS_S = (5, 30, 60, 600)
+_END_S = 60.0
+"""By the last minute of play one sees whether it has collapsed."""
+_COLLAPSED = 4.0
+"""Detail of that many times the game's, or of so small a part, and so little motion, is a collapse."""
+_NAMED = 10
+"""Episodes whose colours in a plot have names; more would hide it."""
+_SHOWN_S = (0, 1, 2, 5, 10, 20, 30, 45, 60, 120, 300, 600)
 _CONTROLLED = 20
 _CONTROLLED_S = 10.0
 _DRIFT_S = (1, 5, 10)
@@ -72,8 +80,9 @@ def evaluate(
     figures: dict[str, Any] = {"student": config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     engine = load_engine(student.path, engine_name)
-    long = held_out(data, rollouts, CONTEXT + round(rollout_s * config.fps), first=_CLIPS)
-    _, figures["rollout"] = judge_rollouts(student, engine, autoencoder, long, folder)
+    length = CONTEXT + round(rollout_s * config.fps)
+    long = recorded(data, HELD_OUT_SEED, range(_CLIPS, _CLIPS + rollouts), length)
+    figures["rollout"] = judge_rollouts(student, engine, autoencoder, long, folder)
     if judges is not None:
         blocks = math.ceil(_CONTROLLED_S * config.fps / config.transformer.block_size)
         frames = CONTEXT + blocks * config.transformer.block_size
@@ -187,46 +196,30 @@ def judge_rollouts(
     student: Student,
     engine: Engine,
     autoencoder: Autoencoder,
-    real: list[Clip],
+    real: Iterable[Clip],
     folder: Path,
     steps: int | None = None,
-) -> tuple[list[NDArray[np.uint8]], dict[str, Any]]:
-    """Free-running play under the keys of real episodes, against those episodes: its frames, and figures by how many
-    seconds from the start they count. `folder` gets a sheet and curves. steps: None takes the student's own.
+    watch: Callable[[NDArray[np.uint8]], None] | None = None,
+) -> dict[str, Any]:
+    """Free-running play under the keys of real episodes of one length, against those episodes: figures by how many
+    seconds from the start they count, and of the end. `folder` gets a sheet and curves. One episode is held at a time.
+    steps: None takes the student's own. watch: is given each episode's frames [F, H, W, 3].
     """
     fps = student.config.fps
     size = round(_SEGMENT_S * fps)
     curves: list[dict[str, list[float]]] = []
-    rows, played = [], []
+    rows = []
     for seed, clip in enumerate(real):
         made = _play(student, engine, autoencoder, clip, seed, steps)
-        played.append(made)
+        if watch is not None:
+            watch(made)
         truth = clip.frames[CONTEXT:]
-        typical = detail(truth)
-        elsewhere = np.roll(truth, len(truth) // 2, 0)
-        colour = _colour(truth)
-        segments = [slice(at, at + size) for at in range(0, len(made) - size + 1, size)]
-        curves.append(
-            {
-                "detail": [detail(made[s]) / typical for s in segments],
-                "real_detail": [detail(truth[s]) / typical for s in segments],
-                "error": [_error(made[s], truth[s]) for s in segments],
-                "error_elsewhere": [_error(made[s], elsewhere[s]) for s in segments],
-                "colour": [float(np.abs(_colour(made[s]) - colour).max()) for s in segments],
-                "real_colour": [float(np.abs(_colour(truth[s]) - colour).max()) for s in segments],
-                "motion": [float(np.abs(np.diff(made[s].astype(np.int16), axis=0)).mean()) for s in segments],
-                "real_motion": [float(np.abs(np.diff(truth[s].astype(np.int16), axis=0)).mean()) for s in segments],
-            }
-        )
-        picks = [min(len(made) - 1, round(t * fps)) for t in (0, 1, 2, 5, 10, 20, 30, 45, 60)]
+        curves.append(_curves(made, truth, size))
+        picks = [round(t * fps) for t in _SHOWN_S if round(t * fps) < len(made)]
         rows += [truth[picks], made[picks]]
     contact_sheet(rows, folder / "rollout.png")
     _plot(curves, folder / "rollout_curves.png")
-    figures: dict[str, Any] = {
-        "episodes": len(curves),
-        "seconds": (len(real[0].frames) - CONTEXT) / fps,
-        "segment_s": _SEGMENT_S,
-    }
+    figures: dict[str, Any] = {"episodes": len(curves), "seconds": len(made) / fps, "segment_s": _SEGMENT_S}
     reached_s = len(curves[0]["detail"]) * _SEGMENT_S
     for mark in sorted({min(mark, int(reached_s)) for mark in _MARKS_S}):
         upto = max(1, round(mark / _SEGMENT_S))
@@ -249,7 +242,39 @@ def judge_rollouts(
                 sum(sum(c["motion"][:upto]) for c in curves) / sum(sum(c["real_motion"][:upto]) for c in curves)
             ),
         }
-    return played, figures
+    figures["end"] = end_of_play(curves)
+    return figures
+
+
+def _curves(made: NDArray[np.uint8], truth: NDArray[np.uint8], size: int) -> dict[str, list[float]]:
+    """What every `size` frames of an episode are like, and those of the game."""
+    typical, colour = detail(truth), _colour(truth)
+    elsewhere = np.roll(truth, len(truth) // 2, 0)
+    segments = [slice(at, at + size) for at in range(0, len(made) - size + 1, size)]
+    return {
+        "detail": [detail(made[s]) / typical for s in segments],
+        "real_detail": [detail(truth[s]) / typical for s in segments],
+        "error": [_error(made[s], truth[s]) for s in segments],
+        "error_elsewhere": [_error(made[s], elsewhere[s]) for s in segments],
+        "colour": [float(np.abs(_colour(made[s]) - colour).max()) for s in segments],
+        "real_colour": [float(np.abs(_colour(truth[s]) - colour).max()) for s in segments],
+        "motion": [_motion(made[s]) for s in segments],
+        "real_motion": [_motion(truth[s]) for s in segments],
+    }
+
+
+def end_of_play(curves: list[dict[str, list[float]]]) -> dict[str, Any]:
+    """Of each episode's last minute, against the game's: a collapse shows there, and means over all would hide it."""
+    last = slice(-round(_END_S / _SEGMENT_S), None)
+    share = {
+        what: [sum(curve[what][last]) / max(sum(curve[f"real_{what}"][last]), 1e-9) for curve in curves]
+        for what in ("detail", "motion")
+    }
+    collapsed = sum(
+        not 1 / _COLLAPSED < sharp < _COLLAPSED or moved < 1 / _COLLAPSED
+        for sharp, moved in zip(share["detail"], share["motion"], strict=True)
+    )
+    return {"seconds": min(_END_S, len(curves[0]["detail"]) * _SEGMENT_S)} | share | {"collapsed": collapsed}
 
 
 def _colour(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -260,6 +285,11 @@ def _colour(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _error(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> float:
     """Mean squared difference, in grey levels squared."""
     return float(np.square(made.astype(np.float32) - real).mean())
+
+
+def _motion(frames: NDArray[np.uint8]) -> float:
+    """Mean difference of neighbours, in grey levels."""
+    return float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
 
 
 def _plot(curves: list[dict[str, list[float]]], path: Path) -> None:
@@ -277,6 +307,7 @@ def _plot(curves: list[dict[str, list[float]]], path: Path) -> None:
             axis.plot(seconds, curve[key], f"C{index}-", label=f"episode {index}")
             axis.plot(seconds, curve[f"real_{key}"], f"C{index}:", alpha=0.6)
         axis.set(title=title, xlabel="seconds (dotted: the real game)")
-    axes[0].legend()
+    if len(curves) <= _NAMED:
+        axes[0].legend()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

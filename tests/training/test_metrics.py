@@ -28,6 +28,7 @@ from training.clips import (
     scarred_history,
 )
 from training.data import Clip
+from training.evaluate import end_of_play
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
 from training.stages.pose import course_loss, judge_course
@@ -308,3 +309,15 @@ def test_a_course_is_judged_by_where_actors_went_and_what_was_hit() -> None:
     judged = judge_course(course, went, poses, actions)
     assert judged["course"] > 0.2 and judged["hits"] == 0
     assert course_loss(course, went, poses, actions) > right + 0.1
+
+
+def test_the_end_of_play_tells_what_has_collapsed() -> None:
+    """Of three minutes, the last is judged: of an episode as sharp and lively as the game, and of one that fades, one
+    that stands still, one that has turned into noise.
+    """
+    game = [2.0] * 90
+    fades, bursts = [2.0] * 59 + [0.0] * 31, [2.0] * 59 + [9.0] * 31
+    episodes = [(game, game), (fades, game), (game, fades), (bursts, game)]
+    ends = end_of_play([{"detail": d, "motion": m, "real_detail": game, "real_motion": game} for d, m in episodes])
+    assert ends["detail"] == [1.0, 0.0, 1.0, 4.5] and ends["motion"] == [1.0, 1.0, 0.0, 1.0]
+    assert (ends["seconds"], ends["collapsed"]) == (60.0, 3)

@@ -338,6 +338,8 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     forced = figures["teacher_forced"]
     assert forced["autoencoder"]["psnr"] > 5
     assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_1"]["psnr"] - forced["copy_last"]["psnr"])
+    end = figures["rollout"]["end"]
+    assert end["seconds"] == 4 and len(end["detail"]) == len(end["motion"]) == 1
     assert {path.name for path in figures_file.parent.glob("*.png")} == {
         "teacher_forced.png",
         "rollout.png",
