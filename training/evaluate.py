@@ -219,8 +219,8 @@ def judge_rollouts(
         rows += [truth[picks], made[picks]]
     contact_sheet(rows, folder / "rollout.png")
     _plot(curves, folder / "rollout_curves.png")
-    figures: dict[str, Any] = {"episodes": len(curves), "seconds": len(made) / fps, "segment_s": _SEGMENT_S}
     reached_s = len(curves[0]["detail"]) * _SEGMENT_S
+    figures: dict[str, Any] = {"episodes": len(curves), "seconds": reached_s, "segment_s": _SEGMENT_S}
     for mark in sorted({min(mark, int(reached_s)) for mark in _MARKS_S}):
         upto = max(1, round(mark / _SEGMENT_S))
         ratios = [value for curve in curves for value in curve["detail"][:upto]]
