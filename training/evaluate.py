@@ -225,7 +225,8 @@ def judge_rollouts(
         upto = max(1, round(mark / _SEGMENT_S))
         ratios = [value for curve in curves for value in curve["detail"][:upto]]
         figures[f"{mark}_s"] = {
-            "detail_mean": float(np.mean(ratios)),
+            # Of the same seconds: episodes begin at places with more to see, or less, than the rest of them has.
+            "detail_mean": sum(ratios) / sum(value for curve in curves for value in curve["real_detail"][:upto]),
             "detail_worst": max(ratios, key=lambda r: abs(np.log(max(r, 1e-6)))),
             "real_detail": [
                 min(min(c["real_detail"][:upto]) for c in curves),
