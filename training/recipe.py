@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -145,6 +145,12 @@ class SpeechRecipe(BaseRecipe):
     model: SpeechConfig = Field(default_factory=lambda: SpeechConfig.model_validate({"curves": len(SPEECH)}))
     change_weight: float = Field(1.0, ge=0, description="of the error of what changes from frame to frame")
     start: Path | None = Field(None, description="run or student folder whose weights to start from")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _says_all_of_them(cls, model: Any) -> Any:
+        """A recipe that changes something else of it need not say how many curves there are."""
+        return {"curves": len(SPEECH)} | model if isinstance(model, dict) else model
 
 
 class FaceJudgeRecipe(BaseRecipe):

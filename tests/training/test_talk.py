@@ -235,10 +235,12 @@ def test_a_clips_windows_are_those_of_the_whole_sound(tmp_path: Path) -> None:
 def test_an_ear_learns_when_a_mouth_opens(tmp_path: Path) -> None:
     for number in (*range(8), 20, 21):
         write_talk(tmp_path / "voices", f"v_{number:04d}", frames=160, pictures=False, seed=number)
-    recipe = SpeechRecipe(
-        stage="speech", name="ear", data=tmp_path / "voices", steps=60, learning_rate=2e-3, warmup=5, ema=0.9,
-        clips=6, clip_length=24, evaluate_every=60, model=SpeechConfig(window=32, dim=32, curves=len(SPEECH)),
-    )  # fmt: skip
+    settings = {
+        "stage": "speech", "name": "ear", "data": tmp_path / "voices", "steps": 60, "learning_rate": 2e-3, "warmup": 5,
+        "ema": 0.9, "clips": 6, "clip_length": 24, "evaluate_every": 60, "model": {"window": 32, "dim": 32},
+    }  # fmt: skip
+    recipe = SpeechRecipe.model_validate(settings)
+    assert recipe.model.curves == len(SPEECH)
     stage = build_stage(recipe)
     train(stage, tmp_path / "run")
     figures = stage.evaluate(load_speech(tmp_path / "run"), tmp_path / "sheet.png")
