@@ -1,4 +1,4 @@
-"""The engine protocol: the same four calls for every runtime."""
+"""The engine protocol: the same calls for every runtime."""
 
 from __future__ import annotations
 

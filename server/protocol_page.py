@@ -222,7 +222,7 @@ def _object(schema: dict[str, Any]) -> Iterator[str]:
     rows = [
         (f"`{name}`" if name in required else f"`{name}` (optional)", _type(field), _about(field))
         for name, field in schema["properties"].items()
-        if "const" not in field
+        if not ("const" in field and name == "type")
     ]
     if rows:
         yield _table(("Field", "Type", "About"), rows)
@@ -235,6 +235,8 @@ def _type(schema: dict[str, Any]) -> str:
         return " or ".join(_type(each) for each in schema["anyOf"])
     if set(schema.get("enum", ())) == set(MEANINGS):
         return "one of the [codes](#errors)"
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "items" in schema:

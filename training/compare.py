@@ -93,7 +93,7 @@ def compare(
     engine: str = "auto",
 ) -> dict[str, Any]:
     """Train what the recipes say, from `teacher`, and judge it: figures in `out/compare.json`, a table and plots beside
-    it. Raises RecipeError.
+    it. Raises RecipeError, and VideoDataError where no held-out clip is as long as what is to be judged.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "compare.json"
@@ -104,6 +104,8 @@ def compare(
         raise RecipeError(f"{path} has a comparison of {had}: ask for the same, or give others --runs and --out")
     if load_transformer(teacher).config.history_level:
         raise RecipeError(f"{teacher} keeps no clean history, so it has no steps to be compared at (history_level)")
+    # Whether there is enough to judge them by is to be known before they are trained.
+    held_out(data, 1, CONTEXT + round(max(budget.short_s, budget.long_s) * data.fps))
     contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
     kept: dict[str, Any] = before.get("students", {})
     # Each is packed and judged on a core or two, where training took all of them.

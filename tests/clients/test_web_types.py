@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from server.protocol import schema
+from server.protocol import MOST_TEXT, schema
 from server.protocol_page import openapi
 
 WEB = Path(__file__).parents[2] / "clients" / "web"
@@ -101,5 +101,7 @@ def test_page_is_whole_and_its_own() -> None:
     assert not re.search(r"<style|<script(?![^>]*\bsrc=)|\bstyle=|\bon\w+=|https?://|\bdata:", page)
     for asset in re.findall(r'\b(?:src|href)="([^"#]+)"', page):
         assert (WEB / asset).is_file(), asset
+    # No more can be typed than the server takes.
+    assert re.findall(r'id="text"[^>]*maxlength="(\d+)"', page) == [str(MOST_TEXT)]
     for sheet in (WEB / "style.css", WEB / "icon.svg"):
         assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", sheet.read_text()), sheet.name

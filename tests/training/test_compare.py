@@ -13,6 +13,7 @@ from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.loading import save_autoencoder, save_transformer
 from tests.toy import TWO_STEPS, toy_recipe, toy_transformer, toy_transformer_config
 from tests.training.commands import refusal, streamgen
+from tests.training.test_judges import write_walk
 from training.package import write_origin
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "compare"
@@ -64,3 +65,14 @@ def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monk
     assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
     said = refusal("compare", *made, *short, "--minutes", "7", *where)
     assert "has a comparison of 0.05 minutes by 1 processes" in said
+
+
+def test_clips_that_are_too_short_to_judge_by_are_refused_before_anything_is_trained(
+    made: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "walks").mkdir()
+    write_walk(tmp_path / "walks" / "walk.mp4", frames=400)
+    where = "--data", tmp_path / "walks", "--runs", tmp_path / "runs", "--out", tmp_path / "out"
+    said = refusal("compare", *made, *where, "--minutes", "0.05", "--seconds", "4", "--long", "10")
+    assert "clips of 56 frames are wanted" in said
+    assert not (tmp_path / "runs").exists()
