@@ -22,12 +22,13 @@ from streamgen.student import RANGES, Student
 from training.clips import encode
 from training.data import Clip, ClipData, open_data, recorded
 from training.distributed import rank_and_size
-from training.metrics import frames_psnr
+from training.metrics import detail, frames_psnr
 from training.recipe import DecoderRecipe, FaceRecipe, PoseRecipe, RecipeError, StudentRecipe, weights_hash
 from training.talk.dataset import TalkDataset
 from training.talk.latents import with_latents
 
-_STARTS = 12
+_STARTS, _PLACES = 12, 48
+"""Starts of a world, out of so many: those that end where there is most to see."""
 _STARTS_EACH, _CANDIDATES = 2, 16
 """Starts of an identity, out of so many: those in which the mouth is at rest at the end."""
 _START_FRAMES = 24
@@ -123,6 +124,13 @@ def _at_rest(data: TalkDataset) -> list[Clip]:
     return clips[:_STARTS_EACH]
 
 
+def _worth_seeing(data: ClipData) -> list[Clip]:
+    """Clips that do not end before a wall: a start is the first that anybody sees of a world."""
+    clips = list(recorded(data, _START_SEED, range(_PLACES), _START_FRAMES))
+    clips.sort(key=lambda clip: detail(clip.frames[-1:]), reverse=True)
+    return clips[:_STARTS]
+
+
 @torch.no_grad()
 def _likeness(data: TalkDataset, autoencoder: Autoencoder) -> float:
     """dB to which the autoencoder knows somebody of the clips at worst, less what a stranger may have it worse by."""
@@ -188,7 +196,7 @@ def package(
         clips = [clip for who in identities for clip in _at_rest(data.only(who))]
         likeness = _likeness(data, autoencoder) if pictures else None
     else:
-        clips = list(recorded(data, _START_SEED, range(_STARTS), _START_FRAMES))
+        clips = _worth_seeing(data)
     starts = encode(autoencoder, clips, transformer.config)
     config = StudentConfig(
         name=name,
