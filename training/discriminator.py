@@ -13,6 +13,10 @@ from streamgen.models.transformer import TIME_SCALE, sinusoid
 
 _DIM = 96
 _STRIDES = 1, 2, 1, 2
+_AROUND = 5
+"""Width of the square whose mean a pixel is compared with, in pixels."""
+_GAIN = 6.0
+"""Brings that difference, some .06 in pictures that have any detail, near to 1."""
 
 
 class Discriminator(nn.Module):
@@ -43,10 +47,11 @@ class Discriminator(nn.Module):
 
 
 class PictureDiscriminator(nn.Module):
-    """Convolutions over pairs of successive pictures in grey, to logits of patches.
+    """Convolutions over the detail of pairs of successive pictures in grey, to logits of patches.
 
     What is sharp is sharp in grey; one that saw colours let dark mouths turn violet, where few pixels tell otherwise.
-    The mean of the three, as it pulls at all of them alike.
+    The mean of the three, as it pulls at all of them alike. And it sees how a pixel differs from those around it: of
+    whole pictures it learned nothing, since what sharp and soft ones differ by is small in them (training/LOG.md).
     """
 
     def __init__(self) -> None:
@@ -64,5 +69,8 @@ class PictureDiscriminator(nn.Module):
 
     def forward(self, pairs_B2CHW: Tensor) -> Tensor:
         """Logits [B, 1, patches, patches] of pairs in [-1, 1]."""
-        logits: Tensor = self.layers(pairs_B2CHW.mean(2)).float()
+        grey = pairs_B2CHW.mean(2)
+        edge = (_AROUND // 2,) * 4
+        around = F.avg_pool2d(F.pad(grey, edge, mode="replicate"), _AROUND, stride=1)
+        logits: Tensor = self.layers(_GAIN * (grey - around)).float()
         return logits

@@ -19,7 +19,7 @@ from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_transformer, toy_tr
 from training.clips import ClipPass, LatentClips
 from training.discriminator import Discriminator, PictureDiscriminator
 from training.distributed import forget_activations
-from training.losses import add_noise, denoised
+from training.losses import add_noise, denoised, tells_apart
 from training.methods.method import Method, Roles
 from training.methods.on_policy import Policy
 from training.metrics import teacher_forced
@@ -400,3 +400,19 @@ def test_a_discriminator_of_pictures_sees_no_colours_and_pulls_at_none() -> None
     assert pull.abs().max() > 1e-3
     torch.testing.assert_close(pull, pull[:, :, :1].expand_as(pull))
     assert (judge(pairs.flip(1)) - logits).abs().max() > 1e-3, "which comes first counts"
+
+
+def test_a_discriminator_of_pictures_tells_soft_ones_by_their_detail() -> None:
+    """Not by how light they are; and within a few steps, where one that saw whole pictures learned nothing."""
+    torch.manual_seed(0)
+    judge = PictureDiscriminator()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, betas=(0.5, 0.95))
+    light, grain = torch.rand(64, 2, 3, 1, 1) - 0.5, 0.05 * torch.randn(64, 2, 24, 25)
+    sharp, soft = (light + part[:, :, None] for part in (grain[..., 1:], (grain[..., 1:] + grain[..., :-1]) / 2))
+    torch.testing.assert_close(judge(sharp + 0.3), judge(sharp), atol=1e-4, rtol=0)
+    for at in range(0, 48, 8):
+        batch = slice(at, at + 8)
+        optimizer.zero_grad()
+        tells_apart(judge(sharp[batch]), judge(soft[batch])).backward()
+        optimizer.step()
+    assert judge(sharp[48:]).mean() > judge(soft[48:]).mean() + 0.5
