@@ -285,7 +285,7 @@ def compare(
     default=None,
     help="Run folder of judges, of which avatars have one; with it worlds are judged by control and drift.",
 )
-@click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play.")
+@click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play, or long talks.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures."
@@ -327,7 +327,7 @@ def evaluate(
         opened = Student.from_pretrained(student)
         pictures = sheets or json_file.parent
         if opened.config.speech is not None:
-            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, speech, strangers)
+            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, rollouts, speech, strangers)
         else:
             clips = open_data(data, opened.config.width, opened.config.height)
             trained = None if judges is None else load_judges(judges)
@@ -345,6 +345,7 @@ def _evaluate_avatar(
     pictures: Path,
     engine: str,
     seconds: float,
+    talks: int,
     speech: Path | None,
     strangers: Path | None,
 ) -> dict[str, Any]:
@@ -355,4 +356,4 @@ def _evaluate_avatar(
 
     clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
     own = load_face_judge(judges or HELD_OUT)
-    return judge(student, clips, own, pictures, engine, seconds, speech, strangers or STRANGERS)
+    return judge(student, clips, own, pictures, engine, seconds, talks, speech, strangers or STRANGERS)

@@ -93,6 +93,8 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
         str(tmp_path / "judge"),
         "--seconds",
         "12",
+        "--rollouts",
+        "2",
     ]
     options += ["--speech", str(folder), "--strangers", str(folder), "--json", str(tmp_path / "out.json")]
     result = CliRunner().invoke(evaluate, options)
@@ -100,7 +102,9 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
     figures = json.loads((tmp_path / "out.json").read_text())
     assert {"copy_last", "autoencoder", "steps_1", "steps_1_other_curves"} < set(figures["teacher_forced"])
     assert figures["lips"]["videos"] == 2 and -1 <= figures["lips"]["student"]["correlation"] <= 1
-    assert figures["drift"].keys() == {"10 s"}
+    drift = figures["drift"]
+    assert drift.keys() == {"talks", "10 s"} and drift["talks"] == 2
+    assert drift["10 s"]["detail"] > 0 and drift["10 s"]["themselves"] in range(3)
     assert figures["real_speech"]["recordings"] == 4
     strangers = figures["strangers"]
     assert (strangers["people"], strangers["refused"]) == (1, 0) and 0 <= strangers["recognised"] <= 1

@@ -45,7 +45,7 @@ _MOST_LAG = 8
 _SPEECH_FILES, _LEAST_SPEECH_S = 40, 2.0
 _MARKS_S = (10, 60, 600)
 _WINDOW_S = 2.0
-_SHEET_STRANGERS = 6
+_SHEET_STRANGERS, _SHEET_ROWS = 6, 24
 _STILL = 0.06
 """A mouth that opens and shuts by less than this while nobody speaks is still."""
 
@@ -59,14 +59,15 @@ def evaluate(
     folder: Path,
     engine_name: str = "auto",
     seconds: float = 600.0,
+    talks: int = 1,
     speech: Path | None = None,
     strangers: Path | None = None,
 ) -> dict[str, Any]:
     """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
 
-    seconds: of the long rollout. speech: folder of recorded human speech, for what can be said without ground truth.
-    strangers: folder of videos, two or more each, of people that the student has never seen, for what it makes of
-    pictures where it takes any; None: STRANGERS.
+    seconds, talks: of how long rollouts, and how many. speech: folder of recorded human speech, for what can be said
+    without ground truth. strangers: folder of videos, two or more each, of people that the student has never seen, for
+    what it makes of pictures where it takes any; None: STRANGERS.
     Raises RecipeError, VideoDataError.
     """
     if student.config.speech is None:
@@ -78,7 +79,7 @@ def evaluate(
     figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, data, folder)
     figures["lips"] = _lips(student, engine, data, judge, folder)
-    figures["drift"] = _drift(student, engine, data, seconds, folder)
+    figures["drift"] = _drift(student, engine, data, seconds, talks, folder)
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
     if student.config.likeness is not None:
@@ -232,33 +233,58 @@ def _blinks(curves: list[Curve], fps: float) -> float:
     return count / (sum(map(len, shut)) / fps / 60)
 
 
-def _drift(student: Student, engine: Engine, data: TalkDataset, seconds: float, folder: Path) -> dict[str, Any]:
-    """A long talk: colour and detail of the face against its own first seconds."""
-    fps = student.config.fps
+def _drift(
+    student: Student, engine: Engine, data: TalkDataset, seconds: float, talks: int, folder: Path
+) -> dict[str, Any]:
+    """Long talks, by the student's own people in turns: colour and detail of the face against its own first seconds,
+    the worst of all talks, and in how many the mean face is nearer to its own first than to anybody else's.
+    """
+    window = round(_WINDOW_S * student.config.fps)
+    identities: tuple[str | None, ...] = student.config.identities or (None,)
     held = [video for video in data.videos if video.split == 0]
     sounds = [sound_of(video.path) for video in held]
+    marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
+    faces: list[dict[float, NDArray[np.uint8]]] = []
+    rows = []
+    for seed in range(talks):
+        said = _long_sound(sounds[seed % len(sounds) :] + sounds[: seed % len(sounds)], seconds)
+        frames = speak(engine, student, said, seed + 1, identities[seed % len(identities)])
+        kept: dict[float, NDArray[np.uint8]] = {}
+        for number, part in enumerate(_windows(frames, window)):
+            end_s = (number + 1) * _WINDOW_S
+            kept |= {mark: part for mark in marks if end_s <= mark or (mark not in kept and end_s - _WINDOW_S < mark)}
+        rows += [part[:: window // 10][:10] for part in kept.values()]
+        faces.append({mark: inside(part, FACE) for mark, part in kept.items()})
+    contact_sheet(rows[:_SHEET_ROWS], folder / "drift.png")
+    means = {mark: [each[mark].mean(0) for each in faces] for mark in marks}
+    figures: dict[str, Any] = {"talks": talks}
+    for mark in marks[1:]:
+        pairs = [(each[mark], each[marks[0]]) for each in faces]
+        details = [detail(now) / detail(first) for now, first in pairs]
+        figures[f"{mark:g} s"] = {
+            "colour": max(float(np.abs(now.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()) for now, first in pairs),
+            "detail": max(details, key=lambda ratio: abs(np.log(ratio))),
+            "themselves": sum(
+                nearest % len(identities) == seed % len(identities)
+                for seed, nearest in enumerate(_nearest(means[mark], means[marks[0]]))
+            ),
+        }
+    return figures
+
+
+def _long_sound(sounds: list[NDArray[np.float32]], seconds: float) -> NDArray[np.float32]:
+    """One after the other, again and again."""
     pieces: list[NDArray[np.float32]] = []
     for sound in cycle(sounds):
         pieces.append(sound)
         if sum(map(len, pieces)) > seconds * SAMPLE_RATE:
             break
-    frames = speak(engine, student, np.concatenate(pieces)[: round(seconds * SAMPLE_RATE)], 1)
-    window = round(_WINDOW_S * fps)
-    marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
-    kept: dict[float, NDArray[np.uint8]] = {}
-    for number, part in enumerate(_windows(frames, window)):
-        end_s = (number + 1) * _WINDOW_S
-        kept |= {mark: part for mark in marks if end_s <= mark or (mark not in kept and end_s - _WINDOW_S < mark)}
-    first = inside(kept[marks[0]], FACE)
-    rows = {}
-    for mark in marks[1:]:
-        face = inside(kept[mark], FACE)
-        rows[f"{mark:g} s"] = {
-            "colour": float(np.abs(face.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()),
-            "detail": detail(face) / detail(first),
-        }
-    contact_sheet([part[:: window // 10][:10] for part in kept.values()], folder / "drift.png")
-    return rows
+    return np.concatenate(pieces)[: round(seconds * SAMPLE_RATE)]
+
+
+def _nearest(made: list[NDArray[np.floating]], real: list[NDArray[np.floating]]) -> list[int]:
+    """Of each mean face the number of that to which it is nearest."""
+    return [int(np.argmin([np.square(own - other).mean() for other in real])) for own in made]
 
 
 def _windows(frames: Iterator[NDArray[np.uint8]], size: int) -> Iterator[NDArray[np.uint8]]:
@@ -335,11 +361,10 @@ def _strangers(student: Student, engine: Engine, data: TalkDataset, judge: FaceJ
     if not made:
         raise VideoDataError(f"{data.folder}: nobody has two videos that say what moved them, and a picture that fits")
     contact_sheet(rows, folder / "strangers.png")
-    nearest = [int(np.argmin([np.square(own - other).mean() for other in real])) for own in made]
     return {
         "people": len(made),
         "refused": refused,
-        "recognised": float((np.array(nearest) == np.arange(len(made))).mean()),
+        "recognised": float((np.array(_nearest(made, real)) == np.arange(len(made))).mean()),
         "student": _agreement(said, truth, data.fps),
         "ceiling": _agreement(seen, truth, data.fps),
     }
