@@ -351,9 +351,9 @@ def _evaluate_avatar(
 ) -> dict[str, Any]:
     """Raises RecipeError, StudentError, VideoDataError."""
     from training.talk.dataset import TalkDataset
-    from training.talk.evaluate import HELD_OUT, STRANGERS, evaluate as judge
+    from training.talk.evaluate import HELD_OUT, evaluate as judge
     from training.talk.judge import load_face_judge
 
     clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
     own = load_face_judge(judges or HELD_OUT)
-    return judge(student, clips, own, pictures, engine, seconds, talks, speech, strangers or STRANGERS)
+    return judge(student, clips, own, pictures, engine, seconds, talks, speech, strangers)

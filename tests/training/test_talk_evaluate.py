@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,26 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "next.png", "talk_0.png", "talk_1.png", "lips.png", "drift.png", "strangers.png",
     }  # fmt: skip
+
+
+def test_one_that_takes_no_pictures_is_judged_without_strangers(
+    folder: Path, talker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are asked for: the shipped avatar was refused by the command on its own card."""
+    student = tmp_path / "avatar"
+    shutil.copytree(talker_folder, student)
+    index = json.loads((student / "model_index.json").read_text())
+    index["student"]["likeness"] = None
+    (student / "model_index.json").write_text(json.dumps(index))
+    save_face_judge(FaceJudge(), tmp_path / "judge")
+    for part in ("_teacher_forced", "_lips", "_drift"):
+        monkeypatch.setattr(judging, part, lambda *_: {})
+    options = ["--student", student, "--data", folder, "--judges", tmp_path / "judge", "--json", tmp_path / "out.json"]
+    result = CliRunner().invoke(evaluate, list(map(str, options)))
+    assert result.exit_code == 0, result.output
+    assert "strangers" not in json.loads((tmp_path / "out.json").read_text())
+    result = CliRunner().invoke(evaluate, [*map(str, options), "--strangers", str(folder)])
+    assert result.exit_code == 1 and "leave out the strangers" in result.output
 
 
 def test_a_folder_without_a_judge_is_refused(folder: Path, talker_folder: Path, tmp_path: Path) -> None:
