@@ -287,6 +287,7 @@ def compare(
 )
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play, or long talks.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
+@click.option("--processes", type=click.IntRange(1), default=1, help="That play a world's episodes side by side.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures."
 )
@@ -305,6 +306,7 @@ def evaluate(
     judges: Path | None,
     rollouts: int,
     seconds: float,
+    processes: int,
     json_file: Path,
     sheets: Path | None,
 ) -> None:
@@ -331,7 +333,7 @@ def evaluate(
         else:
             clips = open_data(data, opened.config.width, opened.config.height)
             trained = None if judges is None else load_judges(judges)
-            figures = judge(opened, clips, pictures, engine, rollouts, seconds, trained)
+            figures = judge(opened, clips, pictures, engine, rollouts, seconds, trained, processes)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     json_file.write_text(json.dumps(figures, indent=2) + "\n")

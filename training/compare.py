@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import RANGES, WEIGHTS, Student
 from training.data import ClipData, held_out
-from training.evaluate import CONTEXT, judge_next_frame, judge_rollouts
+from training.evaluate import CONTEXT, judge_episode, judge_next_frame, rollout_figures, share_cores
 from training.loop import CHECKPOINT, LOG
 from training.metrics import frechet
 from training.package import ORIGIN, package
@@ -109,7 +108,9 @@ def compare(
     contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
     kept: dict[str, Any] = before.get("students", {})
     # Each is packed and judged on a core or two, where training took all of them.
-    with ProcessPoolExecutor(budget.processes, multiprocessing.get_context("spawn"), _share_cores, (budget,)) as pool:
+    with ProcessPoolExecutor(
+        budget.processes, multiprocessing.get_context("spawn"), share_cores, (budget.processes,)
+    ) as pool:
         judged = [
             pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, data, out, budget, engine) for c in contestants
         ]
@@ -180,12 +181,6 @@ def _step_times(run: Path) -> list[float]:
     return [float(seconds) for _, seconds in sorted(steps.items())]
 
 
-def _share_cores(budget: Budget) -> None:
-    each = max(1, (os.cpu_count() or 1) // budget.processes)
-    torch.set_num_threads(each)
-    os.environ["OMP_NUM_THREADS"] = str(each)  # for engines
-
-
 def _packed(contestant: Contestant, autoencoder: Path) -> Student:
     packed, trained = contestant.student / RANGES, contestant.run / "transformer" / WEIGHTS
     if not packed.exists() or packed.stat().st_mtime < trained.stat().st_mtime:
@@ -214,20 +209,22 @@ def _judged(
     engine = load_engine(student.path, engine_name)
     near = held_out(data, _NEXT, CONTEXT + _NEXT_FRAMES)
     short = held_out(data, budget.episodes, CONTEXT + round(budget.short_s * config.fps), first=_NEXT)
-    long = held_out(data, 1, CONTEXT + round(budget.long_s * config.fps), first=_NEXT + budget.episodes)
+    (long,) = held_out(data, 1, CONTEXT + round(budget.long_s * config.fps), first=_NEXT + budget.episodes)
     counts = {}
     for count in sorted(config.step_plans):
         sheets = out / "sheets" / f"{contestant.name}_{count}"
         sheets.mkdir(parents=True, exist_ok=True)
-        played: list[NDArray[np.uint8]] = []
-        minute = judge_rollouts(student, engine, autoencoder, short, sheets, count, played.append)
-        ten = judge_rollouts(student, engine, autoencoder, long, sheets / "long", count)
+        played, minute = zip(
+            *(judge_episode(student, engine, autoencoder, clip, seed, count) for seed, clip in enumerate(short)),
+            strict=True,
+        )
+        _, ten = judge_episode(student, engine, autoencoder, long, 0, count)
         truth = np.concatenate([clip.frames[CONTEXT:] for clip in short])
         counts[count] = {
             "next_frame": judge_next_frame(student, autoencoder, near, count),
             "frechet": frechet(_patches(autoencoder, np.concatenate(played)), _patches(autoencoder, truth)),
-            "short": minute,
-            "long": ten,
+            "short": rollout_figures(minute, sheets),
+            "long": rollout_figures([ten], sheets / "long"),
         }
     return {
         "hash": student.hash,

@@ -7,12 +7,18 @@ error is averaged over all frames before the logarithm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +30,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from streamgen.state import StreamState
 from streamgen.student import Student
 from training.clips import LatentClips, encode
-from training.data import HELD_OUT_SEED, Clip, ClipData, held_out, recorded
+from training.data import Clip, ClipData, held_out
 from training.judges import Judges, recognised, turn_accuracy, yaw_difference
 from training.metrics import decode, detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
@@ -58,10 +64,11 @@ def evaluate(
     rollouts: int = 3,
     rollout_s: float = 60.0,
     judges: Judges | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """All figures of a student on held-out clips; `folder` gets contact sheets and plots. Control and drift need
-    judges. Raises RecipeError when the clips have other keys than the student, or the judges were trained on other ones
-    or on frames of another size.
+    """All figures of a student on held-out clips, its rollouts in so many processes; `folder` gets contact sheets and
+    plots. Control and drift need judges. Raises RecipeError when the clips have other keys than the student, or the
+    judges were trained on other ones or on frames of another size.
     """
     config = student.config
     if data.keys != config.keys:
@@ -79,15 +86,15 @@ def evaluate(
     real = held_out(data, _CLIPS, CONTEXT + _JUDGED)
     figures: dict[str, Any] = {"student": config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
-    engine = load_engine(student.path, engine_name)
     length = CONTEXT + round(rollout_s * config.fps)
-    long = recorded(data, HELD_OUT_SEED, range(_CLIPS, _CLIPS + rollouts), length)
-    figures["rollout"] = judge_rollouts(student, engine, autoencoder, long, folder)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), share_cores, (processes,)) as pool:
+        episode = partial(_held_out_episode, student.path, engine_name, data, length)
+        figures["rollout"] = rollout_figures(list(pool.map(episode, range(rollouts))), folder)
     if judges is not None:
         blocks = math.ceil(_CONTROLLED_S * config.fps / config.transformer.block_size)
         frames = CONTEXT + blocks * config.transformer.block_size
         episodes = held_out(data, _CONTROLLED, frames, first=_CLIPS + rollouts)
-        figures["control"] = _control(student, engine, autoencoder, episodes, judges)
+        figures["control"] = _control(student, load_engine(student.path, engine_name), autoencoder, episodes, judges)
     return figures
 
 
@@ -192,32 +199,54 @@ def _control(
     return figures
 
 
-def judge_rollouts(
-    student: Student,
-    engine: Engine,
-    autoencoder: Autoencoder,
-    real: Iterable[Clip],
-    folder: Path,
-    steps: int | None = None,
-    watch: Callable[[NDArray[np.uint8]], None] | None = None,
-) -> dict[str, Any]:
-    """Free-running play under the keys of real episodes of one length, against those episodes: figures by how many
-    seconds from the start they count, and of the end. `folder` gets a sheet and curves. One episode is held at a time.
-    steps: None takes the student's own. watch: is given each episode's frames [F, H, W, 3].
+@dataclass(frozen=True)
+class Episode:
+    """What an episode of free play was like, a value every `_SEGMENT_S`, and pictures [2, N, H, W, 3] of the game and
+    of the student.
+    """
+
+    curves: dict[str, list[float]]
+    shown: NDArray[np.uint8]
+
+
+def judge_episode(
+    student: Student, engine: Engine, autoencoder: Autoencoder, clip: Clip, seed: int, steps: int | None = None
+) -> tuple[NDArray[np.uint8], Episode]:
+    """Free-running play under the keys of a real episode: its frames [F, H, W, 3], and what they are like beside that.
+    steps: None takes the student's own.
     """
     fps = student.config.fps
-    size = round(_SEGMENT_S * fps)
-    curves: list[dict[str, list[float]]] = []
-    rows = []
-    for seed, clip in enumerate(real):
-        made = _play(student, engine, autoencoder, clip, seed, steps)
-        if watch is not None:
-            watch(made)
-        truth = clip.frames[CONTEXT:]
-        curves.append(_curves(made, truth, size))
-        picks = [round(t * fps) for t in _SHOWN_S if round(t * fps) < len(made)]
-        rows += [truth[picks], made[picks]]
-    contact_sheet(rows, folder / "rollout.png")
+    made = _play(student, engine, autoencoder, clip, seed, steps)
+    truth = clip.frames[CONTEXT:]
+    picks = [round(t * fps) for t in _SHOWN_S if round(t * fps) < len(made)]
+    return made, Episode(_curves(made, truth, round(_SEGMENT_S * fps)), np.stack([truth[picks], made[picks]]))
+
+
+def share_cores(processes: int) -> None:
+    """Take this process's part of them."""
+    each = max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(each)
+    os.environ["OMP_NUM_THREADS"] = str(each)  # for engines
+
+
+@cache
+def _loaded(path: Path, engine_name: str) -> tuple[Student, Engine, Autoencoder]:
+    student = Student.from_pretrained(path)
+    return student, load_engine(path, engine_name), load_autoencoder(path)
+
+
+def _held_out_episode(path: Path, engine_name: str, data: ClipData, length: int, number: int) -> Episode:
+    """In a process of its own, and without its frames: ten minutes of them are half a gigabyte."""
+    (clip,) = held_out(data, 1, length, first=_CLIPS + number)
+    return judge_episode(*_loaded(path, engine_name), clip, number)[1]
+
+
+def rollout_figures(episodes: Sequence[Episode], folder: Path) -> dict[str, Any]:
+    """Of episodes of one length, by how many seconds from the start they count, and of their end. `folder` gets a sheet
+    and curves.
+    """
+    curves = [episode.curves for episode in episodes]
+    contact_sheet([row for episode in episodes for row in episode.shown], folder / "rollout.png")
     _plot(curves, folder / "rollout_curves.png")
     reached_s = len(curves[0]["detail"]) * _SEGMENT_S
     figures: dict[str, Any] = {"episodes": len(curves), "seconds": reached_s, "segment_s": _SEGMENT_S}

@@ -333,13 +333,14 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
         assert sum(1 for _ in container.decode(stream)) == 35
     figures_file = tmp_path / "figures" / "figures.json"
     figures_file.parent.mkdir()
-    streamgen("evaluate", "--student", student, "--rollouts", "1", "--seconds", "4", "--json", figures_file)
+    played = "--rollouts", "2", "--processes", "2", "--seconds", "4"
+    streamgen("evaluate", "--student", student, *played, "--json", figures_file)
     figures = json.loads(figures_file.read_text())
     forced = figures["teacher_forced"]
     assert forced["autoencoder"]["psnr"] > 5
     assert forced["gain_over_copy_last_db"] == pytest.approx(forced["steps_1"]["psnr"] - forced["copy_last"]["psnr"])
     end = figures["rollout"]["end"]
-    assert end["seconds"] == 4 and len(end["detail"]) == len(end["motion"]) == 1
+    assert end["seconds"] == 4 and len(end["detail"]) == len(end["motion"]) == 2
     assert {path.name for path in figures_file.parent.glob("*.png")} == {
         "teacher_forced.png",
         "rollout.png",
