@@ -223,8 +223,8 @@ def judge_episode(
 
 
 def share_cores(processes: int) -> None:
-    """Take this process's part of them."""
-    each = max(1, (os.cpu_count() or 1) // processes)
+    """Take this process's part of those that it may have."""
+    each = max(1, torch.get_num_threads() // processes)
     torch.set_num_threads(each)
     os.environ["OMP_NUM_THREADS"] = str(each)  # for engines
 
