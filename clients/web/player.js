@@ -90,7 +90,9 @@ export class Player {
       try {
         await this.#walk(() => (failures = 0));
       } catch (error) {
-        if (this.#stopped || !(await this.#recover(/** @type {Error} */ (error), failures++))) break;
+        if (this.#stopped || !(await this.#recover(/** @type {Error} */ (error), failures))) break;
+        // To become somebody else is no failure, or the first one after it would cost WebRTC.
+        failures = error instanceof Another ? 0 : failures + 1;
       }
     }
     this.#running = false;

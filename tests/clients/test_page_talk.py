@@ -260,6 +260,27 @@ def test_without_a_microphone_text_still_works(walk: Open, script: str, said: st
     assert w.complaints == []
 
 
+FAILS_THE_SECOND_TIME = """
+let made = 0;
+window.RTCPeerConnection = class extends RTCPeerConnection {
+  number = ++made;
+  setRemoteDescription(answer) {
+    return this.number === 2 ? Promise.reject(new Error("it was not to be")) : super.setRemoteDescription(answer);
+  }
+};
+"""
+
+
+def test_another_person_keeps_the_transport_that_worked(walk: Open, avatar: LiveServer) -> None:
+    """If the first try to connect to their session fails, too."""
+    w = walk("?transport=webrtc", script=FAILS_THE_SECOND_TIME)
+    before = begin(w)
+    w.page.get_by_role("combobox", name="Person").select_option("ben")
+    after = w.until(lambda stats: stats["state"] == "playing" and stats["session"] not in (before["session"], None))
+    assert after["transport"] == "webrtc"
+    assert [session.stream.identity for session in avatar.service.sessions] == ["ben"]
+
+
 @pytest.mark.parametrize("link", LINKS[:1])
 def test_another_person_begins_anew(walk: Open, avatar: LiveServer, link: str) -> None:
     """Whoever talks goes on talking."""
