@@ -88,25 +88,30 @@ async def test_a_file_is_heard_with_the_lips_that_say_it(viewer: SocketClient) -
 @pytest.mark.parametrize("rate", [48_000, 16_000])
 async def test_a_microphone_is_heard_with_the_lips_that_say_it(avatar: LiveServer, rate: int) -> None:
     said = words(2.0, seed=1)
-    ticket = await asyncio.to_thread(avatar.create, 4)
-    async with SocketClient(ticket, sound=True, microphone_hz=rate) as client:
-        await until(lambda: client.sounds, "a sound")
-        began = time.monotonic()
-        own = said[:: 48_000 // rate]
-        for number, piece in enumerate(own.reshape(-1, rate // 50)):
-            await asyncio.sleep(max(0.0, began + number * 0.02 - time.monotonic()))
-            await client.socket.send(piece.astype("<i2").tobytes())
-        await asyncio.sleep(1.5)
-        sound, _ = heard(client)
-        if rate == 48_000:
-            place_of(said, sound)
-        else:
-            envelope = [np.abs(x[: len(x) // 480 * 480].astype(float)).reshape(-1, 480).mean(1) for x in (said, sound)]
-            match = np.correlate(envelope[1] - envelope[1].mean(), envelope[0] - envelope[0].mean(), "valid")
-            at = int(match.argmax())
-            assert np.corrcoef(envelope[0], envelope[1][at : at + len(envelope[0])])[0, 1] > 0.95
-        check_lips(client)
-    await asyncio.to_thread(ticket.call, "DELETE")
+    for _ in range(3):
+        gaps = avatar.metric("streamgen_microphone_gaps_total")
+        ticket = await asyncio.to_thread(avatar.create, 4)
+        async with SocketClient(ticket, sound=True, microphone_hz=rate) as client:
+            await until(lambda: client.sounds, "a sound")
+            began = time.monotonic()
+            own = said[:: 48_000 // rate]
+            for number, piece in enumerate(own.reshape(-1, rate // 50)):
+                await asyncio.sleep(max(0.0, began + number * 0.02 - time.monotonic()))
+                await client.socket.send(piece.astype("<i2").tobytes())
+            await asyncio.sleep(1.5)
+        await asyncio.to_thread(ticket.call, "DELETE")
+        # Where this machine spoke too late there was a pause, which was counted as is that at the end: once more, then.
+        if avatar.metric("streamgen_microphone_gaps_total") - gaps == 1:
+            break
+    sound, _ = heard(client)
+    if rate == 48_000:
+        place_of(said, sound)
+    else:
+        envelope = [np.abs(x[: len(x) // 480 * 480].astype(float)).reshape(-1, 480).mean(1) for x in (said, sound)]
+        match = np.correlate(envelope[1] - envelope[1].mean(), envelope[0] - envelope[0].mean(), "valid")
+        at = int(match.argmax())
+        assert np.corrcoef(envelope[0], envelope[1][at : at + len(envelope[0])])[0, 1] > 0.95
+    check_lips(client)
 
 
 class Says(MediaStreamTrack):
