@@ -218,7 +218,7 @@ def judge_episode(
     fps = student.config.fps
     made = _play(student, engine, autoencoder, clip, seed, steps)
     truth = clip.frames[CONTEXT:]
-    picks = [round(t * fps) for t in _SHOWN_S if round(t * fps) < len(made)]
+    picks = [min(round(t * fps), len(made) - 1) for t in _SHOWN_S if round(t * fps) <= len(made)]
     return made, Episode(_curves(made, truth, round(_SEGMENT_S * fps)), np.stack([truth[picks], made[picks]]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from training.clips import (
 from training.data import Clip
 from training.evaluate import end_of_play
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
+from training.package import _worth_seeing
 from training.recipe import RecipeError
 from training.stages.pose import course_loss, judge_course
 
@@ -321,3 +323,25 @@ def test_the_end_of_play_tells_what_has_collapsed() -> None:
     ends = end_of_play([{"detail": d, "motion": m, "real_detail": game, "real_motion": game} for d, m in episodes])
     assert ends["detail"] == [1.0, 0.0, 1.0, 4.5] and ends["motion"] == [1.0, 1.0, 0.0, 1.0]
     assert (ends["seconds"], ends["collapsed"]) == (60.0, 3)
+
+
+class _Places:
+    """A recorder of clips that end, every third of them, before something to see, and begin so in the others."""
+
+    keys, fps = ("KeyW",), 10.0
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def recorder(self, seed: int) -> AbstractContextManager[Any]:
+        return nullcontext(self)
+
+    def record(self, num_frames: int, episode: int) -> Clip:
+        frames = np.full((num_frames, 8, 8, 3), episode, np.uint8)
+        frames[-1 if episode % 3 == 0 else 0, ::2] = 255
+        return Clip(frames, np.zeros((num_frames, 1), np.int8), np.full((num_frames, 3), np.nan, np.float32))
+
+
+def test_streams_begin_where_there_is_something_to_see() -> None:
+    starts = _worth_seeing(_Places())
+    assert sorted(int(clip.frames[1, 0, 0, 0]) for clip in starts) == list(range(0, 36, 3))
