@@ -25,16 +25,14 @@ MOTION_DIM = 128
 """Width of the network that knows what walls take from a move."""
 MOTION_LAYERS = 2
 """Its hidden layers beside the first."""
-VIEW_RAYS = 2
+COURSE_MAP = 192
+"""Points along a side of the map of where actors ever were."""
+VIEW_RAYS = 4
 """Of a latent pixel, across and up."""
-VIEW_STEPS = 64
+VIEW_STEPS = 128
 """Of a ray."""
-VIEW_MAP, VIEW_LEVELS, VIEW_FEATURES = 192, 24, 32
-"""Points along a side of the view's map, levels of height, and the features of each."""
-NEAR_LEVELS, NEAR_FEATURES = 128, 16
-"""The same of what is seen from close by."""
-VIEW_DETAIL = 64
-"""Channels of the convolutions over the view's picture."""
+VIEW_LEVELS, VIEW_FEATURES = 5, 4
+"""Grids of what a place looks like, and the features of each."""
 SPRITE_CLOCKS, SPRITE_RADII = 41, 12
 """What an actor looks like: pictures, the first of which is that of one that nobody has hit, and points of each from
 its middle outwards."""
@@ -103,9 +101,10 @@ class TransformerConfig(_Config):
         0, ge=0, description="of the world that go their own ways; beside the pose, a latent tells where they are"
     )
     view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
-    near_map: int = Field(
-        192, ge=2, description="points along a side of the view's map of heights and of what is seen from close by"
+    view_rows: int = Field(
+        2**20, ge=2**10, description="features that the view's finest grid has room for; each further grid a quarter"
     )
+    ground_map: int = Field(640, ge=2, description="points along a side of the view's map of heights")
 
     face_dim: int = Field(
         0,

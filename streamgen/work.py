@@ -15,12 +15,11 @@ from streamgen.config import (
     FACE_DEEP_BLOCKS,
     MOTION_DIM,
     MOTION_LAYERS,
-    NEAR_FEATURES,
     OCTAVES,
     PIXEL_PATCH,
     POSE_CHANNELS,
-    VIEW_DETAIL,
     VIEW_FEATURES,
+    VIEW_LEVELS,
     VIEW_RAYS,
     StudentConfig,
     TransformerConfig,
@@ -101,9 +100,8 @@ def _view_work(config: TransformerConfig) -> Work:
     """The views from a block's poses."""
     dim, channels = config.view_dim, config.picture_channels
     pixels = config.block_size * config.height * config.width
-    work = _linear(pixels, VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim) + _linear(pixels, VIEW_RAYS**2 * NEAR_FEATURES, dim)
-    work += _linear(pixels, dim, dim) + _linear(pixels, dim, channels)
-    return work + _convolution(pixels, 3, channels, VIEW_DETAIL) + _convolution(pixels, 3, VIEW_DETAIL, channels)
+    work = _linear(pixels, VIEW_RAYS**2 * (VIEW_LEVELS * VIEW_FEATURES + 2), dim) + _linear(pixels, dim, channels)
+    return work + _convolution(pixels, 3, dim, dim) * 2
 
 
 def face_work(config: TransformerConfig) -> Work:

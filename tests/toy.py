@@ -34,7 +34,14 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(settings | changes)
 
 
-WITH_POSE = {"in_channels": 10, "residual": True, "pose_scale": 512.0, "view_dim": 16, "near_map": 24}
+WITH_POSE = {
+    "in_channels": 10,
+    "residual": True,
+    "pose_scale": 512.0,
+    "view_dim": 16,
+    "view_rows": 1024,
+    "ground_map": 24,
+}
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
 WITH_ACTORS = WITH_POSE | {"in_channels": 15, "actors": 2}

@@ -53,6 +53,20 @@ class Clip:
         return Clip(self.frames[some], self.actions[some], self.poses[some], latents=latents, actors=actors)
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What a viewer walks over, and how the camera sees it. All in map units that are as long upwards as sideways."""
+
+    heights: NDArray[np.float32]
+    """[Y, X]; walls, and whatever else a look ends at, are ground."""
+    floors: NDArray[np.float32]
+    """[Y, X]; how high a viewer's feet are who stands there: at the edge of a step, on it."""
+    eye: float
+    """Height of the camera above the feet."""
+    view_deg: float = 90.0
+    """The width of a frame."""
+
+
 class Recorder(Protocol):
     """Makes clips, one at a time. A context manager."""
 
@@ -93,6 +107,10 @@ class ClipData(Protocol):
         ...
 
     def recorder(self, seed: int) -> Recorder: ...
+
+    def ground(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Ground | None:
+        """At x [X] and y [Y] in map units; None where the data do not say."""
+        ...
 
 
 def open_data(folder: Path | None, width: int, height: int, driven_by: str = "keys") -> ClipData:

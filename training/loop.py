@@ -245,7 +245,7 @@ class _Player:
             is_matrix = parameter_name.startswith(_BLOCKS) and parameter.dim() in (2, 4) and parameter.shape[1] > 1
             (matrices if is_matrix and matrix_rate is not None else rest).append(parameter)
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
+            torch.optim.AdamW(rest, lr=rate, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
         ]
         if matrix_rate is not None:
             self.optimizers.append(Muon(matrices, lr=matrix_rate, weight_decay=recipe.weight_decay))

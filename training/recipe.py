@@ -45,6 +45,9 @@ class BaseRecipe(BaseModel):
     decay: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate falls to zero")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(
+        1e-8, gt=0, description="AdamW's: below the gradients of what is seldom met, such as a view's features"
+    )
     clip: float = Field(1.0, gt=0, description="gradient norm")
     ema: float = Field(0.995, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -185,7 +188,7 @@ class PoseRecipe(BaseRecipe):
     stage: Literal["pose"]
     autoencoder: Path = Field(description="run folder of the autoencoder")
     model: TransformerConfig = Field(
-        description="of the student; what counts is its size, pose_scale, actors, action_dim, view_dim and near_map"
+        description="of the student; what counts is its size, pose_scale, actors, action_dim and what the view has"
     )
     precision: Literal["fp32"] = Field("fp32", description="bf16 cannot move a pose")
     clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from what was recorded before")

@@ -7,7 +7,12 @@
 
 Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. A game that knows
 where its frames were seen from may add `poses`: x, y and yaw of every frame, and with them `actors`, both as `Clip` has
-them. All files have the same keys in the same order and the same frame rate. Every tenth video is held out for
+them, and for the whole folder what is walked over:
+
+    ground.npz      arrays x [X] and y [Y], both rising, heights [Y, X], floors [Y, X] where they are others, eye and,
+                    if it is not 90, view_deg: as `training.data.Ground` has them
+
+All files have the same keys in the same order and the same frame rate. Every tenth video is held out for
 evaluation; where there are fewer than ten, the last tenth of each.
 """
 
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data import HELD_OUT_SEED, Clip, FileRecorder
+from training.data import HELD_OUT_SEED, Clip, FileRecorder, Ground
 from training.footage import VideoDataError, check_rate, describe, draw, pictures, videos_in
 
+_GROUND = "ground.npz"
 _HELD_OUT = 10
 """One frame in so many is held out."""
 
@@ -83,11 +89,26 @@ class VideoActionDataset:
                 split = 0 if index % _HELD_OUT == 0 else len(actions)
             self.videos.append(_Video(path, actions, poses, actors, split))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + sidecar.read_bytes())
+        self._ground = _read_ground(folder / _GROUND)
+        if self._ground is not None:
+            digest.update((folder / _GROUND).read_bytes())
         self._fingerprint = digest.hexdigest()
 
     def fingerprint(self) -> str:
-        """Of names, sizes and actions."""
+        """Of names, sizes and actions, and the ground."""
         return self._fingerprint
+
+    def ground(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Ground | None:
+        """That of the folder, between the points that it knows; beyond them, as at its edge."""
+        if self._ground is None:
+            return None
+        known_x, known_y, ground = self._ground
+
+        def between(heights: NDArray[np.float32]) -> NDArray[np.float32]:
+            across = np.stack([np.interp(x, known_x, row) for row in heights])
+            return np.stack([np.interp(y, known_y, column) for column in across.T], 1).astype(np.float32)
+
+        return replace(ground, heights=between(ground.heights), floors=between(ground.floors))
 
     def recorder(self, seed: int) -> VideoRecorder:
         return VideoRecorder(self, seed)
@@ -186,6 +207,29 @@ def _read_sidecar(
             clock = actors[frame, actor, 2]
             raise VideoDataError(f"{path}: frame {frame}: the clock of actor {actor} is {clock}, not in [0, 1)")
     return keys, actions.astype(np.uint8), poses, actors
+
+
+def _read_ground(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], Ground] | None:
+    """x [X], y [Y] and the ground at these points; None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            told = {"floors": stored["heights"], "view_deg": 90.0} | dict(stored)
+        x, y, heights, floors = (np.asarray(told[name], np.float64) for name in ("x", "y", "heights", "floors"))
+        eye, view_deg = float(told["eye"]), float(told["view_deg"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise VideoDataError(f"{path}: it needs `x`, `y`, `heights` and `eye`: {error!r}") from error
+    for name, each in (("heights", heights), ("floors", floors)):
+        if x.ndim != 1 or y.ndim != 1 or each.shape != (len(y), len(x)) or not each.size:
+            shapes = f"{each.shape} for x of {x.shape} and y of {y.shape}"
+            raise VideoDataError(f"{path}: {name} of shape {shapes}; they must be [Y, X]")
+    finite = all(np.isfinite(each).all() for each in (x, y, heights, floors))
+    if not finite or (np.diff(x) <= 0).any() or (np.diff(y) <= 0).any():
+        raise VideoDataError(f"{path}: x and y must rise, and all numbers must be finite")
+    if not (eye > 0 and 0 < view_deg < 180):
+        raise VideoDataError(f"{path}: eye {eye} must be above the ground, and view_deg {view_deg} between 0 and 180")
+    return x, y, Ground(heights.astype(np.float32), floors.astype(np.float32), eye, view_deg)
 
 
 def _count(actors: NDArray[np.float32] | None) -> int:

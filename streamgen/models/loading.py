@@ -19,7 +19,7 @@ from streamgen.student import WEIGHTS, StudentError
 
 _POSE = "pose."
 """Never rounded to bf16: a turn by five degrees would be off by a degree after five seconds, and edges by a pixel."""
-_FEATURES = "pose.view.places", "pose.view.near"
+_FEATURES = "pose.view.grids."
 """Of a pose, those that only say what something looks like. They are most of its weights."""
 
 
@@ -27,7 +27,7 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     """Write a model's weights as safetensors in `dtype`; in fp32 what moves a pose and where things are."""
 
     def stored(name: str, value: Tensor) -> Tensor:
-        return value if name.startswith(_POSE) and name not in _FEATURES else value.to(dtype)
+        return value if name.startswith(_POSE) and not name.startswith(_FEATURES) else value.to(dtype)
 
     save_tensors({name: stored(name, value) for name, value in model.state_dict().items()}, path)
 

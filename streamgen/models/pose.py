@@ -16,18 +16,15 @@ from torch.nn import functional as F
 
 from streamgen.config import (
     ACTOR_CHANNELS,
+    COURSE_MAP,
     MOTION_DIM,
     MOTION_LAYERS,
-    NEAR_FEATURES,
-    NEAR_LEVELS,
     OCTAVES,
     POSE_CHANNELS,
     SPRITE_CLOCKS,
     SPRITE_RADII,
-    VIEW_DETAIL,
     VIEW_FEATURES,
     VIEW_LEVELS,
-    VIEW_MAP,
     VIEW_RAYS,
     VIEW_STEPS,
     TransformerConfig,
@@ -35,32 +32,37 @@ from streamgen.config import (
 
 _STRIDE = 32.0
 """Frames that a fast walker takes for a unit of the pose: brings what a frame adds to the range of numbers near 1."""
-SHARPNESS = 32.0
-"""Of an edge in the view, in 1 / slope: from one side to the other it is a tenth of what a slope of 1 is."""
 _AIM = 4.0
 """An aim's sine times this is of the range of numbers near 1."""
 _UNLIKELY = 4.0
 """Logit of an actor's not being hit, until training knows better."""
 _NO_TIME = 1e-3
 """Of a clock in a latent, far below a frame's."""
-_REACH = 1.5
+REACH = 1.5
 """Of the map, from the middle."""
-_NEAREST, _GAPS = 0.028, (0.004, 0.05)
+_NEAREST, _GAPS = 0.028, (0.007, 0.045)
 """Where a ray's first step is, nearer than walls let a viewer come, and how far it is to the next one there and at its
-end."""
-_NEAR = 0.1, 0.3
-"""Distance up to which what is seen is seen from close by, and from which on it is not at all."""
+end: less than the narrowest thing that it must not step over."""
+_HALVINGS = 4
+"""Of the step in which a ray meets something, to find where."""
 _WIDEST = 0.08
 """Radius of the largest picture of an actor."""
 _BEHIND = 100.0
 """Of the edge between what is before an actor and what is behind it, in 1 / distance."""
 _EYE = 0.08
-"""Height of the camera above the ground, until training knows better."""
-_HEIGHTS, _SLOPES = (-0.05, 0.55), (-0.1, 0.8)
-"""Between which what is met, and the sky, look different from level to level."""
+"""Height of an actor above the ground, until training knows better."""
+_FINEST = 1 / 256
+"""How far the features of the finest level lie apart; those of each further one twice as far."""
+_FADES = 3.0
+"""A level counts in full as long as its features lie as far apart as half of this many rays, and no more from this
+many on: what is finer would flicker."""
+_LOWEST, _HIGHEST = -0.25, 1.5
+"""Between which heights have features of their own."""
+_PRIMES = 1553, 905_969
+"""Of a level's features, how far apart those of neighbours in y and in z are kept."""
 _HORIZON = 1.42
-"""Where on the map the features of the sky are."""
-_SLOWER, _FASTER = 0.1, 5.0
+"""How far away the sky is."""
+_SLOWER, _FASTER = 0.1, 10.0
 """What the camera and the tables are times their parameters: an optimiser that takes steps of one size for all
 parameters (Adam) moves them that much slower, and faster."""
 
@@ -190,7 +192,7 @@ class Course(nn.Module):
         for start in (self.out.weight, self.out.bias, self.trigger.weight, self.trigger.bias):
             nn.init.zeros_(start)
         self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
-        self.register_buffer("ground", torch.ones(VIEW_MAP**2, 1))
+        self.register_buffer("ground", torch.ones(COURSE_MAP**2, 1))
 
     def forward(self, actors: Tensor, pose: Tensor, action: Tensor) -> Tensor:
         """Actors [..., T, 5] one frame later, under actions [..., A] of the viewer, by then at a pose [..., 6]."""
@@ -256,92 +258,136 @@ def _length(vector: Tensor) -> Tensor:
 class View(nn.Module):
     """What is to be seen of a world in some state: states [..., S] to latent pictures [..., C, h, w].
 
-    A map of heights and of features, learned from frames and poses alone. Each latent pixel looks along
-    VIEW_RAYS x VIEW_RAYS rays. A ray ends where the ground rises above it; how far that is follows from the heights
-    along its line over the ground, softly, so that it can be learned (as in NeRF, Mildenhall et al. 2020). What it
-    sees there are the features of that place and of that height, from close by those of a finer map too, which would
-    flicker from afar; where it meets nothing, those of the sky in its direction. Actors are round, and look alike from
-    everywhere; nearer ground hides them. What moves besides, the transformer draws, and sharpens the rest with what it
-    saw last.
+    Where the ground is, and how the camera sees, the data say (`stand`); what it looks like is learned from frames and
+    poses. Each latent pixel looks along VIEW_RAYS x VIEW_RAYS rays, each of which ends where the ground rises above it,
+    or far away in the sky. What it sees there are features of that place in space, kept on grids of several spacings
+    by their hash (Mueller et al. 2022, "Instant neural graphics primitives"); fine ones fade where rays lie further
+    apart than they do. Actors are round, and look alike from everywhere; nearer ground hides them. What moves besides,
+    the transformer draws.
     """
 
+    heights: Tensor
+    floors: Tensor
+    camera: Tensor
     distances: Tensor
-    gaps: Tensor
+    sides: Tensor
+    ups: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         dim, channels = config.view_dim, config.picture_channels
         self._shape = config.height, config.width
-        rows, columns = config.height * VIEW_RAYS, config.width * VIEW_RAYS
-        # Of a camera with a field of view of 90 degrees and square pixels, until training knows better.
-        self.angles = nn.Parameter(torch.atan(_from_middle(columns) / (columns / 2)) / _SLOWER)
-        self.slopes = nn.Parameter(_from_middle(rows) / (columns / 2) / _SLOWER)
-        self.eye = nn.Parameter(torch.tensor(_EYE / _SLOWER))
-        self.heights = nn.Parameter(torch.zeros(config.near_map**2, 1))
-        self.near = nn.Parameter(torch.zeros(config.near_map**2, NEAR_FEATURES))
-        self.near_levels = nn.Parameter((1 + torch.randn(NEAR_LEVELS, NEAR_FEATURES) / 2) / _FASTER)
-        self.places = nn.Parameter(torch.randn(VIEW_MAP**2, VIEW_FEATURES) * 0.1 / _FASTER)
-        self.levels = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
-        self.sky = nn.Parameter((1 + torch.randn(VIEW_LEVELS, VIEW_FEATURES) / 2) / _FASTER)
+        columns = config.width * VIEW_RAYS
+        self.grids = nn.ParameterList(
+            nn.Parameter(torch.randn(max(1, config.view_rows >> 2 * level), VIEW_FEATURES) * 0.02 / _FASTER)
+            for level in range(VIEW_LEVELS)
+        )
         if config.actors:
             self.hover = nn.Parameter(torch.tensor(_EYE / _SLOWER))
             self.squash = nn.Parameter(torch.tensor(1 / _SLOWER))
             self.shares = nn.Parameter(torch.zeros(SPRITE_CLOCKS * SPRITE_RADII, 1))
-            self.sprites = nn.Parameter(torch.randn(SPRITE_CLOCKS * SPRITE_RADII, VIEW_FEATURES) * 0.1 / _FASTER)
-        self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_FEATURES + 2), dim)
-        self.embed_near = nn.Linear(VIEW_RAYS**2 * NEAR_FEATURES, dim, bias=False)
+            shape = SPRITE_CLOCKS * SPRITE_RADII, VIEW_LEVELS * VIEW_FEATURES
+            self.sprites = nn.Parameter(torch.randn(shape) * 0.1 / _FASTER)
+        self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_LEVELS * VIEW_FEATURES + 2), dim)
         self.where = nn.Parameter(torch.zeros(config.height, config.width, dim))
-        self.layer = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, channels)
-        self.conv1 = nn.Conv2d(channels, VIEW_DETAIL, 3, padding=1)
-        self.conv2 = nn.Conv2d(VIEW_DETAIL, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.out = nn.Conv2d(dim, channels, 1)
+        self.register_buffer("heights", torch.zeros(config.ground_map**2, 1))
+        self.register_buffer("floors", torch.zeros(config.ground_map**2, 1))
+        self.register_buffer("camera", torch.tensor([_EYE, 1.0]))
+        # Of a picture twice as wide as its distance: how far to the left a column's rays go, and up a row's, for one of
+        # the way ahead.
+        self.register_buffer("sides", _from_middle(columns) / (columns / 2), persistent=False)
+        self.register_buffer("ups", _from_middle(config.height * VIEW_RAYS) / (columns / 2), persistent=False)
         gaps = torch.logspace(math.log10(_GAPS[0]), math.log10(_GAPS[1]), VIEW_STEPS - 1)
-        self.register_buffer("gaps", gaps, persistent=False)
         self.register_buffer("distances", _NEAREST + F.pad(gaps.cumsum(0), (1, 0)), persistent=False)
 
-    def forward(self, state: Tensor, sharpness: float = SHARPNESS) -> Tensor:
-        """sharpness: of the edge between what a ray meets and what it passes by, in 1 / slope. Training begins with
-        a soft one, across which heights find their way.
+    def stand(self, heights: Tensor, floors: Tensor, eye: float, half_width: float) -> None:
+        """Take what the data say of the ground and the camera, in units of the pose.
+
+        Of a square that reaches REACH each way, rows from south to north: `heights` [side, side], and `floors`
+        [side, side], how high a viewer's feet are; the eye's height above those, and `half_width` of the picture for
+        one of the way ahead.
         """
-        seen, near = self._seen(*split(state.flatten(0, -2)), sharpness)
-        hidden = F.silu(self.embed(seen) + self.embed_near(near) + self.where * _FASTER)
-        hidden = hidden + F.silu(self.layer(hidden))
-        picture = self.out(hidden).permute(0, 3, 1, 2)
-        picture = picture + self.conv2(F.silu(self.conv1(picture)))
-        out: Tensor = picture.unflatten(0, state.shape[:-1])
+        self.heights.copy_(heights.reshape(-1, 1))
+        self.floors.copy_(floors.reshape(-1, 1))
+        self.camera.copy_(torch.tensor([eye, half_width]))
+
+    def forward(self, state: Tensor) -> Tensor:
+        x = self.embed(self._seen(*split(state.flatten(0, -2)))) + self.where * _FASTER
+        x = F.silu(x).permute(0, 3, 1, 2)
+        x = x + F.silu(self.conv1(x))
+        x = x + F.silu(self.conv2(x))
+        out: Tensor = self.out(x).unflatten(0, state.shape[:-1])
         return out
 
-    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
-        """What the rays of every latent pixel meet, and what of it shows from close by, each [N, h, w, features]."""
+    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor) -> Tensor:
+        """What the rays of every latent pixel meet, [N, h, w, features]. Distances are those ahead."""
         here, c, s = pose_N6[:, :2], pose_N6[:, 2:3], pose_N6[:, 3:4]
-        angles, eye = self.angles * _SLOWER, self.eye * _SLOWER + _looked_up(self.heights, here)[:, 0]
-        ahead, aside = angles.cos(), angles.sin()
-        along = torch.stack([c * ahead - s * aside, s * ahead + c * aside], -1)  # [N, columns, 2]
-        # A row's slope is by the distance straight ahead; along a column's line that is further.
-        slopes = self.slopes[:, None] * _SLOWER * ahead  # [rows, columns]
-        line = here[:, None, None] + self.distances[:, None] * along[:, :, None]
-        risen = (_looked_up(self.heights, line)[..., 0] - eye[:, None, None]) / self.distances
-        # The share of a ray that has met something after each step of its way.
-        met = torch.sigmoid((_running_max(risen)[:, None] - slopes[..., None]) * sharpness)
-        hit = met[..., -1]
-        # The mean distance of what is met, by parts.
-        far = (self.distances[-1] * hit - met[..., :-1] @ self.gaps) / (hit + 1e-4)
-        far = far.clamp_min(_NEAREST)
-        place = here[:, None, None] + far[..., None] * along[:, None]
-        height = eye[:, None, None] + far * slopes
-        thing = _looked_up(self.places, place) * _level(self.levels, height, _HEIGHTS)
-        sky = _looked_up(self.places, _HORIZON * along)[:, None] * _level(self.sky, slopes, _SLOPES)
-        hit = hit[..., None]
-        features = (thing * hit + sky * (1 - hit)) * _FASTER**2
-        closeness = hit * ((_NEAR[1] - far) / (_NEAR[1] - _NEAR[0])).clamp(0.0, 1.0)[..., None]
-        near = _looked_up(self.near, place) * _level(self.near_levels, height, _HEIGHTS) * closeness * _FASTER**2
+        sides, slopes = self.sides * self.camera[1], self.ups * self.camera[1]
+        eye = self.camera[0] + _looked_up(self.floors, here)[..., 0]
+        along = torch.stack([c - s * sides, s + c * sides], -1)  # [N, columns, 2] for one of the way ahead
+        hit, far = self._met(here, along, slopes, eye)
+        sky = _HORIZON * along / (1 + sides * sides).sqrt()[:, None]
+        place = torch.where(hit[..., None] > 0, here[:, None, None] + far[..., None] * along[:, None], sky[:, None])
+        height = torch.where(hit > 0, eye[:, None, None] + far * slopes[:, None], _HORIZON * slopes[:, None])
+        until = torch.where(hit > 0, far, self.distances[-1])
+        apart = torch.where(hit > 0, far, _HORIZON) * (sides[0] - sides[1])
+        features = self._looked_up(torch.cat([place, height[..., None]], -1), apart)
         if actors_NT5.shape[1]:
-            until = far + (1 - hit[..., 0]) * self.distances[-1]
-            sprite, share = self._actors(actors_NT5, pose_N6, until, slopes, eye)
-            features, near = _between(features, sprite, share), near * (1 - share)
-        features = torch.cat([features, hit, far[..., None].log() * hit], -1)
-        return self._by_latent_pixels(features), self._by_latent_pixels(near)
+            sprite, share = self._actors(actors_NT5, pose_N6, until, sides, slopes, eye)
+            features = _between(features, sprite, share)
+        return self._by_latent_pixels(torch.cat([features, hit[..., None], (until.log() * hit)[..., None]], -1))
+
+    def _ground(self, place: Tensor) -> Tensor:
+        """How high it is at places [..., 2]."""
+        return _looked_up(self.heights, place)[..., 0]
+
+    def _met(self, here_N2: Tensor, along: Tensor, slopes: Tensor, eye_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rays [N, rows, columns]: 1 where the ground rises above them and 0 where not, and at what distance."""
+        here, eye = here_N2[:, None, None], eye_N[:, None, None]
+        risen = (self._ground(here + self.distances[:, None] * along[:, :, None]) - eye) / self.distances
+        # How many steps a ray goes before it meets something.
+        steps = (_running_max(risen)[:, None] <= slopes[:, None, None]).sum(-1)
+        hit = (steps < len(self.distances)).to(risen.dtype)
+        steps = steps.clamp(1, len(self.distances) - 1)
+        near, far = (F.embedding(at, self.distances[:, None])[..., 0] for at in (steps - 1, steps))
+
+        def above(distance: Tensor) -> Tensor:
+            """By how much the ground rises above the rays."""
+            return self._ground(here + distance[..., None] * along[:, None]) - eye - slopes[:, None] * distance
+
+        for _ in range(_HALVINGS):
+            middle = (near + far) / 2
+            beyond = above(middle) > 0
+            near, far = torch.where(beyond, near, middle), torch.where(beyond, middle, far)
+        # Within what is left, the ground is a plane.
+        short, over = above(near), above(far)
+        return hit, near + (far - near) * (short / (short - over - 1e-9)).clamp(0.0, 1.0)
+
+    def _looked_up(self, place: Tensor, apart: Tensor) -> Tensor:
+        """Features [..., levels * features] of places [..., 3] that rays see which lie `apart` [...] there."""
+        low = place.new_tensor([-REACH, -REACH, _LOWEST])
+        high = place.new_tensor([REACH, REACH, _HIGHEST])
+        place = torch.minimum(torch.maximum(place, low), high) - low
+        levels = []
+        for level, grid in enumerate(self.grids):
+            spacing = _FINEST * 2**level
+            at = place / spacing
+            corner = at.floor()
+            x, y, z = (at - corner).split(1, -1)
+            row = corner.long()
+            row = row[..., 0] + row[..., 1] * _PRIMES[0] + row[..., 2] * _PRIMES[1]
+            # All eight at once: each lookup's gradient is as large as the grid.
+            around = torch.stack([row + dx + dy * _PRIMES[0] + dz * _PRIMES[1] for dz, dy, dx in _CORNERS])
+            around = around - torch.div(around, len(grid), rounding_mode="trunc") * len(grid)
+            found = F.embedding(around, grid)
+            for share in (x, y, z):
+                found = _between(found[::2], found[1::2], share)
+            fades = (_FADES - apart / spacing).clamp(0.0, 1.0) if level < VIEW_LEVELS - 1 else torch.ones_like(apart)
+            levels.append(found[0] * fades[..., None])
+        return torch.cat(levels, -1) * _FASTER
 
     def _by_latent_pixels(self, rays: Tensor) -> Tensor:
         """[N, h, w, features of all its rays] of features of rays [N, rows, columns, features]."""
@@ -349,22 +395,21 @@ class View(nn.Module):
         return rays.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height, VIEW_RAYS)).transpose(2, 3).flatten(3)
 
     def _actors(
-        self, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, slopes: Tensor, eye: Tensor
+        self, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, sides: Tensor, slopes: Tensor, eye: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of the actor that rays [N, rows, columns] meet before the distances `until` at which they end: its features
-        [N, rows, columns, f] and its share [N, rows, columns, 1]; slopes [rows, columns] and the eye's height [N] as in
-        `_seen`.
+        [N, rows, columns, f] and its share [N, rows, columns, 1]; sides [columns], slopes [rows] and the eye's height
+        [N] as in `_seen`.
         """
         off, (c, s) = actors_NT5[..., :2] - pose_N6[:, None, :2], pose_N6[:, None, 2:4].unbind(-1)
         ahead, aside = _along(off, c, s)[..., None], _along(off, -s, c)[..., None]  # [N, T, 1]
-        angles = self.angles * _SLOWER
-        along = ahead * angles.cos() + aside * angles.sin()  # [N, T, columns], up to where a ray passes it closest
-        across = aside * angles.cos() - ahead * angles.sin()
-        above = eye[:, None, None, None] - self.hover * _SLOWER + along[:, :, None] * slopes
-        radius = (across[:, :, None].square() + (above * self.squash * _SLOWER).square() + 1e-9).sqrt()
+        across = aside - ahead * sides
+        above = eye[:, None, None] - self.hover * _SLOWER + ahead * slopes
+        above = above * self.squash * _SLOWER
+        radius = (across[:, :, None].square() + above[..., None].square() + 1e-9).sqrt()
         # What is far is as wide as a ray at least.
-        width = _WIDEST + along.clamp_min(0) * (angles[0] - angles[-1]) / (len(angles) - 1)
-        at = (radius / width[:, :, None] * (SPRITE_RADII - 1)).clamp(0.0, SPRITE_RADII - 1.001)
+        width = _WIDEST + ahead.clamp_min(0) * (sides[0] - sides[1])
+        at = (radius / width[..., None] * (SPRITE_RADII - 1)).clamp(0.0, SPRITE_RADII - 1.001)
         clock = actors_NT5[..., 4]
         look = torch.where(clock > 0, 1 + (clock * (SPRITE_CLOCKS - 1)).floor(), torch.zeros_like(clock))
         first = at.detach().floor()
@@ -372,13 +417,17 @@ class View(nn.Module):
         part = at - first
         inner, outer = (F.embedding(i, self.shares)[..., 0] for i in (index, index + 1))
         share = _between(inner, outer, part) * _FASTER
-        seen = (at < SPRITE_RADII - 1.01) & (along > _NEAREST)[:, :, None]
-        share = share.sigmoid() * ((until[:, None] - along[:, :, None]) * _BEHIND).sigmoid() * seen
+        seen = (at < SPRITE_RADII - 1.01) & (ahead > _NEAREST)[..., None]
+        share = share.sigmoid() * ((until[:, None] - ahead[..., None]) * _BEHIND).sigmoid() * seen
         # Of several, the one that is seen best.
         share, which = share.max(1, keepdim=True)
         index, part = index.gather(1, which)[:, 0], part.gather(1, which)[:, 0, ..., None]
         sprite = _between(F.embedding(index, self.sprites), F.embedding(index + 1, self.sprites), part) * _FASTER
         return sprite, share[:, 0, ..., None]
+
+
+_CORNERS = [(dz, dy, dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
+"""Of a cell; those that follow on each other differ in x."""
 
 
 def _from_middle(count: int) -> Tensor:
@@ -403,18 +452,7 @@ def _looked_up(table: Tensor, place: Tensor) -> Tensor:
 
 def _on_map(place: Tensor, side: int) -> Tensor:
     """Column and row [..., 2], not whole, of places [..., 2] on a map of side * side points."""
-    return ((place / _REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
-
-
-def _level(table: Tensor, value: Tensor, between: tuple[float, float]) -> Tensor:
-    """Rows [..., C] of a table between two of which values [...] lie; its first and last rows stand for two values and
-    for all beyond.
-    """
-    low, high = between
-    at = ((value - low) * ((len(table) - 1) / (high - low))).clamp(0.0, len(table) - 1.001)
-    first = at.detach().floor()
-    index = first.long()
-    return _between(F.embedding(index, table), F.embedding(index + 1, table), (at - first)[..., None])
+    return ((place / REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
 
 
 def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -423,6 +461,9 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 def _running_max(x: Tensor) -> Tensor:
-    """The greatest so far along the last dimension of x [N, columns, steps]; ONNX has no operator of that name."""
-    steps = x.shape[-1]
-    return F.max_pool1d(F.pad(x, (steps - 1, 0), value=-1e4), steps, 1)
+    """The greatest so far along the last dimension; ONNX has no operator of that name."""
+    reach = 1
+    while reach < x.shape[-1]:
+        x = torch.maximum(x, F.pad(x[..., :-reach], (reach, 0), value=-1e4))
+        reach *= 2
+    return x

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from streamgen.config import NEAR_FEATURES, VIEW_MAP, VIEW_RAYS, AutoencoderConfig
+from streamgen.config import COURSE_MAP, VIEW_RAYS, AutoencoderConfig
 from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder
 from streamgen.models.pose import Course, Motion, Pose, View, _looked_up, _running_max, from_planes, planes, split
@@ -187,88 +187,112 @@ def test_actors_never_leave_the_ground_where_they_were_seen() -> None:
         before, actors = actors, course(actors, viewer, keys).half().float()
         went += (actors - before)[:, :2].norm(dim=1)
         x, y = actors[:, 0], actors[:, 1]
-        margin = 3 / VIEW_MAP
+        margin = 3 / COURSE_MAP
         assert x.abs().max() < 0.6 + margin and y.min() > -0.2 - margin and y.max() < 0.4 + margin
         assert (actors[:, :2] - torch.tensor([0.3, 0.1])).norm(dim=1).min() > 0.12 - margin
     torch.testing.assert_close(went, torch.full((300,), 600 / 32), rtol=0.02, atol=0)  # and nobody stands
 
 
+def _walled(change: dict[str, Any], wall_x: float, points: int = 301) -> View:
+    """A flat court with a wall 0.3 high from `wall_x` on; the eye is 0.08 above the ground."""
+    torch.manual_seed(0)
+    view = View(toy_transformer_config(**change | {"ground_map": points})).requires_grad_(False)
+    x = torch.linspace(-1.5, 1.5, points)
+    ground = torch.where(x > wall_x, 0.3, 0.0).expand(points, points)
+    view.stand(ground, ground, 0.08, 1.0)
+    return view
+
+
+def _rays(seen: Tensor) -> Tensor:
+    """What each ray sees, [rows, columns, features]."""
+    return seen[0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+
+
 def test_an_actor_is_seen_where_it_is_unless_something_is_nearer() -> None:
-    view = View(toy_transformer_config(**WITH_ACTORS | {"near_map": VIEW_MAP})).requires_grad_(False)
-    map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
-    view.heights[:, 0] = torch.where(map_x > 0.8, 0.3, 0.0)
+    view = _walled(WITH_ACTORS, 0.8)
     view.shares.fill_(10.0)
 
     def changed(x: float, y: float, clock: float = 0.0) -> Tensor:
         """Rays [rows, columns] of a viewer in the middle, looking east, that meet an actor at (x, y)."""
         pose = torch.tensor([[0.0, 0, 1, 0, 0, 0]])
         both = [
-            view._seen(pose, torch.tensor([[[*place, 0, 0, clock], [-0.5, 0, 0, 0, 0]]]), 1e4)[0][0]
+            _rays(view._seen(pose, torch.tensor([[[*place, 0, 0, clock], [-0.5, 0, 0, 0, 0]]])))
             for place in ((x, y), (-1.0, 0.0))
         ]
-        rays = (both[0] - both[1]).abs().unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1)).amax(-1)
-        return rays.transpose(1, 2).flatten(0, 1).flatten(1, 2) > 1e-3
+        return (both[0] - both[1]).abs().amax(-1) > 1e-3
 
+    # 16 rows and 24 columns; at half of the scale, twelve rays are as long as the distance.
     ahead = changed(0.5, 0.0)
-    # At eye height and in the middle, a quarter of the distance up, and down to where the ground is nearer.
-    assert ahead[2:5, 5:7].all() and ahead.sum() <= 12 and ahead.any(1).nonzero()[:, 0].tolist() == [2, 3, 4]
-    left = changed(0.5, 0.25)  # half of the distance to the left is three columns from the middle
-    assert left[:, 2:4].any() and not left[:, 5:].any()
+    rows, columns = ahead.any(1).nonzero()[:, 0], ahead.any(0).nonzero()[:, 0]
+    assert ahead[6:10, 10:14].all() and rows.tolist() == list(range(5, 10)) and columns.tolist() == list(range(9, 15))
+    left = changed(0.5, 0.25)  # half of the distance to the left is six columns from the middle
+    assert left[:, 4:7].any() and not left[:, 9:].any()
     assert not changed(1.0, 0.0).any(), "behind the wall"
     assert not changed(-0.5, 0.0).any(), "behind the viewer"
     view.shares[12:] = -10.0
     assert changed(0.5, 0.0).any() and not changed(0.5, 0.0, clock=0.01).any(), "one that is hit looks otherwise"
 
 
-def test_a_ray_ends_where_the_ground_rises_above_it() -> None:
-    view = View(toy_transformer_config(**WITH_POSE | {"near_map": VIEW_MAP})).requires_grad_(False)
-    # A wall from x = 0.5 on, 0.3 high, around a flat court; the eye is 0.08 above the ground.
-    map_x = torch.linspace(-1.5, 1.5, VIEW_MAP).repeat(VIEW_MAP)
-    view.heights[:, 0] = torch.where(map_x > 0.5, 0.3, 0.0)
+@pytest.mark.parametrize("half_width", [1.0, 0.6])
+def test_a_ray_ends_where_the_ground_rises_above_it(half_width: float) -> None:
+    view = _walled(WITH_POSE, 0.5)
+    view.camera[1] = half_width
 
-    def hit_and_far(pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every ray [rows, columns]: the share that met something, and the distance to it over the ground."""
-        rays = view._seen(*split(pose[None]), sharpness=1e4)[0][0].unflatten(-1, (VIEW_RAYS, VIEW_RAYS, -1))
-        rays = rays.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    def hit_and_far(pose: list[float]) -> tuple[Tensor, Tensor]:
+        """Of every ray [rows, columns]: whether it met something, and how far ahead."""
+        rays = _rays(view._seen(*split(torch.tensor([pose]))))
         return rays[..., -2], rays[..., -1].exp()
 
-    hit, far = hit_and_far(torch.tensor([-0.1, 0.2, 1.0, 0.0, 0.0, 0.0]))
-    columns = torch.arange(12)
-    aside = (5.5 - columns) / 6
-    across = (1 + aside**2).sqrt()  # the way along a column's line for one of the way ahead
-    for row, slope in enumerate((3.5 - torch.arange(8)) / 6):
+    hit, far = hit_and_far([-0.1, 0.2, 1.0, 0.0, 0.0, 0.0])
+    for row, slope in enumerate((7.5 - torch.arange(16)) / 12 * half_width):
         if slope > 0.37:  # 0.3 - 0.08 over 0.6
-            assert hit[row].max() < 0.01
-        elif slope > 0:
-            torch.testing.assert_close(hit[row], torch.ones(12))
-            torch.testing.assert_close(far[row], 0.6 * across, atol=0.06, rtol=0)
-        else:  # the ground, or the wall before it
-            ground = torch.minimum(0.08 / -slope * torch.ones(12), torch.tensor(0.6))
-            torch.testing.assert_close(far[row], ground * across, atol=0.06, rtol=0)
+            assert hit[row].max() == 0
+        elif slope > 0:  # the wall, within the 0.01 that lie between two points of the map
+            assert hit[row].min() == 1
+            torch.testing.assert_close(far[row], torch.full((24,), 0.6), atol=0.01, rtol=0)
+        elif 0.08 / -slope < 0.59:  # the ground, which is where it is
+            torch.testing.assert_close(far[row], (0.08 / -slope).expand(24), atol=1e-3, rtol=0)
     # Turned away, there is none.
-    assert hit_and_far(torch.tensor([-0.1, 0.2, -1.0, 0.0, 0.0, 0.0]))[0][:4].max() < 0.01
+    assert hit_and_far([-0.1, 0.2, -1.0, 0.0, 0.0, 0.0])[0][:8].max() == 0
+
+
+def test_who_stands_on_a_step_sees_from_there() -> None:
+    view = _walled(WITH_POSE, 0.5)
+    high = _rays(view._seen(*split(torch.tensor([[0.7, 0.0, 1, 0, 0, 0]]))))[..., -1].exp()
+    low = _rays(view._seen(*split(torch.tensor([[-0.7, 0.0, -1, 0, 0, 0]]))))[..., -1].exp()
+    torch.testing.assert_close(high[8:], low[8:], atol=1e-3, rtol=0)
 
 
 def test_what_is_close_is_seen_finer_and_what_is_far_is_not() -> None:
-    """A wall 0.3 high from x = 0.5 on, and a map of what is close that knows something of its northern half."""
-    torch.manual_seed(0)
-    view = View(toy_transformer_config(**WITH_POSE | {"near_map": 301})).requires_grad_(False)
-    map_x, map_y = torch.linspace(-1.5, 1.5, 301).repeat(301), torch.linspace(-1.5, 1.5, 301).repeat_interleave(301)
-    view.heights[:, 0] = torch.where(map_x > 0.495, 0.3, 0.0)
+    view = _walled(WITH_POSE, 0.495)
 
-    def changed(x: float) -> Tensor:
-        """By how much the latent pixels [h, w] of who stands at x and looks east change."""
+    def changed(x: float, level: int) -> Tensor:
+        """By how much what the rays see changes with a grid, for one who stands at x and looks east at the wall."""
         pose = torch.tensor([[x, 0.0, 1, 0, 0, 0]])
-        before = view(pose)
-        view.near[:] = torch.randn(NEAR_FEATURES) * ((map_x > 0.4) & (map_y > 0))[:, None]
-        after = view(pose)
-        view.near.zero_()
-        return (after - before)[0].abs().amax(0)
+        before = view._seen(*split(pose))
+        view.grids[level].mul_(2)
+        after = view._seen(*split(pose))
+        view.grids[level].div_(2)
+        return _rays(after - before)[7].abs().amax()
 
-    close = changed(0.46)
-    assert close[:3, :2].min() > 1e-3 and close[:, 4:].max() == 0
-    assert 0 < changed(0.3).max() < close.max()
-    assert changed(0.1).max() == 0
+    # A row of rays lies a twelfth of the distance apart, a fifth of that on the finest grid's spacing of 1 / 256.
+    assert changed(0.45, 0) > 0 and changed(0.3, 0) == 0
+    assert changed(0.3, 2) > 0 and changed(-0.5, 2) == 0
+    assert changed(-1.4, len(view.grids) - 1) > 0
+
+
+def test_features_belong_to_places_and_lie_between_the_points_of_a_grid() -> None:
+    torch.manual_seed(0)
+    view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3) / 256 + torch.tensor([0.25, -0.5, 0.125])
+    at = view._looked_up(corners, torch.zeros(8))[:, :4]
+    assert torch.pdist(at).min() > 1e-4, "each has its own"
+    middle = view._looked_up(corners.mean(0, keepdim=True), torch.zeros(1))[0, :4]
+    torch.testing.assert_close(middle, at.mean(0), atol=1e-5, rtol=0)
+    # A gradient reaches no others.
+    view.requires_grad_(True)
+    view._looked_up(corners[:1], torch.zeros(1)).sum().backward()
+    assert all(0 < (grid.grad.abs().sum(1) > 1e-3).sum() <= 8 for grid in view.grids if grid.grad is not None)
 
 
 def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:

@@ -17,6 +17,7 @@ import av
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from streamgen.models.autoencoder import Autoencoder, to_uint8
 from streamgen.models.loading import (
@@ -55,7 +56,8 @@ model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_
 """
 MODEL = """
 model: {in_channels: 15, height: 12, width: 20, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
-        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, view_dim: 16, actors: 5}
+        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, actors: 5,
+        view_dim: 16, view_rows: 1024, ground_map: 64}
 """
 POSE = """
 stage: pose
@@ -442,36 +444,27 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["run", "student"])
 def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> None:
-    """The same camera, now with twice the columns and rows: two of them look where one looked before, on average; and
-    the same map, with a point between each two.
-    """
-    small = toy_transformer(toy_transformer_config(**WITH_ACTORS | {"near_map": 9}))
-    small.pose.view.heights.data.normal_()
-    small.pose.view.near.data.normal_()
+    """What it knows of places is the same for pictures of twice the columns and rows; the ground is the data's."""
+    small = toy_transformer(toy_transformer_config(**WITH_ACTORS))
+    small.pose.view.heights.normal_()
+    small.pose.view.floors.normal_()
     if kind == "student":
         save_transformer(small, tmp_path)
     else:
         save_pose(small.pose, tmp_path)
     config = small.config
-    change = {"height": 2 * config.height, "width": 2 * config.width, "near_map": 17}
+    change = {"height": 2 * config.height, "width": 2 * config.width, "ground_map": 17}
     large = Pose(config.model_copy(update=change))
     _start_from(large, tmp_path)
     with torch.no_grad():
         state = torch.randn(3, 6 + 5 * 2)
         action = torch.ones(3, config.action_dim or 0)
         torch.testing.assert_close(large.moved(state, action), small.pose.moved(state, action))
-        for name in ("angles", "slopes"):
-            now, before = getattr(large.view, name), getattr(small.pose.view, name)
-            assert len(now) == 2 * len(before)
-            torch.testing.assert_close(now.unflatten(0, (-1, 2)).mean(1)[1:-1], before[1:-1], rtol=0, atol=0.06)
-        assert torch.equal(large.view.places, small.pose.view.places)
-        for name in ("heights", "near"):
-            now, before = (
-                getattr(view, name).unflatten(0, (side, side))
-                for view, side in ((large.view, 17), (small.pose.view, 9))
-            )
-            torch.testing.assert_close(now[::2, ::2], before)
-            torch.testing.assert_close(now[1::2, ::2], (before[1:] + before[:-1]) / 2)
+        place, apart = torch.rand(9, 3) - 0.5, torch.zeros(9)
+        assert torch.equal(large.view._looked_up(place, apart), small.pose.view._looked_up(place, apart))
+        where = F.avg_pool2d(large.view.where.permute(2, 0, 1), 2).permute(1, 2, 0)
+        torch.testing.assert_close(where[1:-1, 1:-1], small.pose.view.where[1:-1, 1:-1], rtol=0, atol=0.1)
+    assert not large.view.heights.any() and not large.view.floors.any()
     with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
         _start_from(large, tmp_path / "vae")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -80,6 +81,41 @@ def test_poses_and_actors_where_the_game_gives_them(folder: Path) -> None:
         first = number_of(clip.frames[0])
         assert clip.poses.tolist() == poses()[first : first + 9]
         assert clip.actors is not None and clip.actors.tolist() == actors()[first : first + 9]
+
+
+def test_the_ground_lies_between_the_points_that_a_folder_knows(folder: Path) -> None:
+    before = VideoActionDataset(folder, 32, 24)
+    at = np.array([-3.0, 0.5, 9.0]), np.array([0.0, 5.0])
+    assert before.ground(*at) is None
+    known = {"x": [0, 1, 3], "y": [0, 10], "heights": [[0, 2, 4], [10, 12, 14]], "eye": 1.5}
+    np.savez(folder / "ground.npz", **known)
+    data = VideoActionDataset(folder, 32, 24)
+    ground = data.ground(*at)
+    assert ground is not None and (ground.eye, ground.view_deg) == (1.5, 90.0)
+    assert ground.heights.tolist() == ground.floors.tolist() == [[0, 1, 4], [5, 6, 9]]
+    assert data.fingerprint() != before.fingerprint()
+    np.savez(folder / "ground.npz", **known, view_deg=60, floors=np.zeros((2, 3)))
+    again = VideoActionDataset(folder, 32, 24).ground(*at)
+    assert again is not None and again.view_deg == 60.0
+    assert again.heights.tolist() == [[0, 1, 4], [5, 6, 9]] and not again.floors.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"y": [0, 10, 20]}, r"heights of shape \(2, 3\) for x of \(3,\) and y of \(3,\)"),
+        ({"x": [0, 3, 1]}, "x and y must rise"),
+        ({"heights": [[0, 2, np.nan], [10, 12, 14]]}, "finite"),
+        ({"eye": 0}, "eye 0.0 must be above the ground"),
+        ({"view_deg": 180}, "view_deg 180.0"),
+        ({"eye": [1, 2]}, "it needs `x`, `y`, `heights` and `eye`"),
+    ],
+)
+def test_a_ground_that_is_none_is_refused(folder: Path, wrong: dict[str, Any], message: str) -> None:
+    known = {"x": [0, 1, 3], "y": [0, 10], "heights": [[0, 2, 4], [10, 12, 14]], "eye": 1.5}
+    np.savez(folder / "ground.npz", **known | wrong)
+    with pytest.raises(VideoDataError, match=message):
+        VideoActionDataset(folder, 32, 24)
 
 
 def test_what_is_null_is_not_told(folder: Path) -> None:

@@ -8,12 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
+import vizdoom
 
 from streamgen.actions import WORLD_KEYS
+from streamgen.models.pose import REACH, View, _looked_up
+from tests.toy import WITH_POSE, toy_transformer_config
 from training.data import HELD_OUT_SEED, Clip, ClipSource, Share, held_out, recorded
-from training.world.arena import build_arena, is_free
+from training.world.arena import BASIN, DAIS, STRETCH, build_arena, is_free
 from training.world.policy import StickyPolicy
 from training.world.recorder import WorldData, WorldRecorder
 
@@ -251,6 +256,80 @@ def test_every_free_place_can_be_walked_to() -> None:
     assert not {(8, -26), (2, -26), (14, -26), (-19, 24), (-19, 25)} & free, "the hedges stand there"
     assert {(-1, -26), (17, -26), (8, -22), (-10, 24), (-19, 20)} <= free, "and end there"
     assert len(free) > 2500
+
+
+def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a view's rays meet by the data's heights and camera, beside the engine's own depths of the same frames."""
+    start = vizdoom.DoomGame.init
+
+    def with_depths(game: vizdoom.DoomGame) -> None:
+        game.set_depth_buffer_enabled(True)
+        start(game)
+
+    monkeypatch.setattr(vizdoom.DoomGame, "init", with_depths)
+    points = np.linspace(-REACH, REACH, 640) * 512
+    ground = WorldData().ground(points, points)
+    view = View(toy_transformer_config(**WITH_POSE | {"height": 16, "width": 20, "ground_map": 640}))
+    heights, floors = (torch.from_numpy(each) / 512 for each in (ground.heights, ground.floors))
+    view.stand(heights, floors, ground.eye / 512, 1.0)
+    skies, walls = [], []
+    with WorldRecorder(seed=1) as recorder:
+        for x, y, yaw in [
+            (0.0, 0.0, 90.0),
+            (283.0, 84.0, 34.0),
+            (-189.0, 17.0, 155.0),
+            (35.0, 243.0, 344.0),
+            (-500.0, 0.0, 0.0),
+        ]:
+            recorder._begin((x, y, yaw), scene=3)
+            state = recorder._game.get_state()
+            assert state.game_variables is not None and state.depth_buffer is not None
+            east, north, degrees = state.game_variables
+            turn = np.radians(degrees)
+            pose = torch.tensor([[east / 512, north / 512, np.cos(turn), np.sin(turn), 0, 0]]).float()
+            along = torch.stack([pose[0, 2] - pose[0, 3] * view.sides, pose[0, 3] + pose[0, 2] * view.sides], -1)
+            eye = view.camera[0] + _looked_up(view.floors, pose[:, :2])[:, 0]
+            hit, far = view._met(pose[:, :2], along[None], view.ups, eye)
+            depth = cv2.resize(state.depth_buffer, (80, 64), interpolation=cv2.INTER_NEAREST)
+            skies.append((hit[0].numpy() == 0) == (depth == depth.max()))
+            # Above the horizon there are walls and pillars, and few wisps; their depths are in steps of some 14 units.
+            wall = (hit[0, :30].numpy() == 1) & (depth[:30] < depth.max())
+            walls.append((far[0, :30].numpy()[wall] * 512, depth[:30][wall]))
+    assert np.mean(skies) > 0.97
+    distances, depths = (np.concatenate(each) for each in zip(*walls, strict=True))
+    depths = depths + 0.5
+    unit = np.median(distances / depths)
+    off = np.abs(distances / depths / unit - 1)
+    assert np.median(off) < 0.04 and np.mean(off < 0.1) > 0.9
+
+
+def test_a_viewer_stands_where_the_engine_lets_the_player_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around the dais, which one stands on as soon as one touches it, and the basin, out of which one looks last."""
+    start = vizdoom.DoomGame.init
+    told = [getattr(vizdoom.GameVariable, f"POSITION_{axis}") for axis in "XY"] + [vizdoom.GameVariable.ANGLE]
+
+    def with_heights(game: vizdoom.DoomGame) -> None:
+        game.set_available_game_variables([*told, vizdoom.GameVariable.POSITION_Z])
+        start(game)
+
+    monkeypatch.setattr(vizdoom.DoomGame, "init", with_heights)
+    points = np.linspace(-REACH, REACH, 640) * 512
+    ground = WorldData().ground(points, points)
+    rng = np.random.default_rng(1)
+    found: list[float] = []
+    with WorldRecorder(seed=1) as recorder:
+        for number in range(40):
+            x, y, radius = (DAIS, BASIN)[number % 2]
+            turn, away = rng.uniform(0, 2 * np.pi), radius + rng.uniform(-40, 40)
+            x, y = x + away * np.cos(turn), y + away * np.sin(turn)
+            if not is_free(x, y):
+                continue
+            recorder._begin((x, y, 0.0), scene=0)
+            state = recorder._game.get_state().game_variables
+            assert state is not None
+            column, row = (np.abs(points - place).argmin() for place in state[:2])
+            found.append(ground.floors[row, column] / STRETCH - state[3])
+    assert len(found) > 30 and np.mean(np.abs(found) < 0.5) > 0.95  # between two points of the map it may be either
 
 
 def test_is_free_matches_the_engine(recorder: WorldRecorder) -> None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, save_pose
-from streamgen.models.pose import SHARPNESS, Course, Motion, Pose, from_planes, split
+from streamgen.models.pose import REACH, Course, Motion, Pose, View, from_planes, split
 from streamgen.student import WEIGHTS
 from training.clips import LatentClips, encode, recorded_share, states_of
-from training.data import Clip, held_out
-from training.distributed import greatest, rank_and_size
+from training.data import Clip, ClipData, held_out
+from training.distributed import greatest
 from training.judges import yaw_difference
 from training.metrics import JUDGED, decode, frames_psnr
 from training.package import data_for
@@ -32,10 +32,10 @@ from training.sheets import contact_sheet
 
 _POSE = "pose."
 """Of weights of a transformer, those that are the pose's."""
-_CAMERA = {"view.angles", "view.slopes", "view.where"}
+_WHERE = "view.where"
 """Weights whose shape is that of frames."""
-_MAPS = {"view.heights", "view.near"}
-"""Weights whose shape is that of the map."""
+_GROUND = "view.heights", "view.floors"
+"""Not learned, but the data's."""
 _SEEN = 48, 33
 """Held-out clips and the frames of each."""
 _THINNED = slice(None, None, 8)
@@ -49,8 +49,6 @@ _POOL_SEED = 2**30 + 1
 _SHARPNESS = 64.0
 """Errors of a place count squared up to a quarter of 1 / 64 of the scale (2 map units of 512), linearly beyond: whether
 one hits a pillar or slides past it is not to be averaged."""
-_SOFT_EDGES = 8.0, 0.6
-"""Sharpness of the view's edges at the start, and the share of the steps after which they are as sharp as in play."""
 _HEADING = 30.0
 """What an error of the heading's cosine and sine counts beside: two degrees are about one, as are eight map units."""
 _COURSE = 256.0
@@ -74,6 +72,7 @@ class PoseStage:
         model = Pose(recipe.model)
         if recipe.start is not None:
             _start_from(model, recipe.start)
+        _stand(model.view, recipe, self.data)
         self._held_out = [clip.cut(_THINNED) for clip in held_out(self.data, *_SEEN)]
         self._judged = self._encoded(self._held_out)
         self._walked = self._states(held_out(self.data, *_WALKED))
@@ -89,10 +88,8 @@ class PoseStage:
             greatest(model.course.ground)
         self.model: nn.Module = model
 
-    def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, float, LatentClips]:
-        """Latents [N, C, h, w] of single frames, how sharp the view's edges are by now, and short walks: states
-        [B, 1 + walk, S] in place of latents.
-        """
+    def batch(self, clips: list[Clip], number: int) -> tuple[Tensor, LatentClips]:
+        """Latents [N, C, h, w] of single frames, and short walks: states [B, 1 + walk, S] in place of latents."""
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, number))
         frames = rng.integers(len(self._pool), size=recipe.frames)
         chosen = rng.integers(len(self._walks.latents), size=recipe.starts)
@@ -100,15 +97,15 @@ class PoseStage:
         # Not from a clip's first frame, whose speed is not known.
         starts = rng.integers(1, recipe.clip_length - recipe.walk, size=(len(states), 1))
         at = np.arange(len(states))[:, None], starts + np.arange(1 + recipe.walk)
-        return self._pool[frames], self._sharpness(number), LatentClips(states[at], actions[at])
+        return self._pool[frames], LatentClips(states[at], actions[at])
 
     def loss(
-        self, batch: tuple[Tensor, float, LatentClips], ema: nn.Module, generator: torch.Generator
+        self, batch: tuple[Tensor, LatentClips], ema: nn.Module, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, Pose)
-        pictures, sharpness, walks = batch
+        pictures, walks = batch
         picture, state = self._split(pictures)
-        view = F.mse_loss(self.model.view(state, sharpness), picture)
+        view = F.mse_loss(self.model.view(state), picture)
         poses, actors = split(walks.latents)
         made, true = walk(self.model.motion, poses[:, 0], walks.actions[:, 1:]), poses[:, 1:]
         place = F.smooth_l1_loss(made[..., :2] * _SHARPNESS, true[..., :2] * _SHARPNESS, beta=0.25)
@@ -142,15 +139,6 @@ class PoseStage:
         assert isinstance(ema, Pose)
         save_pose(ema, folder)
 
-    def _sharpness(self, number: int) -> float:
-        recipe = self.recipe
-        if recipe.start is not None:
-            return SHARPNESS
-        _, size = rank_and_size()
-        done = number / (recipe.steps * recipe.accumulate * size)
-        start, until = _SOFT_EDGES
-        return start + min(1.0, done / until) * (SHARPNESS - start)
-
     def _encoded(self, clips: list[Clip]) -> Tensor:
         """Latents of all frames, [N, C, h, w]."""
         return encode(self._autoencoder, clips, self.recipe.model).latents.flatten(0, 1)
@@ -166,7 +154,7 @@ class PoseStage:
 
 
 def _start_from(model: Pose, folder: Path) -> None:
-    """Of frames of another size the camera is resampled, of a map of another size what is on it; all else stays."""
+    """Of frames of another size the weights of each latent pixel are resampled; all else stays."""
     weights: dict[str, Tensor] = {}
     for path, prefix in ((folder / "transformer" / WEIGHTS, _POSE), (folder / "pose" / WEIGHTS, "")):
         with contextlib.suppress(OSError, SafetensorError):
@@ -175,28 +163,27 @@ def _start_from(model: Pose, folder: Path) -> None:
     if not weights:
         raise RecipeError(f"start: {folder} has no pose: name a run or student folder that has one")
     own = model.state_dict()
-    for name in _CAMERA & weights.keys():
-        weights[name] = _resampled(weights[name], own[name].shape)
-    for name in _MAPS & weights.keys():
-        weights[name] = _redrawn(weights[name], len(own[name]))
+    weights |= {name: own[name] for name in _GROUND}
+    if _WHERE in weights:
+        where = weights[_WHERE].permute(2, 0, 1)[None]
+        weights[_WHERE] = F.interpolate(where, own[_WHERE].shape[:2], mode="bilinear")[0].permute(1, 2, 0)
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if wrong:
         raise RecipeError(f"start: {folder} has weights that do not fit this pose: {wrong[0]}, ...")
     model.load_state_dict(weights, strict=False)
 
 
-def _resampled(value: Tensor, shape: torch.Size) -> Tensor:
-    """What a camera knows of each column, each row, or each latent pixel [h, w, d], for another number of them."""
-    if value.dim() == 1:
-        return F.interpolate(value[None, None], shape[0], mode="linear")[0, 0]
-    return F.interpolate(value.permute(2, 0, 1)[None], shape[:2], mode="bilinear")[0].permute(1, 2, 0)
-
-
-def _redrawn(table: Tensor, points: int) -> Tensor:
-    """A square map [side * side, C] with another number of points."""
-    old, new = math.isqrt(len(table)), math.isqrt(points)
-    grid = table.T.unflatten(1, (old, old))[None]
-    return F.interpolate(grid, (new, new), mode="bilinear", align_corners=True)[0].flatten(1).T.contiguous()
+def _stand(view: View, recipe: PoseRecipe, data: ClipData) -> None:
+    """Put the view on the data's ground."""
+    scale = recipe.model.pose_scale
+    assert scale is not None
+    points = np.linspace(-REACH, REACH, recipe.model.ground_map) * scale
+    ground = data.ground(points, points)
+    if ground is None:
+        raise RecipeError("data: they do not say where the ground is, without which nothing can be seen of a world")
+    half_width = math.tan(math.radians(ground.view_deg / 2))
+    heights, floors = (torch.from_numpy(each) / scale for each in (ground.heights, ground.floors))
+    view.stand(heights, floors, ground.eye / scale, half_width)
 
 
 def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:

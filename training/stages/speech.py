@@ -19,7 +19,7 @@ from streamgen.audio import log_mel
 from streamgen.face import SPEECH
 from streamgen.models.loading import load_speech, save_speech
 from streamgen.models.speech import SpeechEncoder, windows
-from training.data import Clip, held_out
+from training.data import Clip, ClipData, held_out
 from training.package import start_from
 from training.recipe import SpeechRecipe
 from training.sheets import line_sheet
@@ -43,7 +43,7 @@ class SpeechStage:
 
     def __init__(self, recipe: SpeechRecipe) -> None:
         self.recipe = recipe
-        self.data = VoiceDataset(recipe.data)
+        self.data: ClipData = VoiceDataset(recipe.data)
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = SpeechEncoder(recipe.model)
         if recipe.start is not None:

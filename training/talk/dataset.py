@@ -117,6 +117,9 @@ class TalkDataset:
         """Of names, sizes and curves."""
         return self._fingerprint
 
+    def ground(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        """There is none."""
+
     @property
     def people(self) -> list[str]:
         """Whose videos they are, by name."""

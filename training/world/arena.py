@@ -9,6 +9,9 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from training.world import pictures, sprites
 from training.world.paint import Picture, choose_palette, to_png
 
@@ -20,6 +23,7 @@ LIP = 4  # room above a wall's top; the far side of this gap must stay hidden be
 ALCOVE_HALF, ALCOVE_DEPTH = 130, 128
 OUTSIDE = 760
 PLAYER_RADIUS = 16
+STEP = 24  # what a player climbs
 EYE = 41  # of the player, above the floor
 
 Point = tuple[float, float]
@@ -72,13 +76,15 @@ PILLARS = (
     Pillar("brazier", -430, -200, 16, 36, 8),
 )
 TOPS = {"hedge": "LEAVES", "brazier": "COALS"}  # the others stand too high to show theirs
-DAIS = (310.0, 30.0, 104.0)  # x, y, radius; one step up
-BASIN = (-300.0, -50.0, 96.0)  # x, y, radius; one step down
+DAIS, DAIS_STEP = (310.0, 30.0, 104.0), 16  # x, y, radius
+BASIN, BASIN_STEP = (-300.0, -50.0, 96.0), -14
+STRETCH = 1.2  # a map unit of height on the screen, in units of width
+FIRE = sprites.FLAME_HEIGHT / sprites.TEXELS / STRETCH * 0.8  # of a brazier, what is always there of it
+FIRE_RADIUS = sprites.FLAME_WIDTH / sprites.TEXELS / 4
 WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -330), (-340, -230), (-400, 250))  # where each sets out
 DRIFTER_TYPE, FLAME_TYPE = 20001, 20002
 WISP_HEIGHT = 24  # of what bounces; what is seen is larger
 WISP_SPEED = 3.5  # map units per tic
-STRETCH = 1.2  # a map unit of height on the screen, in units of width
 
 
 def is_free(x: float, y: float, margin: float = 28.0) -> bool:
@@ -93,6 +99,24 @@ def is_free(x: float, y: float, margin: float = 28.0) -> bool:
         if gap < p.radius + margin:
             return False
     return True
+
+
+def heights(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
+    """How high the ground is at (x, y), in map units of width: walls and pillars are ground, and so is a brazier's
+    fire.
+    """
+    height = np.full(np.broadcast_shapes(x.shape, y.shape), WALL, np.float32)
+    court = (np.maximum(abs(x), abs(y)) < HALF) & (abs(x) + abs(y) < 2 * HALF - CORNER)
+    alcove = (x <= -HALF) & (x > -HALF - ALCOVE_DEPTH) & (abs(y) < ALCOVE_HALF)
+    height[court | alcove] = 0
+    shapes: list[tuple[list[Point], float]] = [(_ring(*DAIS, 16), DAIS_STEP), (_ring(*BASIN, 16), BASIN_STEP)]
+    shapes += [(p.outline(), p.height) for p in PILLARS]
+    shapes += [(_ring(p.x, p.y, FIRE_RADIUS, 8), p.height + FIRE) for p in PILLARS if p.kind == "brazier"]
+    for clockwise, rises in shapes:
+        sides = zip(clockwise, clockwise[1:] + clockwise[:1], strict=True)
+        within = [(bx - ax) * (y - ay) - (by - ay) * (x - ax) <= 0 for (ax, ay), (bx, by) in sides]
+        height[np.logical_and.reduce(within)] = rises
+    return height * np.float32(STRETCH)
 
 
 def build_arena(path: Path) -> None:
@@ -203,7 +227,10 @@ def _textmap() -> bytes:
     for index, p in enumerate(PILLARS):
         top = m.sector(p.height, SKY_HEIGHT, TOPS.get(p.kind, "PLANKS"))
         _loop(m, p.outline(), yard, top, f"PILLAR{index}", 0 if p.sides == 4 else _perimeter(p) / p.sides)
-    for (x, y, radius), step, flat, edge in ((DAIS, 16, "DAIS", "RIMDAIS"), (BASIN, -14, "WATER", "RIMPOOL")):
+    for (x, y, radius), step, flat, edge in (
+        (DAIS, DAIS_STEP, "DAIS", "RIMDAIS"),
+        (BASIN, BASIN_STEP, "WATER", "RIMPOOL"),
+    ):
         # Flats are laid from the map's origin: shift the picture (256 wide) so that its centre is the sector's.
         shift = f"xpanningfloor={(128 - x) % 256:.1f}; ypanningfloor={(128 + y) % 256:.1f};"
         inner = m.sector(step, SKY_HEIGHT, flat, shift)

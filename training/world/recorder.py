@@ -14,8 +14,19 @@ import vizdoom
 from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
-from training.data import Clip
-from training.world.arena import ALCOVE_DEPTH, HALF, WISPS, build_arena, is_free
+from training.data import Clip, Ground
+from training.world.arena import (
+    ALCOVE_DEPTH,
+    EYE,
+    HALF,
+    PLAYER_RADIUS,
+    STEP,
+    STRETCH,
+    WISPS,
+    build_arena,
+    heights,
+    is_free,
+)
 from training.world.guard import write_wrapper
 from training.world.policy import StickyPolicy
 
@@ -198,6 +209,14 @@ class WorldData:
 
     def recorder(self, seed: int) -> WorldRecorder:
         return WorldRecorder(seed, self.width, self.height)
+
+    def ground(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Ground:
+        around = [int(PLAYER_RADIUS / np.diff(each).mean()) for each in (x, y)]
+        here = heights(x, y[:, None])
+        # A player stands on the highest of what is below him that he could step on.
+        low = np.where(here <= STEP * STRETCH, here, here.min())
+        floors = cv2.dilate(low, np.ones([2 * each + 1 for each in around[::-1]], np.uint8))
+        return Ground(here, floors, EYE * STRETCH)
 
 
 def _wisp_ahead(state: vizdoom.GameState, pose: NDArray[np.float32]) -> float | None:
