@@ -9,6 +9,7 @@ The state S of a world is the viewer's pose and that of every actor: [..., 6 + 5
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -226,7 +227,7 @@ class Course(nn.Module):
     def learn_ground(self, places: Tensor) -> None:
         """Take places [..., 2] where actors were for all where they can be."""
         side = math.isqrt(len(self.ground))
-        x, y = _on_map(places.reshape(-1, 2), side).round().long().unbind(-1)
+        x, y = (_on_map(along.reshape(-1), side).round().long() for along in places.unbind(-1))
         self.ground.zero_()[y * side + x] = 1
 
     def _thrown_back(self, place: Tensor, move: Tensor) -> Tensor:
@@ -236,7 +237,8 @@ class Course(nn.Module):
         x, y = move.unbind(-1)
         kept = -move
         for other in (torch.stack([-x, y], -1), torch.stack([x, -y], -1), move):
-            kept = torch.where(_looked_up(self.ground, place + other) > 0.5, other, kept)
+            free = _looked_up(self.ground, *(place + other).unbind(-1)) > 0.5
+            kept = torch.where(free[..., None], other, kept)
         return kept
 
 
@@ -324,39 +326,47 @@ class View(nn.Module):
 
     def _seen(self, pose_N6: Tensor, actors_NT5: Tensor) -> Tensor:
         """What the rays of every latent pixel meet, [N, h, w, features]. Distances are those ahead."""
-        here, c, s = pose_N6[:, :2], pose_N6[:, 2:3], pose_N6[:, 3:4]
+        x, y, c, s = (pose_N6[:, at, None] for at in range(4))
         sides, slopes = self.sides * self.camera[1], self.ups * self.camera[1]
-        eye = self.camera[0] + _looked_up(self.floors, here)[..., 0]
-        along = torch.stack([c - s * sides, s + c * sides], -1)  # [N, columns, 2] for one of the way ahead
-        hit, far = self._met(here, along, slopes, eye)
-        sky = _HORIZON * along / (1 + sides * sides).sqrt()[:, None]
-        place = torch.where(hit[..., None] > 0, here[:, None, None] + far[..., None] * along[:, None], sky[:, None])
-        height = torch.where(hit > 0, eye[:, None, None] + far * slopes[:, None], _HORIZON * slopes[:, None])
-        until = torch.where(hit > 0, far, self.distances[-1])
-        apart = torch.where(hit > 0, far, _HORIZON) * (sides[0] - sides[1])
-        features = self._looked_up(torch.cat([place, height[..., None]], -1), apart)
+        eye = self.camera[0] + _looked_up(self.floors, x, y)[..., None]  # [N, 1, 1]
+        # For one of the way ahead, [N, columns].
+        dx, dy = c - s * sides, s + c * sides
+        hit, far = self._met((x, y), (dx, dy), slopes, eye)
+        met, skyward = hit > 0, _HORIZON / (1 + sides * sides).sqrt()
+        where = [
+            torch.where(met, at[..., None] + far * d[:, None], (skyward * d)[:, None]) for at, d in ((x, dx), (y, dy))
+        ]
+        where.append(torch.where(met, eye + far * slopes[:, None], _HORIZON * slopes[:, None]))
+        features = self._features(where, torch.where(met, far, _HORIZON) * (sides[0] - sides[1]))
+        until = torch.where(met, far, self.distances[-1])
         if actors_NT5.shape[1]:
-            sprite, share = self._actors(actors_NT5, pose_N6, until, sides, slopes, eye)
+            sprite, share = self._actors(actors_NT5, pose_N6, until, sides, slopes, eye[:, 0, 0])
             features = _between(features, sprite, share)
         return self._by_latent_pixels(torch.cat([features, hit[..., None], (until.log() * hit)[..., None]], -1))
 
-    def _ground(self, place: Tensor) -> Tensor:
-        """How high it is at places [..., 2]."""
-        return _looked_up(self.heights, place)[..., 0]
+    def _met(
+        self, here: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor], slopes: Tensor, eye: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of rays [N, rows, columns]: 1 where the ground rises above them and 0 where not, and at what distance.
 
-    def _met(self, here_N2: Tensor, along: Tensor, slopes: Tensor, eye_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rays [N, rows, columns]: 1 where the ground rises above them and 0 where not, and at what distance."""
-        here, eye = here_N2[:, None, None], eye_N[:, None, None]
-        risen = (self._ground(here + self.distances[:, None] * along[:, :, None]) - eye) / self.distances
+        here: x and y, each [N, 1]; along: what a column adds to them for one of the way ahead, each [N, columns];
+        slopes [rows]; eye: its height [N, 1, 1].
+        """
+        (x, y), (dx, dy), slopes = (each[..., None] for each in here), along, slopes[:, None]
+
+        def ground(distance: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+            return _looked_up(self.heights, x + distance * dx, y + distance * dy)
+
+        risen = (ground(self.distances, dx[..., None], dy[..., None]) - eye) / self.distances
         # How many steps a ray goes before it meets something.
-        steps = (_running_max(risen)[:, None] <= slopes[:, None, None]).sum(-1)
+        steps = (_running_max(risen)[:, None] <= slopes[..., None]).sum(-1)
         hit = (steps < len(self.distances)).to(risen.dtype)
         steps = steps.clamp(1, len(self.distances) - 1)
         near, far = (F.embedding(at, self.distances[:, None])[..., 0] for at in (steps - 1, steps))
 
         def above(distance: Tensor) -> Tensor:
             """By how much the ground rises above the rays."""
-            return self._ground(here + distance[..., None] * along[:, None]) - eye - slopes[:, None] * distance
+            return ground(distance, dx[:, None], dy[:, None]) - eye - slopes * distance
 
         for _ in range(_HALVINGS):
             middle = (near + far) / 2
@@ -366,27 +376,25 @@ class View(nn.Module):
         short, over = above(near), above(far)
         return hit, near + (far - near) * (short / (short - over - 1e-9)).clamp(0.0, 1.0)
 
-    def _looked_up(self, place: Tensor, apart: Tensor) -> Tensor:
-        """Features [..., levels * features] of places [..., 3] that rays see which lie `apart` [...] there."""
-        low = place.new_tensor([-REACH, -REACH, _LOWEST])
-        high = place.new_tensor([REACH, REACH, _HIGHEST])
-        place = torch.minimum(torch.maximum(place, low), high) - low
+    def _features(self, place: Sequence[Tensor], apart: Tensor) -> Tensor:
+        """[..., levels * features] of places (x, y and height, each [...]) where rays lie `apart` [...]."""
+        ranges = (-REACH, REACH), (-REACH, REACH), (_LOWEST, _HIGHEST)
+        place = [at.clamp(low, high) - low for at, (low, high) in zip(place, ranges, strict=True)]
         levels = []
         for level, grid in enumerate(self.grids):
             spacing = _FINEST * 2**level
-            at = place / spacing
-            corner = at.floor()
-            x, y, z = (at - corner).split(1, -1)
-            row = corner.long()
-            row = row[..., 0] + row[..., 1] * _PRIMES[0] + row[..., 2] * _PRIMES[1]
+            at = [each / spacing for each in place]
+            corner = [each.floor() for each in at]
+            x, y, z = (each.long() for each in corner)
+            row = x + y * _PRIMES[0] + z * _PRIMES[1]
             # All eight at once: each lookup's gradient is as large as the grid.
             around = torch.stack([row + dx + dy * _PRIMES[0] + dz * _PRIMES[1] for dz, dy, dx in _CORNERS])
-            around = around - torch.div(around, len(grid), rounding_mode="trunc") * len(grid)
-            found = F.embedding(around, grid)
-            for share in (x, y, z):
-                found = _between(found[::2], found[1::2], share)
-            fades = (_FADES - apart / spacing).clamp(0.0, 1.0) if level < VIEW_LEVELS - 1 else torch.ones_like(apart)
-            levels.append(found[0] * fades[..., None])
+            found = F.embedding(around % len(grid), grid)
+            for each, low in zip(at, corner, strict=True):
+                found = _between(found[::2], found[1::2], (each - low)[..., None])
+            # Whatever is far is seen by the coarsest.
+            fades = (_FADES - apart / spacing).clamp(0.0, 1.0)[..., None] if level < VIEW_LEVELS - 1 else 1.0
+            levels.append(found[0] * fades)
         return torch.cat(levels, -1) * _FASTER
 
     def _by_latent_pixels(self, rays: Tensor) -> Tensor:
@@ -435,24 +443,23 @@ def _from_middle(count: int) -> Tensor:
     return (count - 1) / 2 - torch.arange(count)
 
 
-def _looked_up(table: Tensor, place: Tensor) -> Tensor:
-    """Values [..., C] of a square map, rows from south to north [side * side, C], at places [..., 2] between its
-    points.
+def _looked_up(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Values [...] of a square map, rows from south to north [side * side, 1], at places (x, y), each [...], between
+    its points.
     """
     side = math.isqrt(len(table))
-    at = _on_map(place, side)
-    corner = at.detach().floor()
-    x, y = (at - corner).split(1, -1)
-    index = corner[..., 1].long() * side + corner[..., 0].long()
-    # All four at once: each lookup's gradient is as large as the table.
-    around = F.embedding(torch.stack([index, index + 1, index + side, index + side + 1]), table)
+    column, row = _on_map(x, side), _on_map(y, side)
+    west, south = column.floor(), row.floor()
+    index = south.long() * side + west.long()
+    around = F.embedding(torch.stack([index, index + 1, index + side, index + side + 1]), table)[..., 0]
     south_west, south_east, north_west, north_east = around.unbind(0)
-    return _between(_between(south_west, south_east, x), _between(north_west, north_east, x), y)
+    share = column - west
+    return _between(_between(south_west, south_east, share), _between(north_west, north_east, share), row - south)
 
 
-def _on_map(place: Tensor, side: int) -> Tensor:
-    """Column and row [..., 2], not whole, of places [..., 2] on a map of side * side points."""
-    return ((place / REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
+def _on_map(at: Tensor, side: int) -> Tensor:
+    """Column, or row, not whole, of places along an axis of a map of side * side points."""
+    return ((at / REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
 
 
 def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

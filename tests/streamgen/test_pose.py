@@ -285,13 +285,13 @@ def test_features_belong_to_places_and_lie_between_the_points_of_a_grid() -> Non
     torch.manual_seed(0)
     view = View(toy_transformer_config(**WITH_POSE)).requires_grad_(False)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3) / 256 + torch.tensor([0.25, -0.5, 0.125])
-    at = view._looked_up(corners, torch.zeros(8))[:, :4]
+    at = view._features(corners.unbind(-1), torch.zeros(8))[:, :4]
     assert torch.pdist(at).min() > 1e-4, "each has its own"
-    middle = view._looked_up(corners.mean(0, keepdim=True), torch.zeros(1))[0, :4]
+    middle = view._features(corners.mean(0, keepdim=True).unbind(-1), torch.zeros(1))[0, :4]
     torch.testing.assert_close(middle, at.mean(0), atol=1e-5, rtol=0)
     # A gradient reaches no others.
     view.requires_grad_(True)
-    view._looked_up(corners[:1], torch.zeros(1)).sum().backward()
+    view._features(corners[:1].unbind(-1), torch.zeros(1)).sum().backward()
     assert all(0 < (grid.grad.abs().sum(1) > 1e-3).sum() <= 8 for grid in view.grids if grid.grad is not None)
 
 
@@ -307,15 +307,15 @@ def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:
 
 
 def test_maps_are_looked_up_between_their_points() -> None:
-    table, place = torch.randn(25, 3), torch.rand(7, 2) * 4 - 2
+    table, place = torch.randn(25, 1), torch.rand(7, 2) * 4 - 2
     # Outside of the map is what its edge is.
     grid = F.grid_sample(
-        table.view(1, 5, 5, 3).permute(0, 3, 1, 2),
+        table.view(1, 1, 5, 5),
         place.view(1, 1, 7, 2) / 1.5,
         padding_mode="border",
         align_corners=True,
     )
-    torch.testing.assert_close(_looked_up(table, place), grid[0, :, 0].T, atol=1e-2, rtol=0)
+    torch.testing.assert_close(_looked_up(table, *place.unbind(-1)), grid[0, 0, 0], atol=1e-2, rtol=0)
     x = torch.randn(4, 3, 37)
     assert torch.equal(_running_max(x), x.cummax(-1).values)
 

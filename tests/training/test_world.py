@@ -287,9 +287,11 @@ def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPa
             east, north, degrees = state.game_variables
             turn = np.radians(degrees)
             pose = torch.tensor([[east / 512, north / 512, np.cos(turn), np.sin(turn), 0, 0]]).float()
-            along = torch.stack([pose[0, 2] - pose[0, 3] * view.sides, pose[0, 3] + pose[0, 2] * view.sides], -1)
-            eye = view.camera[0] + _looked_up(view.floors, pose[:, :2])[:, 0]
-            hit, far = view._met(pose[:, :2], along[None], view.ups, eye)
+            here, along = (
+                (pose[:, 0:1], pose[:, 1:2]),
+                (pose[:, 2:3] - pose[:, 3:4] * view.sides, pose[:, 3:4] + pose[:, 2:3] * view.sides),
+            )
+            hit, far = view._met(here, along, view.ups, view.camera[0] + _looked_up(view.floors, *here)[..., None])
             depth = cv2.resize(state.depth_buffer, (80, 64), interpolation=cv2.INTER_NEAREST)
             skies.append((hit[0].numpy() == 0) == (depth == depth.max()))
             # Above the horizon there are walls and pillars, and few wisps; their depths are in steps of some 14 units.
