@@ -102,7 +102,10 @@ class TransformerConfig(_Config):
     )
     view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
     view_rows: int = Field(
-        2**20, ge=2**10, description="features that the view's finest grid has room for; each further grid a quarter"
+        2**20,
+        ge=2**10,
+        le=2**21,
+        description="features that the view's finest grid has room for, a power of two; each further grid a quarter",
     )
     ground_map: int = Field(640, ge=2, description="points along a side of the view's map of heights")
 
@@ -124,6 +127,8 @@ class TransformerConfig(_Config):
         ):
             if value % divisor:
                 raise ValueError(f"{what} {value} is not a multiple of {divisor}")
+        if self.view_rows.bit_count() > 1:
+            raise ValueError(f"view_rows {self.view_rows} is not a power of two")
         if self.residual and not self.concat_previous:
             raise ValueError("residual needs concat_previous: without it there is no previous latent to add to")
         if self.history_level > _OWN_PICTURE and not (self.concat_previous and self.block_size == 1):

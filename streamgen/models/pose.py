@@ -59,8 +59,8 @@ _FADES = 3.0
 many on: what is finer would flicker."""
 _LOWEST, _HIGHEST = -0.25, 1.5
 """Between which heights have features of their own."""
-_PRIMES = 1553, 905_969
-"""Of a level's features, how far apart those of neighbours in y and in z are kept."""
+_ROW, _FLOOR = 1553, (884, 753)
+"""Of a grid's features, how far apart those of neighbours in y are kept, and in z: 884 * 1024 + 753."""
 _HORIZON = 1.42
 """How far away the sky is."""
 _SLOWER, _FASTER = 0.1, 10.0
@@ -385,11 +385,12 @@ class View(nn.Module):
             spacing = _FINEST * 2**level
             at = [each / spacing for each in place]
             corner = [each.floor() for each in at]
-            x, y, z = (each.long() for each in corner)
-            row = x + y * _PRIMES[0] + z * _PRIMES[1]
+            x, y, z = corner
+            # Whole numbers below 2^24, all exact in fp32: engines divide large integers by way of it.
+            floors = [_wrapped((z + dz) * _FLOOR[0], 1024) * 1024 + (z + dz) * _FLOOR[1] for dz in (0, 1)]
+            around = torch.stack([x + dx + (y + dy) * _ROW + floors[dz] for dz, dy, dx in _CORNERS])
             # All eight at once: each lookup's gradient is as large as the grid.
-            around = torch.stack([row + dx + dy * _PRIMES[0] + dz * _PRIMES[1] for dz, dy, dx in _CORNERS])
-            found = F.embedding(around % len(grid), grid)
+            found = F.embedding(_wrapped(around, len(grid)).long(), grid)
             for each, low in zip(at, corner, strict=True):
                 found = _between(found[::2], found[1::2], (each - low)[..., None])
             # Whatever is far is seen by the coarsest.
@@ -441,6 +442,11 @@ _CORNERS = [(dz, dy, dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
 def _from_middle(count: int) -> Tensor:
     """Of pixels, from the first: how far each is from the middle."""
     return (count - 1) / 2 - torch.arange(count)
+
+
+def _wrapped(number: Tensor, size: int) -> Tensor:
+    """What is left of whole numbers after as many times `size`, a power of two, as they hold."""
+    return number - (number / size).floor() * size
 
 
 def _looked_up(table: Tensor, x: Tensor, y: Tensor) -> Tensor:

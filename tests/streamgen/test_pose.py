@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import openvino
 import pytest
 import torch
 from torch import Tensor
@@ -293,6 +295,20 @@ def test_features_belong_to_places_and_lie_between_the_points_of_a_grid() -> Non
     view.requires_grad_(True)
     view._features(corners[:1].unbind(-1), torch.zeros(1)).sum().backward()
     assert all(0 < (grid.grad.abs().sum(1) > 1e-3).sum() <= 8 for grid in view.grids if grid.grad is not None)
+
+
+def test_openvino_finds_the_same_features(tmp_path: Path) -> None:
+    """Of a grid as large as a real one: where features are found is a number beyond what fp32 holds, wrapped."""
+    view = _walled(WITH_POSE | {"view_rows": 2**20}, 0.5)
+    for grid in view.grids:
+        grid.normal_()
+    poses = torch.tensor([[0.1, 0.2, 1, 0, 0, 0], [-0.3, 0.4, 0, 1, 0, 0], [0.2, -0.7, -1, 0, 0, 0]])
+    torch.onnx.export(view, (poses,), tmp_path / "view.onnx", dynamo=True, external_data=True, verbose=False)
+    compiled = openvino.compile_model(tmp_path / "view.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    want = view(poses)
+    torch.testing.assert_close(
+        torch.from_numpy(compiled(poses.numpy())[0]), want, rtol=0, atol=1e-4 * float(want.std())
+    )
 
 
 def test_a_view_is_the_same_however_many_poses_are_asked_for() -> None:
