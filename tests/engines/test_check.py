@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engines.check import check_student
 from engines.cli import student as command
-from streamgen.student import WEIGHTS
+from streamgen.student import WEIGHTS, Student
 
 CARD = "# A toy\n\n" + "It was trained on nothing and knows nothing. " * 10
 
@@ -46,6 +46,13 @@ def test_a_sound_student_passes(sound: Path) -> None:
     result = CliRunner().invoke(command, ["check", str(sound)])
     assert result.exit_code == 0
     assert "FAILED" not in result.output
+
+
+@pytest.mark.parametrize("name", ["world", "avatar", "anybody"])
+def test_a_shipped_student_passes(name: str) -> None:
+    findings = list(check_student(Student.from_pretrained(name).path))
+    assert findings[-1].what == "parity with torch"
+    assert all(finding.ok for finding in findings), findings
 
 
 def test_without_torch_it_says_what_was_not_checked(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:

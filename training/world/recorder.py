@@ -216,7 +216,7 @@ class WorldData:
         # A player stands on the highest of what is below him that he could step on.
         low = np.where(here <= STEP * STRETCH, here, here.min())
         floors = cv2.dilate(low, np.ones([2 * each + 1 for each in around[::-1]], np.uint8))
-        return Ground(here, floors, EYE * STRETCH)
+        return Ground(here, floors.astype(np.float32), EYE * STRETCH)
 
 
 def _wisp_ahead(state: vizdoom.GameState, pose: NDArray[np.float32]) -> float | None:
