@@ -55,8 +55,8 @@ _EYE = 0.08
 _FINEST = 1 / 256
 """How far the features of the finest level lie apart; those of each further one twice as far."""
 _FADES = 3.0
-"""A level counts in full as long as its features lie as far apart as half of this many rays, and no more from this
-many on: what is finer would flicker."""
+"""A level counts no more where rays lie so many times as far apart as its features, and in full up to one time less:
+what is finer would flicker."""
 _LOWEST, _HIGHEST = -0.25, 1.5
 """Between which heights have features of their own."""
 _ROW, _FLOOR = 1553, (884, 753)
@@ -64,7 +64,7 @@ _ROW, _FLOOR = 1553, (884, 753)
 _HORIZON = 1.42
 """How far away the sky is."""
 _SLOWER, _FASTER = 0.1, 10.0
-"""What the camera and the tables are times their parameters: an optimiser that takes steps of one size for all
+"""What the shape of actors and the tables are times their parameters: an optimiser that takes steps of one size for all
 parameters (Adam) moves them that much slower, and faster."""
 
 
@@ -281,7 +281,7 @@ class View(nn.Module):
         self._shape = config.height, config.width
         columns = config.width * VIEW_RAYS
         self.grids = nn.ParameterList(
-            nn.Parameter(torch.randn(max(1, config.view_rows >> 2 * level), VIEW_FEATURES) * 0.02 / _FASTER)
+            nn.Parameter(torch.randn(config.view_rows >> 2 * level, VIEW_FEATURES) * 0.02 / _FASTER)
             for level in range(VIEW_LEVELS)
         )
         if config.actors:
