@@ -172,9 +172,9 @@ def test_what_was_quantised_is_kept(
 
 
 def test_a_build_says_how_it_is_quantised_and_what_that_costs(
-    monkeypatch: pytest.MonkeyPatch, store: ArtefactStore
+    plain_student: Student, monkeypatch: pytest.MonkeyPatch, store: ArtefactStore
 ) -> None:
-    student = Student.from_pretrained("world")
+    student = plain_student
     graphs, cost = exported(student, 1, "fp16", store), Cost(48, 43.21, 40.5)
     plain = built(student, "sm_89", 1, store=store)
     spoilt = graphs | {DECODE_GRAPH: _spoilt(graphs[DECODE_GRAPH], student.path, 0.1)}
