@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import pytest
@@ -36,7 +37,7 @@ from training.clips import ClipPass, LatentClips, imperfect_history
 from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.decoder import DecoderStage
-from training.stages.pose import PoseStage, _start_from, walk
+from training.stages.pose import PoseStage, _stand, _start_from, walk
 from training.stages.teacher_forcing import TeacherForcingStage
 
 ROOT = Path(__file__).parents[2]
@@ -467,6 +468,13 @@ def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> No
     assert not large.view.heights.any() and not large.view.floors.any()
     with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
         _start_from(large, tmp_path / "vae")
+
+
+def test_videos_without_a_ground_are_refused() -> None:
+    recipe = load_recipe(ROOT / "training/recipes/world/pose.yaml")
+    data = Mock(ground=lambda x, y: None)
+    with pytest.raises(RecipeError, match=r"put ground\.npz beside the videos"):
+        _stand(Mock(), recipe, data)
 
 
 def test_a_start_without_actors_cannot_move_any(runs: Path, tmp_path: Path) -> None:

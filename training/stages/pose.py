@@ -180,7 +180,9 @@ def _stand(view: View, recipe: PoseRecipe, data: ClipData) -> None:
     points = np.linspace(-REACH, REACH, recipe.model.ground_map) * scale
     ground = data.ground(points, points)
     if ground is None:
-        raise RecipeError("data: they do not say where the ground is, without which nothing can be seen of a world")
+        raise RecipeError(
+            "data: they do not say where the ground is; put ground.npz beside the videos (training/videos.py)"
+        )
     half_width = math.tan(math.radians(ground.view_deg / 2))
     heights, floors = (torch.from_numpy(each) / scale for each in (ground.heights, ground.floors))
     view.stand(heights, floors, ground.eye / scale, half_width)
