@@ -15,8 +15,9 @@ PIXEL_PATCH = 4
 DETAIL_LAYERS = 2
 """Convolutions of the detail head that the tokens steer."""
 
-POSE_CHANNELS = 6
-"""x, y, cosine and sine of yaw, and what the last frame added to x and y."""
+POSE_CHANNELS = 9
+"""x, y, cosine and sine of yaw, what the last frame added to x and y, the height of the eye, what the last frame added
+to that, and how far what beats in place is in its cycle: from 0 up to 1, then 0 again."""
 ACTOR_CHANNELS = 5
 """x, y, what the last frame added to them, and how far what a hit began has gone: above 0 until 1, then 0 again."""
 OCTAVES = 6
@@ -25,6 +26,8 @@ MOTION_DIM = 128
 """Width of the network that knows what walls take from a move."""
 MOTION_LAYERS = 2
 """Its hidden layers beside the first."""
+EYE_DIM = 32
+"""Width of the network that knows how an eye goes up and down steps."""
 COURSE_MAP = 192
 """Points along a side of the map of where actors ever were."""
 VIEW_RAYS = 4
@@ -33,9 +36,10 @@ VIEW_STEPS = 128
 """Of a ray."""
 VIEW_LEVELS, VIEW_FEATURES = 5, 4
 """Grids of what a place looks like, and the features of each."""
-SPRITE_CLOCKS, SPRITE_RADII = 41, 12
-"""What an actor looks like: pictures, the first of which is that of one that nobody has hit, and points of each from
-its middle outwards."""
+SPRITE_CLOCKS, SPRITE_BEATS = 41, 8
+"""Pictures of an actor, the first of which is that of one that nobody has hit, and of what beats in place."""
+SPRITE_SIDES = 32, 16, 8
+"""Points across and up a picture, for one who is close, further off, and far."""
 _OWN_PICTURE = 0.5
 """Noise level up to which keys made from noisy latents still tell what is in them (diagonal forcing)."""
 FACE_CODE = 256
@@ -100,6 +104,7 @@ class TransformerConfig(_Config):
     actors: int = Field(
         0, ge=0, description="of the world that go their own ways; beside the pose, a latent tells where they are"
     )
+    fixtures: int = Field(0, ge=0, description="of the world that stay in place and beat, as flames do")
     view_dim: int = Field(128, ge=8, description="width of the network that knows what is to be seen from a pose")
     view_rows: int = Field(
         2**20,
@@ -146,6 +151,8 @@ class TransformerConfig(_Config):
             )
         if self.actors and (not self.pose_scale or self.width % self.actors):
             raise ValueError(f"actors {self.actors}: need pose_scale, and a width of which each gets an equal part")
+        if self.fixtures and not self.pose_scale:
+            raise ValueError(f"fixtures {self.fixtures}: need pose_scale")
         if self.face_dim and (self.pose_scale or not (self.action_dim and self.sink)):
             raise ValueError("face_dim needs action_dim and a sink, which is the reference, and no pose_scale")
         if self.face_dim and (self.height % 2 or self.width % 2):

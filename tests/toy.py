@@ -35,7 +35,7 @@ def toy_transformer_config(**changes: object) -> TransformerConfig:
 
 
 WITH_POSE = {
-    "in_channels": 10,
+    "in_channels": 13,
     "residual": True,
     "pose_scale": 512.0,
     "view_dim": 16,
@@ -44,8 +44,8 @@ WITH_POSE = {
 }
 """Changes to a `toy_transformer_config` that give it a pose; the picture stays as it is."""
 
-WITH_ACTORS = WITH_POSE | {"in_channels": 15, "actors": 2}
-"""The same with two actors."""
+WITH_ACTORS = WITH_POSE | {"in_channels": 18, "actors": 2, "fixtures": 1}
+"""The same with two actors, and something that beats in place."""
 
 WITH_FACE = {"sink": 2, "residual": True, "face_dim": 8}
 """Changes that give it a face."""

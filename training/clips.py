@@ -69,7 +69,12 @@ def states_of(clips: list[Clip], config: TransformerConfig) -> Tensor:
     if not poses.isfinite().all():
         raise RecipeError("model.pose_scale: the clips do not say where they were seen from; leave it out")
     pose = pose_vector(poses, config.pose_scale)
-    parts = [pose, _added(pose[..., :2])]
+    heights = [clip.eyes for clip in clips if clip.eyes is not None]
+    if len(heights) < len(clips):
+        raise RecipeError("model.pose_scale: the clips do not say how high the camera is, nor where the ground is")
+    eyes = torch.from_numpy(np.stack(heights))[..., None] / config.pose_scale
+    beats = np.stack([np.zeros(len(clip.poses), np.float32) if clip.beats is None else clip.beats for clip in clips])
+    parts = [pose, _added(pose[..., :2]), eyes, _added(eyes), torch.from_numpy(beats)[..., None]]
     if config.actors:
         told = [clip.actors for clip in clips if clip.actors is not None and clip.actors.shape[1] == config.actors]
         if len(told) < len(clips):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +45,24 @@ class Clip:
     actors: NDArray[np.float32] | None = None
     """[F, T, 3] x and y in map units of what goes its own way, and how far what a hit began has gone: above 0 until 1,
     then 0; None where the data do not say."""
+    eyes: NDArray[np.float32] | None = None
+    """[F] heights of the camera, in map units; None where the data do not say."""
+    beats: NDArray[np.float32] | None = None
+    """[F] in [0, 1), how far in its cycle is what stays in place and moves; None where nothing does."""
 
     def cut(self, some: slice) -> Clip:
         """Some of its frames, without the sound."""
-        actors = None if self.actors is None else self.actors[some]
-        latents = None if self.latents is None else self.latents[some]
-        return Clip(self.frames[some], self.actions[some], self.poses[some], latents=latents, actors=actors)
+        told = {field.name: getattr(self, field.name) for field in fields(self)} | {"sound": None}
+        part: dict[str, Any] = {name: rows if rows is None else rows[some] for name, rows in told.items()}
+        return replace(self, **part)
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What a viewer walks over, and how the camera sees it. All in map units that are as long upwards as sideways."""
+    """What a viewer walks over, how the camera sees it, and what burns there.
+
+    All in map units that are as long upwards as sideways.
+    """
 
     heights: NDArray[np.float32]
     """[Y, X]; walls, and whatever else a look ends at, are ground."""
@@ -65,6 +72,10 @@ class Ground:
     """Height of the camera above the feet."""
     view_deg: float = 90.0
     """The width of a frame."""
+    fixtures: NDArray[np.float32] | None = None
+    """[K, 3] x, y and height of the middles of what stays in place and moves to a beat, as flames do; None: nothing."""
+    rate: float = 0.0
+    """How much of their cycle a frame takes."""
 
 
 class Recorder(Protocol):

@@ -6,11 +6,12 @@
     walk-02.npz     or the same as arrays: keys [A] of strings, actions [F, A]
 
 Row t holds the keys that drove frame t: those held while the game went from frame t-1 to frame t. A game that knows
-where its frames were seen from may add `poses`: x, y and yaw of every frame, and with them `actors`, both as `Clip` has
-them, and for the whole folder what is walked over:
+where its frames were seen from may add `poses`: x, y and yaw of every frame, and with them `actors`, `eyes` (by default
+the eye's height above the floor) and `beats`, all as `Clip` has them, and for the whole folder what is walked over:
 
-    ground.npz      arrays x [X] and y [Y], both rising, heights [Y, X], floors [Y, X] where they are others, eye and,
-                    if it is not 90, view_deg: as `training.data.Ground` has them
+    ground.npz      arrays x [X] and y [Y], both rising, heights [Y, X], floors [Y, X] where they are others, eye, if it
+                    is not 90, view_deg, and where something beats, fixtures and rate: as `training.data.Ground` has
+                    them
 
 All files have the same keys in the same order and the same frame rate. Every tenth video is held out for
 evaluation; where there are fewer than ten, the last tenth of each.
@@ -41,14 +42,13 @@ class _Video:
     """split: the frames from here on are held out."""
 
     path: Path
-    actions: NDArray[np.uint8]
-    poses: NDArray[np.float32]
-    actors: NDArray[np.float32] | None
+    told: Clip
+    """All but the frames' pictures."""
     split: int
 
     def part(self, held_out: bool) -> tuple[int, int]:
         """First frame of the training or the held-out part, and the one after its last."""
-        return (self.split, len(self.actions)) if held_out else (0, self.split)
+        return (self.split, len(self.told.actions)) if held_out else (0, self.split)
 
 
 class VideoActionDataset:
@@ -67,10 +67,12 @@ class VideoActionDataset:
         digest = hashlib.sha256()
         for index, path in enumerate(paths):
             sidecar = _sidecar(path)
-            keys, actions, poses, actors = _read_sidecar(sidecar)
+            keys, told = _read_sidecar(sidecar)
             frames, rate = describe(path)
-            if frames and frames != len(actions):
-                raise VideoDataError(f"{sidecar}: {len(actions)} rows of actions, but {path.name} has {frames} frames")
+            if frames and frames != len(told.actions):
+                raise VideoDataError(
+                    f"{sidecar}: {len(told.actions)} rows of actions, but {path.name} has {frames} frames"
+                )
             if not self.videos:
                 self.keys, self.fps = keys, float(rate)
             if keys != self.keys:
@@ -78,20 +80,21 @@ class VideoActionDataset:
                     f"{sidecar}: keys {list(keys)}, but {self.videos[0].path.name} has {list(self.keys)}"
                 )
             check_rate(path, rate, self.fps, paths[0])
-            if self.videos and _count(actors) != _count(self.videos[0].actors):
+            if self.videos and _count(told.actors) != _count(self.videos[0].told.actors):
                 raise VideoDataError(
-                    f"{sidecar}: {_count(actors)} actors, but {self.videos[0].path.name} has "
-                    f"{_count(self.videos[0].actors)}: all videos need the same ones"
+                    f"{sidecar}: {_count(told.actors)} actors, but {self.videos[0].path.name} has "
+                    f"{_count(self.videos[0].told.actors)}: all videos need the same ones"
                 )
             if len(paths) < _HELD_OUT:
-                split = len(actions) - len(actions) // _HELD_OUT
+                split = len(told.actions) - len(told.actions) // _HELD_OUT
             else:
-                split = 0 if index % _HELD_OUT == 0 else len(actions)
-            self.videos.append(_Video(path, actions, poses, actors, split))
+                split = 0 if index % _HELD_OUT == 0 else len(told.actions)
+            self.videos.append(_Video(path, told, split))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + sidecar.read_bytes())
         self._ground = _read_ground(folder / _GROUND)
         if self._ground is not None:
             digest.update((folder / _GROUND).read_bytes())
+            self.videos = [replace(video, told=self._on_foot(video.told)) for video in self.videos]
         self._fingerprint = digest.hexdigest()
 
     def fingerprint(self) -> str:
@@ -102,13 +105,25 @@ class VideoActionDataset:
         """That of the folder, between the points that it knows; beyond them, as at its edge."""
         if self._ground is None:
             return None
-        known_x, known_y, ground = self._ground
+        heights, floors = (self._between(each, x, y) for each in (self._ground[2].heights, self._ground[2].floors))
+        return replace(self._ground[2], heights=heights, floors=floors)
 
-        def between(heights: NDArray[np.float32]) -> NDArray[np.float32]:
-            across = np.stack([np.interp(x, known_x, row) for row in heights])
-            return np.stack([np.interp(y, known_y, column) for column in across.T], 1).astype(np.float32)
+    def _on_foot(self, told: Clip) -> Clip:
+        """Who does not say how high the camera is has both feet on the ground."""
+        assert self._ground is not None
+        if told.eyes is not None or not np.isfinite(told.poses).all():
+            return told
+        ground, places = self._ground[2], told.poses[:, :2, None].astype(np.float64)
+        floors = [self._between(ground.floors, x, y)[0, 0] for x, y in places]
+        return replace(told, eyes=ground.eye + np.array(floors, np.float32))
 
-        return replace(ground, heights=between(ground.heights), floors=between(ground.floors))
+    def _between(
+        self, known: NDArray[np.float32], x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        assert self._ground is not None
+        known_x, known_y, _ = self._ground
+        across = np.stack([np.interp(x, known_x, row) for row in known])
+        return np.stack([np.interp(y, known_y, column) for column in across.T], 1).astype(np.float32)
 
     def recorder(self, seed: int) -> VideoRecorder:
         return VideoRecorder(self, seed)
@@ -119,9 +134,9 @@ class VideoActionDataset:
         """
         for video in self.videos:
             found = sum(1 for _ in pictures(video.path, 0, self.width, self.height))
-            if found != len(video.actions):
-                raise VideoDataError(f"{video.path}: {found} frames, but {len(video.actions)} rows of actions")
-        return sum(len(video.actions) for video in self.videos)
+            if found != len(video.told.actions):
+                raise VideoDataError(f"{video.path}: {found} frames, but {len(video.told.actions)} rows of actions")
+        return sum(len(video.told.actions) for video in self.videos)
 
     def read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
         """Frames first, first + 1, … [count, height, width, 3] of a video. Raises VideoDataError."""
@@ -129,7 +144,7 @@ class VideoActionDataset:
         if len(found) < count:
             raise VideoDataError(
                 f"{video.path}: it ends before frame {first + len(found)}; its actions go on to "
-                f"{len(video.actions) - 1}"
+                f"{len(video.told.actions) - 1}"
             )
         return np.stack(found)
 
@@ -156,9 +171,7 @@ class VideoRecorder(FileRecorder):
         index, first = place
         video = videos[index]
         frames = self._data.read(video, first, num_frames)
-        rows = slice(first, first + num_frames)
-        actors = None if video.actors is None else video.actors[rows]
-        return Clip(frames, video.actions[rows], video.poses[rows], actors=actors)
+        return replace(video.told.cut(slice(first, first + num_frames)), frames=frames)
 
 
 def _sidecar(path: Path) -> Path:
@@ -170,8 +183,8 @@ def _sidecar(path: Path) -> Path:
 
 def _read_sidecar(
     path: Path,
-) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
-    """Keys, actions [F, A], poses [F, 3] (NaN where it has none) and actors [F, T, 3] of a video."""
+) -> tuple[tuple[str, ...], Clip]:
+    """Keys, and all but the pictures of a video; poses are NaN where it has none."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -206,7 +219,17 @@ def _read_sidecar(
             frame, actor = wrong[0]
             clock = actors[frame, actor, 2]
             raise VideoDataError(f"{path}: frame {frame}: the clock of actor {actor} is {clock}, not in [0, 1)")
-    return keys, actions.astype(np.uint8), poses, actors
+    eyes, beats = (
+        None if content.get(name) is None else _numbers(path, name, "one number", content[name])
+        for name in ("eyes", "beats")
+    )
+    for name, each in (("eyes", eyes), ("beats", beats)):
+        if each is not None and each.shape != (len(actions),):
+            raise VideoDataError(f"{path}: {name} of shape {each.shape}; {len(actions)} frames need ({len(actions)},)")
+    if beats is not None and (outside := np.flatnonzero((beats < 0) | (beats >= 1))).size:
+        raise VideoDataError(f"{path}: frame {outside[0]}: its beat is {beats[outside[0]]}, not in [0, 1)")
+    frames = np.zeros((len(actions), 0, 0, 3), np.uint8)
+    return keys, Clip(frames, actions.astype(np.uint8), poses, actors=actors, eyes=eyes, beats=beats)
 
 
 def _read_ground(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], Ground] | None:
@@ -215,21 +238,31 @@ def _read_ground(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], 
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            told = {"floors": stored["heights"], "view_deg": 90.0} | dict(stored)
-        x, y, heights, floors = (np.asarray(told[name], np.float64) for name in ("x", "y", "heights", "floors"))
-        eye, view_deg = float(told["eye"]), float(told["view_deg"])
+            told = {"floors": stored["heights"], "view_deg": 90.0, "fixtures": np.zeros((0, 3)), "rate": 0.0}
+            told |= stored
+        x, y = (np.asarray(told[name], np.float64) for name in ("x", "y"))
+        heights, floors, fixtures = (np.asarray(told[name], np.float32) for name in ("heights", "floors", "fixtures"))
+        eye, view_deg, rate = float(told["eye"]), float(told["view_deg"]), float(told["rate"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise VideoDataError(f"{path}: it needs `x`, `y`, `heights` and `eye`: {error!r}") from error
     for name, each in (("heights", heights), ("floors", floors)):
         if x.ndim != 1 or y.ndim != 1 or each.shape != (len(y), len(x)) or not each.size:
             shapes = f"{each.shape} for x of {x.shape} and y of {y.shape}"
             raise VideoDataError(f"{path}: {name} of shape {shapes}; they must be [Y, X]")
-    finite = all(np.isfinite(each).all() for each in (x, y, heights, floors))
+    if fixtures.ndim != 2 or fixtures.shape[1] != 3:
+        raise VideoDataError(
+            f"{path}: fixtures of shape {fixtures.shape}; they must be [K, 3], x, y and height of each"
+        )
+    finite = all(np.isfinite(each).all() for each in (x, y, heights, floors, fixtures))
     if not finite or (np.diff(x) <= 0).any() or (np.diff(y) <= 0).any():
         raise VideoDataError(f"{path}: x and y must rise, and all numbers must be finite")
     if not (eye > 0 and 0 < view_deg < 180):
         raise VideoDataError(f"{path}: eye {eye} must be above the ground, and view_deg {view_deg} between 0 and 180")
-    return x, y, Ground(heights.astype(np.float32), floors.astype(np.float32), eye, view_deg)
+    if not 0 <= rate < 1:
+        raise VideoDataError(
+            f"{path}: rate {rate} must be the part of a cycle that a frame takes, 0 or more and below 1"
+        )
+    return x, y, Ground(heights, floors, eye, view_deg, fixtures, rate)
 
 
 def _count(actors: NDArray[np.float32] | None) -> int:

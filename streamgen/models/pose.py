@@ -1,9 +1,10 @@
 """A world that stays as it is: where the keys lead, and what is to be seen from there.
 
 All is learned before the transformer, which draws its frames from what is to be seen and from the frames before.
-A pose is x, y, cosine and sine of yaw, and what the last frame added to x and y: [..., 6] in units of `pose_scale`.
+A pose is x, y, cosine and sine of yaw, what the last frame added to x and y, the height of the eye and what the last
+frame added to that, in units of `pose_scale`, and the beat of what stays in place and moves, as flames do: [..., 9].
 Actors, such as what flies about, have x, y, what the last frame added to them, and a clock that a hit starts: [..., 5].
-The state S of a world is the viewer's pose and that of every actor: [..., 6 + 5 T].
+The state S of a world is the viewer's pose and that of every actor: [..., 9 + 5 T].
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch.nn import functional as F
 from streamgen.config import (
     ACTOR_CHANNELS,
     COURSE_MAP,
+    EYE_DIM,
     MOTION_DIM,
     MOTION_LAYERS,
     OCTAVES,
     POSE_CHANNELS,
+    SPRITE_BEATS,
     SPRITE_CLOCKS,
-    SPRITE_RADII,
+    SPRITE_SIDES,
     VIEW_FEATURES,
     VIEW_LEVELS,
     VIEW_RAYS,
@@ -46,8 +49,14 @@ _NEAREST, _GAPS = 0.028, (0.007, 0.045)
 end: less than the narrowest thing that it must not step over."""
 _HALVINGS = 4
 """Of the step in which a ray meets something, to find where."""
-_WIDEST = 0.08
-"""Radius of the largest picture of an actor."""
+_AT_ONCE = 4.0
+"""Logit of the share of its way that an eye takes in a frame, until training knows better."""
+_ON_TIME = 1e-3
+"""Of a cycle: a beat that ends so little later has ended."""
+_HALF = 0.09
+"""Of the width of what pictures of actors and fixtures show."""
+_CLOSE = 0.3, 0.6
+"""How far one may be from the middle of a picture to see it at the finest, and at the next resolution."""
 _BEHIND = 100.0
 """Of the edge between what is before an actor and what is behind it, in 1 / distance."""
 _EYE = 0.08
@@ -79,6 +88,30 @@ class Pose(nn.Module):
             self.course = Course(config)
         self.view = View(config)
 
+    def stand(
+        self,
+        heights: Tensor,
+        floors: Tensor,
+        eye: float,
+        half_width: float,
+        fixtures: Tensor | None = None,
+        rate: float = 0.0,
+    ) -> None:
+        """Take what the data say of the ground, the camera and what beats in place, in units of the pose.
+
+        Of a square that reaches REACH each way, rows from south to north: `heights` [side, side], and `floors`
+        [side, side], how high a viewer's feet are; the eye's height above those, and `half_width` of the picture for
+        one of the way ahead; `fixtures` [K, 3], x, y and height of the middles of what beats, and how much of its cycle
+        a frame takes.
+        """
+        self.view.heights.copy_(heights.reshape(-1, 1))
+        self.view.half_width.fill_(half_width)
+        if fixtures is not None:
+            self.view.fixtures.copy_(fixtures)
+        self.motion.floors.copy_(floors.reshape(-1, 1))
+        self.motion.eye.fill_(eye)
+        self.motion.rate.fill_(rate)
+
     def forward(self, state_BFS: Tensor, action_BFA: Tensor) -> Tensor:
         """The state of every frame [B, F, S], from the state before its block and the actions from there on."""
         size, states = self._block_size, []
@@ -98,7 +131,7 @@ class Pose(nn.Module):
 
 
 def split(state: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a state [..., S]: the viewer's pose [..., 6] and the actors [..., T, 5]."""
+    """Of a state [..., S]: the viewer's pose [..., 9] and the actors [..., T, 5]."""
     pose, actors = state.tensor_split((POSE_CHANNELS,), -1)
     return pose, actors.unflatten(-1, (-1, ACTOR_CHANNELS)) if actors.shape[-1] else actors[..., None]
 
@@ -133,26 +166,36 @@ class Motion(nn.Module):
     """The next pose, by dead reckoning: what keys and speed add in the viewer's own frame, less what walls take.
 
     Keys turn the viewer; nothing that is seen does, so an error of the picture never becomes one of the heading. What
-    walls take is a share of a move, and keys have no bias: who rests, rests for as long as the stream runs.
+    walls take is a share of a move, and keys have no bias: who rests, rests for as long as the stream runs. The eye
+    goes to where it would be on the floor below, at a pace of its own: a step takes some frames, up and down.
     """
 
     octaves: Tensor
+    floors: Tensor
+    eye: Tensor
+    rate: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         actions = config.action_dim or 0
         self.by_keys = nn.Linear(actions, 3, bias=False)
         self.by_speed = nn.Linear(2, 2, bias=False)
-        self.embed = nn.Linear(POSE_CHANNELS + actions + 4 * OCTAVES, MOTION_DIM)
+        self.embed = nn.Linear(6 + actions + 4 * OCTAVES, MOTION_DIM)
         self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
         self.walls = nn.Linear(MOTION_DIM, 2)
-        for start in (self.by_keys.weight, self.walls.weight, self.walls.bias):
+        self.climb = nn.ModuleList([nn.Linear(3, EYE_DIM), nn.Linear(EYE_DIM, EYE_DIM)])
+        self.climbed = nn.Linear(EYE_DIM, 1)
+        for start in (self.by_keys.weight, self.walls.weight, self.walls.bias, self.climbed.weight):
             nn.init.zeros_(start)
+        nn.init.constant_(self.climbed.bias, _AT_ONCE)
         self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
+        self.register_buffer("floors", torch.zeros(config.ground_map**2, 1))
+        self.register_buffer("eye", torch.tensor(_EYE))
+        self.register_buffer("rate", torch.tensor(0.0))
 
     def forward(self, pose: Tensor, action: Tensor) -> Tensor:
-        """Poses [..., 6] one frame later, under actions [..., A]."""
-        place, (c, s), speed = pose[..., :2], pose[..., 2:4].unbind(-1), pose[..., 4:]
+        """Poses [..., 9] one frame later, under actions [..., A]."""
+        place, (c, s), speed = pose[..., :2], pose[..., 2:4].unbind(-1), pose[..., 4:6]
         ahead, aside, turn = self.by_keys(action).unbind(-1)
         c, s = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
         # A heading stays one of length 1, however many frames have been rounded; before the first there is none.
@@ -168,7 +211,20 @@ class Motion(nn.Module):
         for layer in self.layers:
             hidden = hidden + F.silu(layer(hidden))
         move = free + self.walls(hidden).tanh() * _length(free)[..., None]
-        return torch.cat([place + move, torch.stack([c, s], -1), move], -1)
+        beat = pose[..., 8:] + self.rate
+        beat = beat - (beat + _ON_TIME).floor()
+        return torch.cat([place + move, torch.stack([c, s], -1), move, self._raised(pose, place + move), beat], -1)
+
+    def _raised(self, pose: Tensor, there: Tensor) -> Tensor:
+        """The eye's height a frame after a pose, over another place [..., 2], and what that frame added: [..., 2]."""
+        before, now = (self.eye + _looked_up(self.floors, *at.detach().unbind(-1)) for at in (pose[..., :2], there))
+        eye, added = pose[..., 6:8].unbind(-1)
+        hidden = _STRIDE * torch.stack([now - eye, added, now - before], -1)
+        for layer in self.climb:
+            hidden = F.silu(layer(hidden))
+        # However wrong, a share of the way never leads beyond its end.
+        move = self.climbed(hidden)[..., 0].sigmoid() * (now - eye)
+        return torch.stack([eye + move, move], -1)
 
 
 class Course(nn.Module):
@@ -196,7 +252,7 @@ class Course(nn.Module):
         self.register_buffer("ground", torch.ones(COURSE_MAP**2, 1))
 
     def forward(self, actors: Tensor, pose: Tensor, action: Tensor) -> Tensor:
-        """Actors [..., T, 5] one frame later, under actions [..., A] of the viewer, by then at a pose [..., 6]."""
+        """Actors [..., T, 5] one frame later, under actions [..., A] of the viewer, by then at a pose [..., 9]."""
         move, hit = self.said(actors, pose, action)
         clock = actors[..., 4:]
         begun = torch.where(hit[..., None] > 0, self.rate, torch.zeros_like(self.rate))
@@ -260,17 +316,18 @@ def _length(vector: Tensor) -> Tensor:
 class View(nn.Module):
     """What is to be seen of a world in some state: states [..., S] to latent pictures [..., C, h, w].
 
-    Where the ground is, and how the camera sees, the data say (`stand`); what it looks like is learned from frames and
-    poses. Each latent pixel looks along VIEW_RAYS x VIEW_RAYS rays, each of which ends where the ground rises above it,
-    or far away in the sky. What it sees there are features of that place in space, kept on grids of several spacings
-    by their hash (Mueller et al. 2022, "Instant neural graphics primitives"); fine ones fade where rays lie further
-    apart than they do. Actors are round, and look alike from everywhere; nearer ground hides them. What moves besides,
-    the transformer draws.
+    Where the ground is, and how the camera sees, the data say (`Pose.stand`); what it looks like is learned from frames
+    and poses. Each latent pixel looks along VIEW_RAYS x VIEW_RAYS rays, each of which ends where the ground rises above
+    it, or far away in the sky. What it sees there are features of that place in space, kept on grids of several
+    spacings by their hash (Mueller et al. 2022, "Instant neural graphics primitives"); fine ones fade where rays lie
+    further apart than they do. Actors and fixtures are pictures that always face the viewer; nearer ground hides them.
+    What moves besides, the transformer draws.
     """
 
     heights: Tensor
-    floors: Tensor
-    camera: Tensor
+    half_width: Tensor
+    fixtures: Tensor
+    starts: Tensor
     distances: Tensor
     sides: Tensor
     ups: Tensor
@@ -284,37 +341,29 @@ class View(nn.Module):
             nn.Parameter(torch.randn(config.view_rows >> 2 * level, VIEW_FEATURES) * 0.02 / _FASTER)
             for level in range(VIEW_LEVELS)
         )
-        if config.actors:
+        self._actors = config.actors > 0
+        pictures = SPRITE_CLOCKS * bool(config.actors) + SPRITE_BEATS * bool(config.fixtures)
+        if pictures:
+            points = [pictures * side**2 for side in SPRITE_SIDES]
+            starts = [[side, sum(points[:at])] for at, side in enumerate(SPRITE_SIDES)]
+            self.register_buffer("starts", torch.tensor(starts, dtype=torch.float), persistent=False)
             self.hover = nn.Parameter(torch.tensor(_EYE / _SLOWER))
-            self.squash = nn.Parameter(torch.tensor(1 / _SLOWER))
-            self.shares = nn.Parameter(torch.zeros(SPRITE_CLOCKS * SPRITE_RADII, 1))
-            shape = SPRITE_CLOCKS * SPRITE_RADII, VIEW_LEVELS * VIEW_FEATURES
-            self.sprites = nn.Parameter(torch.randn(shape) * 0.1 / _FASTER)
+            self.shares = nn.Parameter(torch.zeros(sum(points), 1))
+            self.sprites = nn.Parameter(torch.randn(sum(points), VIEW_LEVELS * VIEW_FEATURES) * 0.1 / _FASTER)
         self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_LEVELS * VIEW_FEATURES + 2), dim)
         self.where = nn.Parameter(torch.zeros(config.height, config.width, dim))
         self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
         self.out = nn.Conv2d(dim, channels, 1)
         self.register_buffer("heights", torch.zeros(config.ground_map**2, 1))
-        self.register_buffer("floors", torch.zeros(config.ground_map**2, 1))
-        self.register_buffer("camera", torch.tensor([_EYE, 1.0]))
+        self.register_buffer("half_width", torch.tensor(1.0))
+        self.register_buffer("fixtures", torch.zeros(config.fixtures, 3))
         # Of a picture twice as wide as its distance: how far to the left a column's rays go, and up a row's, for one of
         # the way ahead.
         self.register_buffer("sides", _from_middle(columns) / (columns / 2), persistent=False)
         self.register_buffer("ups", _from_middle(config.height * VIEW_RAYS) / (columns / 2), persistent=False)
         gaps = torch.logspace(math.log10(_GAPS[0]), math.log10(_GAPS[1]), VIEW_STEPS - 1)
         self.register_buffer("distances", _NEAREST + F.pad(gaps.cumsum(0), (1, 0)), persistent=False)
-
-    def stand(self, heights: Tensor, floors: Tensor, eye: float, half_width: float) -> None:
-        """Take what the data say of the ground and the camera, in units of the pose.
-
-        Of a square that reaches REACH each way, rows from south to north: `heights` [side, side], and `floors`
-        [side, side], how high a viewer's feet are; the eye's height above those, and `half_width` of the picture for
-        one of the way ahead.
-        """
-        self.heights.copy_(heights.reshape(-1, 1))
-        self.floors.copy_(floors.reshape(-1, 1))
-        self.camera.copy_(torch.tensor([eye, half_width]))
 
     def forward(self, state: Tensor) -> Tensor:
         x = self.embed(self._seen(*split(state.flatten(0, -2)))) + self.where * _FASTER
@@ -324,11 +373,11 @@ class View(nn.Module):
         out: Tensor = self.out(x).unflatten(0, state.shape[:-1])
         return out
 
-    def _seen(self, pose_N6: Tensor, actors_NT5: Tensor) -> Tensor:
+    def _seen(self, pose_N9: Tensor, actors_NT5: Tensor) -> Tensor:
         """What the rays of every latent pixel meet, [N, h, w, features]. Distances are those ahead."""
-        x, y, c, s = (pose_N6[:, at, None] for at in range(4))
-        sides, slopes = self.sides * self.camera[1], self.ups * self.camera[1]
-        eye = self.camera[0] + _looked_up(self.floors, x, y)[..., None]  # [N, 1, 1]
+        x, y, c, s = (pose_N9[:, at, None] for at in range(4))
+        sides, slopes = self.sides * self.half_width, self.ups * self.half_width
+        eye = pose_N9[:, 6, None, None]
         # For one of the way ahead, [N, columns].
         dx, dy = c - s * sides, s + c * sides
         hit, far = self._met((x, y), (dx, dy), slopes, eye)
@@ -339,8 +388,8 @@ class View(nn.Module):
         where.append(torch.where(met, eye + far * slopes[:, None], _HORIZON * slopes[:, None]))
         features = self._features(where, torch.where(met, far, _HORIZON) * (sides[0] - sides[1]))
         until = torch.where(met, far, self.distances[-1])
-        if actors_NT5.shape[1]:
-            sprite, share = self._actors(actors_NT5, pose_N6, until, sides, slopes, eye[:, 0, 0])
+        if actors_NT5.shape[1] or len(self.fixtures):
+            sprite, share = self._pictured(actors_NT5, pose_N9, until, sides, slopes)
             features = _between(features, sprite, share)
         return self._by_latent_pixels(torch.cat([features, hit[..., None], (until.log() * hit)[..., None]], -1))
 
@@ -403,36 +452,55 @@ class View(nn.Module):
         height, width = self._shape
         return rays.unflatten(2, (width, VIEW_RAYS)).unflatten(1, (height, VIEW_RAYS)).transpose(2, 3).flatten(3)
 
-    def _actors(
-        self, actors_NT5: Tensor, pose_N6: Tensor, until: Tensor, sides: Tensor, slopes: Tensor, eye: Tensor
+    def _pictured(
+        self, actors_NT5: Tensor, pose_N9: Tensor, until: Tensor, sides: Tensor, slopes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of the actor that rays [N, rows, columns] meet before the distances `until` at which they end: its features
-        [N, rows, columns, f] and its share [N, rows, columns, 1]; sides [columns], slopes [rows] and the eye's height
-        [N] as in `_seen`.
+        """Of the picture that rays [N, rows, columns] meet before the distances `until` at which they end: its features
+        [N, rows, columns, f] and its share [N, rows, columns, 1]; sides [columns] and slopes [rows] as in `_seen`.
         """
-        off, (c, s) = actors_NT5[..., :2] - pose_N6[:, None, :2], pose_N6[:, None, 2:4].unbind(-1)
-        ahead, aside = _along(off, c, s)[..., None], _along(off, -s, c)[..., None]  # [N, T, 1]
-        across = aside - ahead * sides
-        above = eye[:, None, None] - self.hover * _SLOWER + ahead * slopes
-        above = above * self.squash * _SLOWER
-        radius = (across[:, :, None].square() + above[..., None].square() + 1e-9).sqrt()
-        # What is far is as wide as a ray at least.
-        width = _WIDEST + ahead.clamp_min(0) * (sides[0] - sides[1])
-        at = (radius / width[..., None] * (SPRITE_RADII - 1)).clamp(0.0, SPRITE_RADII - 1.001)
-        clock = actors_NT5[..., 4]
-        look = torch.where(clock > 0, 1 + (clock * (SPRITE_CLOCKS - 1)).floor(), torch.zeros_like(clock))
-        first = at.detach().floor()
-        index = (look.clamp(0, SPRITE_CLOCKS - 1)[..., None, None] * SPRITE_RADII + first).long()
-        part = at - first
-        inner, outer = (F.embedding(i, self.shares)[..., 0] for i in (index, index + 1))
-        share = _between(inner, outer, part) * _FASTER
-        seen = (at < SPRITE_RADII - 1.01) & (ahead > _NEAREST)[..., None]
-        share = share.sigmoid() * ((until[:, None] - ahead[..., None]) * _BEHIND).sigmoid() * seen
-        # Of several, the one that is seen best.
-        share, which = share.max(1, keepdim=True)
-        index, part = index.gather(1, which)[:, 0], part.gather(1, which)[:, 0, ..., None]
-        sprite = _between(F.embedding(index, self.sprites), F.embedding(index + 1, self.sprites), part) * _FASTER
-        return sprite, share[:, 0, ..., None]
+        # Of all of them the place [N, T, 2], the height of the middle [N, T], and which picture it is.
+        places, middles, looks = [], [], []
+        if self._actors:
+            clock = actors_NT5[..., 4]
+            look = torch.where(clock > 0, 1 + (clock * (SPRITE_CLOCKS - 1)).floor(), torch.zeros_like(clock))
+            places.append(actors_NT5[..., :2])
+            middles.append((self.hover * _SLOWER).expand(clock.shape))
+            looks.append(look.clamp(0, SPRITE_CLOCKS - 1))
+        if len(self.fixtures):
+            # A quarter of a picture for what rounding takes from a beat.
+            look = _wrapped((pose_N9[:, 8:] * SPRITE_BEATS + 0.25).floor(), SPRITE_BEATS)
+            x, y, height = self.fixtures.expand(len(pose_N9), -1, 3).unbind(-1)
+            places.append(torch.stack([x, y], -1))
+            middles.append(height)
+            looks.append((look + SPRITE_CLOCKS * self._actors).expand(x.shape))
+        place, middle, look = (torch.cat(each, 1) for each in (places, middles, looks))
+        off, (c, s) = place - pose_N9[:, None, :2], pose_N9[:, None, 2:4].unbind(-1)
+        ahead, aside, lower = _along(off, c, s), _along(off, -s, c), pose_N9[:, 6:7] - middle
+        # Pictures of far ones are coarser: all would flicker that is finer than rays lie apart.
+        coarser = (ahead > _CLOSE[0]).long() + (ahead > _CLOSE[1]).long()
+        side, start = (F.embedding(coarser, self.starts[:, at : at + 1])[..., 0] for at in range(2))
+        each = [ahead, aside, lower, side, start + look * side * side]
+
+        def on_picture(ahead: Tensor, aside: Tensor, lower: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Whether a ray goes through a picture, and at which column and row, not whole, of its points."""
+            across, up = aside - ahead * sides, lower + ahead * slopes[:, None]
+            column, row = (((at / (2 * _HALF) + 0.5) * (side - 1)).clamp_min(0) for at in (across, up))
+            column, row = (torch.minimum(at, side - 1.001) for at in (column, row))
+            return (across.abs() < _HALF) & (up.abs() < _HALF) & (ahead > _NEAREST), column, row
+
+        # Of several the nearest one of those that are seen well, as its nearest point says.
+        ahead, aside, lower, side, first = (at[..., None, None] for at in each)
+        seen, column, row = on_picture(ahead, aside, lower, side)
+        index = (first + row.round() * side + column.round()).long()
+        share = (F.embedding(index, self.shares)[..., 0] * _FASTER).sigmoid() * seen * (until[:, None] > ahead)
+        which = (share / ahead.clamp_min(_NEAREST)).max(1)[1]
+        ahead, aside, lower, side, first = (at.gather(1, which.flatten(1)).view(which.shape) for at in each)
+        seen, column, row = on_picture(ahead, aside, lower, side)
+        index, side = (first + row.floor() * side + column.floor()).long(), side.long()
+        right, higher = column - column.floor(), row - row.floor()
+        share, sprite = (_in_square(table, index, side, right, higher) for table in (self.shares, self.sprites))
+        share = (share[..., 0] * _FASTER).sigmoid() * ((until - ahead) * _BEHIND).sigmoid() * seen
+        return sprite * _FASTER, share[..., None]
 
 
 _CORNERS = [(dz, dy, dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
@@ -447,6 +515,15 @@ def _from_middle(count: int) -> Tensor:
 def _wrapped(number: Tensor, size: int) -> Tensor:
     """What is left of whole numbers after as many times `size`, a power of two, as they hold."""
     return number - (number / size).floor() * size
+
+
+def _in_square(table: Tensor, index: Tensor, side: Tensor, right: Tensor, higher: Tensor) -> Tensor:
+    """Features [..., f] between those of a point, of the next, and of both one row of `side` points further, of a table
+    [N, f].
+    """
+    here, next_, above, across = (F.embedding(index + step, table) for step in (0, 1, side, side + 1))
+    right, higher = right[..., None], higher[..., None]
+    return _between(_between(here, next_, right), _between(above, across, right), higher)
 
 
 def _looked_up(table: Tensor, x: Tensor, y: Tensor) -> Tensor:

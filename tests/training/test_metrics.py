@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
     torch.manual_seed(2)
     clips = LatentClips(torch.randn(1, 9, channels, 4, 6), (torch.rand(1, 9, 5) < 0.3).float())
     if model.config.pose_scale:
-        clips.latents[:, :, 4:] = planes(torch.randn(1, 9, 6), model.config)
+        clips.latents[:, :, 4:] = planes(torch.randn(1, 9, 9), model.config)
     made = teacher_forced(model, clips, (1.0,), seed=3)
     generator = torch.Generator().manual_seed(3)
     of_history = torch.randn(clips.latents.shape, generator=generator) if model.config.history_level else clips.latents
@@ -123,7 +124,7 @@ def test_drift_is_one_gain_and_one_bias_per_channel_for_half_of_the_clips() -> N
 def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
     config = toy_transformer_config(**WITH_POSE)
     recipe = toy_recipe(config, recycle=0, drift=0.3, fade=0.5, context_noise=0.3, pose="nowhere")
-    clips = LatentClips(torch.randn(400, 3, 10, 4, 6), torch.zeros(400, 3, 5))
+    clips = LatentClips(torch.randn(400, 3, 13, 4, 6), torch.zeros(400, 3, 5))
     out, level = imperfect_history(toy_transformer(config), clips, recipe, [(1.0,)], torch.Generator().manual_seed(0))
     assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:]) and level.any()
     changed = (out[:, :, :4] != clips.latents[:, :, :4]).flatten(1).any(1)
@@ -234,7 +235,7 @@ def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:
     """
     config = toy_transformer_config(**WITH_POSE, window=4, history_level=1.0)
     recipe = toy_recipe(config, clips=1, clip_length=14, recycle=4, recycle_clip=100.0, pose="pose")
-    model, clips = toy_transformer(config), LatentClips(torch.randn(1, 14, 10, 4, 6), torch.zeros(1, 14, 5))
+    model, clips = toy_transformer(config), LatentClips(torch.randn(1, 14, 13, 4, 6), torch.zeros(1, 14, 5))
     out = recycled_history(model, clips, recipe, (1.0,), torch.Generator().manual_seed(1))
     assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:])
     changed = (out != clips.latents).any(-1).any(-1).any(-1)[0].nonzero()[:, 0]
@@ -250,7 +251,7 @@ def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:
     for frame in range(start - 4, start):
         cache.clean(commit, *(t[:, frame : frame + 1] for t in (clips.latents, clips.actions, history)))
     for frame in range(start, start + 4):
-        noise, actions = torch.randn((1, 1, 1, 10, 4, 6), generator=generator), clips.actions[:, frame : frame + 1]
+        noise, actions = torch.randn((1, 1, 1, 13, 4, 6), generator=generator), clips.actions[:, frame : frame + 1]
         made = Rollout(model, None, (1.0,)).denoise(noise, cache.previous, actions, *cache.inputs())
         made = torch.cat([made[:, :, :4], clips.latents[:, frame : frame + 1, 4:]], 2)
         torch.testing.assert_close(out[:, frame : frame + 1], made, atol=1e-5, rtol=1e-5)
@@ -260,17 +261,23 @@ def test_a_recycled_history_keeps_true_poses_and_the_passes_own_keys() -> None:
 def test_poses_go_with_the_latents_where_the_model_has_them() -> None:
     vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
     poses = np.array([[256, -512, 0], [0, 0, 90], [51.2, 0, 210]], np.float32)
-    clip = Clip(_picture(0, (3, 32, 48, 3)), np.zeros((3, 5), np.uint8), poses)
+    eyes, beats = np.array([[64, 64, 128], [0, 0.25, 0.5]], np.float32)
+    clip = Clip(_picture(0, (3, 32, 48, 3)), np.zeros((3, 5), np.uint8), poses, eyes=eyes, beats=beats)
     plain, config = encode(vae, [clip], toy_transformer_config()), toy_transformer_config(**WITH_POSE)
     latents = encode(vae, [clip, clip], config).latents
-    assert latents.shape == (2, 3, 10, 4, 6)
+    assert latents.shape == (2, 3, 13, 4, 6)
     assert torch.equal(latents[:1, :, :4], plain.latents)
     want = torch.tensor([[0.5, -1, 1, 0], [0, 0, 0, 1], [0.1, 0, -(3**0.5) / 2, -0.5]])
     torch.testing.assert_close(pose_vector(torch.from_numpy(poses), 512), want, atol=1e-6, rtol=0)
-    want = torch.cat([want, torch.tensor([[0, 0], [-0.5, 1], [0.1, 0]])], 1)
-    torch.testing.assert_close(latents[1, :, 4:], want[..., None, None].expand(3, 6, 4, 6), atol=1e-6, rtol=0)
+    more = [[0, 0, 0.125, 0, 0], [-0.5, 1, 0.125, 0, 0.25], [0.1, 0, 0.25, 0.125, 0.5]]
+    want = torch.cat([want, torch.tensor(more)], 1)
+    torch.testing.assert_close(latents[1, :, 4:], want[..., None, None].expand(3, 9, 4, 6), atol=1e-6, rtol=0)
+    beatless = encode(vae, [replace(clip, beats=None)], config).latents
+    assert not beatless[:, :, 12].any() and torch.equal(beatless[:, :, :12], latents[:1, :, :12])
     with pytest.raises(RecipeError, match="do not say where"):
-        encode(vae, [Clip(clip.frames, clip.actions, poses * np.nan)], config)
+        encode(vae, [replace(clip, poses=poses * np.nan)], config)
+    with pytest.raises(RecipeError, match="do not say how high the camera is"):
+        encode(vae, [clip, replace(clip, eyes=None)], config)
 
 
 def test_actors_go_with_the_latents_where_the_model_has_them() -> None:
@@ -278,16 +285,17 @@ def test_actors_go_with_the_latents_where_the_model_has_them() -> None:
     actors = np.array([[[256, 0, 0], [0, 512, 0]], [[128, 0, 0.25], [0, 512, 0]]], np.float32)
     poses = np.array([[0, 0, 90], [0, 256, 90]], np.float32)
     frames = np.zeros((2, 32, 48, 3), np.uint8)
-    clip, config = Clip(frames, np.zeros((2, 5), np.uint8), poses, actors=actors), toy_transformer_config(**WITH_ACTORS)
+    clip = Clip(frames, np.zeros((2, 5), np.uint8), poses, actors=actors, eyes=np.zeros(2, np.float32))
+    config = toy_transformer_config(**WITH_ACTORS)
     states = from_planes(encode(vae, [clip], config).latents[:, :, 4:], config)
     want = [
-        [0, 0, 0, 1, 0, 0, 0.5, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-        [0, 0.5, 0, 1, 0, 0.5, 0.25, 0, -0.25, 0, 0.25, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0.5, 0, 1, 0, 0.5, 0, 0, 0, 0.25, 0, -0.25, 0, 0.25, 0, 1, 0, 0, 0],
     ]
     torch.testing.assert_close(states[0], torch.tensor(want), atol=1e-6, rtol=0)
     for wrong in (None, actors[:, :1]):
         with pytest.raises(RecipeError, match=r"model.actors 2: the clips tell of another number"):
-            encode(vae, [Clip(frames, clip.actions, poses, actors=wrong)], config)
+            encode(vae, [replace(clip, actors=wrong)], config)
 
 
 def test_a_course_is_judged_by_where_actors_went_and_what_was_hit() -> None:
@@ -297,7 +305,7 @@ def test_a_course_is_judged_by_where_actors_went_and_what_was_hit() -> None:
         parameter += torch.randn_like(parameter) * 0.3
     course.rate.fill_(0.1)
     course.out.bias[2] = course.trigger.bias[0] = 4.0  # hits now and then
-    poses, actions = torch.randn(6, 1, 6).expand(6, 30, 6), (torch.rand(6, 30, 5) < 0.5).float()
+    poses, actions = torch.randn(6, 1, 9).expand(6, 30, 9), (torch.rand(6, 30, 5) < 0.5).float()
     actors = [torch.cat([torch.randn(6, 2, 4) * 0.5, torch.zeros(6, 2, 1)], -1)]
     for frame in range(1, 30):
         actors.append(course(actors[-1], poses[:, frame], actions[:, frame]))

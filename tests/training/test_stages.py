@@ -39,6 +39,7 @@ from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.decoder import DecoderStage
 from training.stages.pose import PoseStage, _stand, _start_from, walk
 from training.stages.teacher_forcing import TeacherForcingStage
+from training.world.recorder import WorldData
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = """
@@ -56,8 +57,8 @@ checkpoint_every_s: 0.001
 model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
 """
 MODEL = """
-model: {in_channels: 15, height: 12, width: 20, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
-        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, actors: 5,
+model: {in_channels: 18, height: 12, width: 20, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+        action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, actors: 5, fixtures: 3,
         view_dim: 16, view_rows: 1024, ground_map: 64}
 """
 POSE = """
@@ -448,7 +449,7 @@ def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> No
     """What it knows of places is the same for pictures of twice the columns and rows; the ground is the data's."""
     small = toy_transformer(toy_transformer_config(**WITH_ACTORS))
     small.pose.view.heights.normal_()
-    small.pose.view.floors.normal_()
+    small.pose.motion.floors.normal_()
     if kind == "student":
         save_transformer(small, tmp_path)
     else:
@@ -458,14 +459,15 @@ def test_a_pose_starts_from_one_of_other_frames(kind: str, tmp_path: Path) -> No
     large = Pose(config.model_copy(update=change))
     _start_from(large, tmp_path)
     with torch.no_grad():
-        state = torch.randn(3, 6 + 5 * 2)
+        state = torch.randn(3, 9 + 5 * 2)
         action = torch.ones(3, config.action_dim or 0)
-        torch.testing.assert_close(large.moved(state, action), small.pose.moved(state, action))
+        new, old = (pose.moved(state, action) for pose in (large, small.pose))
+        torch.testing.assert_close(*(torch.cat([each[:, :6], each[:, 8:]], 1) for each in (new, old)))
         place, apart = (torch.rand(3, 9) - 0.5).unbind(0), torch.zeros(9)
         assert torch.equal(large.view._features(place, apart), small.pose.view._features(place, apart))
         where = F.avg_pool2d(large.view.where.permute(2, 0, 1), 2).permute(1, 2, 0)
         torch.testing.assert_close(where[1:-1, 1:-1], small.pose.view.where[1:-1, 1:-1], rtol=0, atol=0.1)
-    assert not large.view.heights.any() and not large.view.floors.any()
+    assert not large.view.heights.any() and not large.motion.floors.any()
     with pytest.raises(RecipeError, match="has no pose: name a run or student folder"):
         _start_from(large, tmp_path / "vae")
 
@@ -477,9 +479,15 @@ def test_videos_without_a_ground_are_refused() -> None:
         _stand(Mock(), recipe, data)
 
 
+def test_as_many_fixtures_as_the_ground_has() -> None:
+    recipe = load_recipe(ROOT / "training/recipes/world/pose.yaml", ("model.fixtures=2",))
+    with pytest.raises(RecipeError, match=r"model\.fixtures 2: the data's ground has 3"):
+        _stand(Pose(recipe.model), recipe, WorldData())
+
+
 def test_a_start_without_actors_cannot_move_any(runs: Path, tmp_path: Path) -> None:
     """A course that has learned nothing would let them fly through walls, and a teacher does not train it."""
-    still = load_transformer(runs / "teacher").config.model_copy(update={"actors": 0, "in_channels": 10})
+    still = load_transformer(runs / "teacher").config.model_copy(update={"actors": 0, "in_channels": 13})
     save_transformer(CausalVideoTransformer(still), tmp_path)
     with pytest.raises(RecipeError, match=r"has no pose\.course.*name the run of a pose too"):
         TeacherForcingStage(load_recipe(runs / "teacher.yaml", ("pose=null", f"start={tmp_path}")))

@@ -83,6 +83,24 @@ def test_poses_and_actors_where_the_game_gives_them(folder: Path) -> None:
         assert clip.actors is not None and clip.actors.tolist() == actors()[first : first + 9]
 
 
+def test_who_does_not_say_how_high_the_camera_is_has_both_feet_on_the_ground(folder: Path) -> None:
+    told: dict[str, Any] = {"keys": KEYS, "actions": actions(), "poses": poses()}
+    (folder / "a.json").write_text(json.dumps(told))
+    (folder / "b.webm").unlink()
+    assert all(clip.eyes is None for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(5), 9))
+    floors = [[0, 30], [0, 30]]
+    np.savez(folder / "ground.npz", x=[0, 30], y=[-60, 0], heights=np.full((2, 2), 50), floors=floors, eye=1.5)
+    for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(5), 9):
+        np.testing.assert_allclose(clip.eyes, 1.5 + clip.poses[:, 0], rtol=1e-5)
+        assert clip.beats is None
+    told |= {"eyes": [n / 4 for n in range(FRAMES)], "beats": [n % 8 / 8 for n in range(FRAMES)]}
+    (folder / "a.json").write_text(json.dumps(told))
+    for clip in recorded(VideoActionDataset(folder, 32, 24), 3, range(5), 9):
+        first = number_of(clip.frames[0])
+        assert clip.eyes is not None and clip.eyes.tolist() == told["eyes"][first : first + 9]
+        assert clip.beats is not None and clip.beats.tolist() == told["beats"][first : first + 9]
+
+
 def test_the_ground_lies_between_the_points_that_a_folder_knows(folder: Path) -> None:
     before = VideoActionDataset(folder, 32, 24)
     at = np.array([-3.0, 0.5, 9.0]), np.array([0.0, 5.0])
@@ -91,12 +109,14 @@ def test_the_ground_lies_between_the_points_that_a_folder_knows(folder: Path) ->
     np.savez(folder / "ground.npz", **known)
     data = VideoActionDataset(folder, 32, 24)
     ground = data.ground(*at)
-    assert ground is not None and (ground.eye, ground.view_deg) == (1.5, 90.0)
+    assert ground is not None and (ground.eye, ground.view_deg, ground.rate) == (1.5, 90.0, 0.0)
+    assert ground.fixtures is not None and ground.fixtures.shape == (0, 3)
     assert ground.heights.tolist() == ground.floors.tolist() == [[0, 1, 4], [5, 6, 9]]
     assert data.fingerprint() != before.fingerprint()
-    np.savez(folder / "ground.npz", **known, view_deg=60, floors=np.zeros((2, 3)))
+    np.savez(folder / "ground.npz", **known, view_deg=60, floors=np.zeros((2, 3)), fixtures=[[1, 2, 3]], rate=0.25)
     again = VideoActionDataset(folder, 32, 24).ground(*at)
-    assert again is not None and again.view_deg == 60.0
+    assert again is not None and (again.view_deg, again.rate) == (60.0, 0.25)
+    assert again.fixtures is not None and again.fixtures.tolist() == [[1, 2, 3]]
     assert again.heights.tolist() == [[0, 1, 4], [5, 6, 9]] and not again.floors.any()
 
 
@@ -108,6 +128,8 @@ def test_the_ground_lies_between_the_points_that_a_folder_knows(folder: Path) ->
         ({"heights": [[0, 2, np.nan], [10, 12, 14]]}, "finite"),
         ({"eye": 0}, "eye 0.0 must be above the ground"),
         ({"view_deg": 180}, "view_deg 180.0"),
+        ({"fixtures": [1, 2, 3]}, r"fixtures of shape \(3,\); they must be \[K, 3\]"),
+        ({"rate": 1}, "rate 1.0 must be the part of a cycle"),
         ({"eye": [1, 2]}, "it needs `x`, `y`, `heights` and `eye`"),
     ],
 )
@@ -175,6 +197,14 @@ def _with_poses(folder: Path, rows: object, name: str = "poses") -> None:
     (folder / "a.json").write_text(json.dumps({"keys": KEYS, "actions": actions(), name: rows}))
 
 
+def _few_eyes(folder: Path) -> None:
+    _with_poses(folder, [1.5] * 59, "eyes")
+
+
+def _late_beat(folder: Path) -> None:
+    _with_poses(folder, [0.5] * 59 + [1.0], "beats")
+
+
 def _few_poses(folder: Path) -> None:
     _with_poses(folder, poses(59))
 
@@ -217,6 +247,8 @@ def _nothing(folder: Path) -> None:
         (_other_rate, "b.webm: 25.000 frames a second, but a.mp4 has 20.000"),
         (_half_a_key, r"a.json: frame 17: actions \[0.0, 0.5\] are not 0 or 1"),
         (_ragged, "a.json: frame 23: 1 actions, the first frame has 2"),
+        (_few_eyes, r"a.json: eyes of shape \(59,\); 60 frames need \(60,\)"),
+        (_late_beat, r"a.json: frame 59: its beat is 1.0, not in \[0, 1\)"),
         (_few_poses, r"a.json: poses of shape \(59, 3\); 60 frames need \(60, 3\)"),
         (_lost_pose, "a.json: frame 30: one of its poses is not finite"),
         (_named_pose, "a.json: poses must be rows of x, y and yaw: .*north"),

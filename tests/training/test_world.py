@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import vizdoom
+from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
-from streamgen.models.pose import REACH, View, _looked_up
+from streamgen.models.pose import REACH, Pose
 from tests.toy import WITH_POSE, toy_transformer_config
 from training.data import HELD_OUT_SEED, Clip, ClipSource, Share, held_out, recorded
-from training.world.arena import BASIN, DAIS, STRETCH, build_arena, is_free
+from training.world.arena import BASIN, DAIS, EYE, STRETCH, build_arena, is_free
 from training.world.policy import StickyPolicy
 from training.world.recorder import WorldData, WorldRecorder
 
@@ -40,7 +41,10 @@ def hold(frames: int, first: int, last: int, *keys: int) -> np.ndarray:
 
 
 def same(a: Clip, b: Clip) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "actions", "poses", "actors"))
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("frames", "actions", "poses", "actors", "eyes", "beats")
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -269,9 +273,10 @@ def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(vizdoom.DoomGame, "init", with_depths)
     points = np.linspace(-REACH, REACH, 640) * 512
     ground = WorldData().ground(points, points)
-    view = View(toy_transformer_config(**WITH_POSE | {"height": 16, "width": 20, "ground_map": 640}))
+    pose = Pose(toy_transformer_config(**WITH_POSE | {"height": 16, "width": 20, "ground_map": 640}))
     heights, floors = (torch.from_numpy(each) / 512 for each in (ground.heights, ground.floors))
-    view.stand(heights, floors, ground.eye / 512, 1.0)
+    pose.stand(heights, floors, ground.eye / 512, 1.0)
+    view = pose.view
     skies, walls = [], []
     with WorldRecorder(seed=1) as recorder:
         for x, y, yaw in [
@@ -284,14 +289,11 @@ def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPa
             recorder._begin((x, y, yaw), scene=3)
             state = recorder._game.get_state()
             assert state.game_variables is not None and state.depth_buffer is not None
-            east, north, degrees = state.game_variables
-            turn = np.radians(degrees)
-            pose = torch.tensor([[east / 512, north / 512, np.cos(turn), np.sin(turn), 0, 0]]).float()
-            here, along = (
-                (pose[:, 0:1], pose[:, 1:2]),
-                (pose[:, 2:3] - pose[:, 3:4] * view.sides, pose[:, 3:4] + pose[:, 2:3] * view.sides),
-            )
-            hit, far = view._met(here, along, view.ups, view.camera[0] + _looked_up(view.floors, *here)[..., None])
+            east, north, degrees, eye = state.game_variables
+            x, y = (torch.full((1, 1), float(at) / 512) for at in (east, north))
+            c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+            along = c - s * view.sides[None], s + c * view.sides[None]
+            hit, far = view._met((x, y), along, view.ups, torch.full((1, 1, 1), eye * STRETCH / 512))
             depth = cv2.resize(state.depth_buffer, (80, 64), interpolation=cv2.INTER_NEAREST)
             skies.append((hit[0].numpy() == 0) == (depth == depth.max()))
             # Above the horizon there are walls and pillars, and few wisps; their depths are in steps of some 14 units.
@@ -305,33 +307,48 @@ def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPa
     assert np.median(off) < 0.04 and np.mean(off < 0.1) > 0.9
 
 
-def test_a_viewer_stands_where_the_engine_lets_the_player_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_viewer_stands_where_the_engine_lets_the_player_stand(recorder: WorldRecorder) -> None:
     """Around the dais, which one stands on as soon as one touches it, and the basin, out of which one looks last."""
-    start = vizdoom.DoomGame.init
-    told = [getattr(vizdoom.GameVariable, f"POSITION_{axis}") for axis in "XY"] + [vizdoom.GameVariable.ANGLE]
-
-    def with_heights(game: vizdoom.DoomGame) -> None:
-        game.set_available_game_variables([*told, vizdoom.GameVariable.POSITION_Z])
-        start(game)
-
-    monkeypatch.setattr(vizdoom.DoomGame, "init", with_heights)
     points = np.linspace(-REACH, REACH, 640) * 512
     ground = WorldData().ground(points, points)
     rng = np.random.default_rng(1)
     found: list[float] = []
-    with WorldRecorder(seed=1) as recorder:
-        for number in range(40):
-            x, y, radius = (DAIS, BASIN)[number % 2]
-            turn, away = rng.uniform(0, 2 * np.pi), radius + rng.uniform(-40, 40)
-            x, y = x + away * np.cos(turn), y + away * np.sin(turn)
-            if not is_free(x, y):
-                continue
-            recorder._begin((x, y, 0.0), scene=0)
-            state = recorder._game.get_state().game_variables
-            assert state is not None
-            column, row = (np.abs(points - place).argmin() for place in state[:2])
-            found.append(ground.floors[row, column] / STRETCH - state[3])
+    for number in range(40):
+        x, y, radius = (DAIS, BASIN)[number % 2]
+        turn, away = rng.uniform(0, 2 * np.pi), radius + rng.uniform(-40, 40)
+        x, y = x + away * np.cos(turn), y + away * np.sin(turn)
+        if not is_free(x, y):
+            continue
+        clip = recorder.play(hold(1, 0, -1), (x, y, 0.0))
+        assert clip.eyes is not None
+        column, row = (np.abs(points - place).argmin() for place in clip.poses[0, :2])
+        found.append(ground.floors[row, column] + ground.eye - clip.eyes[0])
     assert len(found) > 30 and np.mean(np.abs(found) < 0.5) > 0.95  # between two points of the map it may be either
+
+
+def test_an_eye_climbs_a_step_within_some_frames(recorder: WorldRecorder) -> None:
+    """Who walks on to the dais is a step of 16 higher in the end, and not at once."""
+    eyes = recorder.play(hold(20, 1, 19, W), (160.0, 30.0, 0.0)).eyes
+    assert eyes is not None
+    assert eyes[0] == pytest.approx(EYE * STRETCH) and eyes[-1] == pytest.approx((EYE + 16) * STRETCH)
+    between = eyes[(eyes > eyes[0] + 1) & (eyes < eyes[-1] - 1)]
+    assert len(between) >= 2 and (np.diff(eyes) >= 0).all()
+
+
+def test_flames_move_to_the_beat(recorder: WorldRecorder) -> None:
+    """Frames of one beat show the same flame, in every scene; half a cycle later it is another."""
+    clips = [recorder.play(hold(20, 0, -1), (60.0, 150.0, 0.0), scene) for scene in (3, 4)]
+    by_beat: dict[float, list[NDArray[np.int64]]] = {}
+    for clip in clips:
+        assert clip.beats is not None and ((clip.beats >= 0) & (clip.beats < 1)).all()
+        rate = np.diff(clip.beats) % 1
+        np.testing.assert_allclose(rate, WorldData().ground(np.arange(2.0), np.arange(2.0)).rate, atol=1e-6)
+        for beat, frame in zip(clip.beats, clip.frames[:, 20:60, 64:96].astype(int), strict=True):
+            by_beat.setdefault(float(beat), []).append(frame)
+    assert len(by_beat) == 16, "one scene begins on an even tic, the other on an odd one"
+    for beat, frames in by_beat.items():
+        assert max(np.abs(frame - frames[0]).mean() for frame in frames) < 0.5
+        assert np.abs(frames[0] - by_beat[(beat + 0.5) % 1][0]).mean() > 4
 
 
 def test_is_free_matches_the_engine(recorder: WorldRecorder) -> None:

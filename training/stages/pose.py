@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, save_pose
-from streamgen.models.pose import REACH, Course, Motion, Pose, View, from_planes, split
+from streamgen.models.pose import REACH, Course, Motion, Pose, from_planes, split
 from streamgen.student import WEIGHTS
 from training.clips import LatentClips, encode, recorded_share, states_of
 from training.data import Clip, ClipData, held_out
@@ -34,7 +34,7 @@ _POSE = "pose."
 """Of weights of a transformer, those that are the pose's."""
 _WHERE = "view.where"
 """Weights whose shape is that of frames."""
-_GROUND = "view.heights", "view.floors"
+_GROUND = "view.heights", "motion.floors"
 """Not learned, but the data's."""
 _SEEN = 48, 33
 """Held-out clips and the frames of each."""
@@ -49,6 +49,8 @@ _POOL_SEED = 2**30 + 1
 _SHARPNESS = 64.0
 """Errors of a place count squared up to a quarter of 1 / 64 of the scale (2 map units of 512), linearly beyond: whether
 one hits a pillar or slides past it is not to be averaged."""
+_PLACE = [0, 1, 6]
+"""Of a pose: x, y and the height of the eye."""
 _HEADING = 30.0
 """What an error of the heading's cosine and sine counts beside: two degrees are about one, as are eight map units."""
 _COURSE = 256.0
@@ -72,7 +74,7 @@ class PoseStage:
         model = Pose(recipe.model)
         if recipe.start is not None:
             _start_from(model, recipe.start)
-        _stand(model.view, recipe, self.data)
+        _stand(model, recipe, self.data)
         self._held_out = [clip.cut(_THINNED) for clip in held_out(self.data, *_SEEN)]
         self._judged = self._encoded(self._held_out)
         self._walked = self._states(held_out(self.data, *_WALKED))
@@ -108,7 +110,7 @@ class PoseStage:
         view = F.mse_loss(self.model.view(state), picture)
         poses, actors = split(walks.latents)
         made, true = walk(self.model.motion, poses[:, 0], walks.actions[:, 1:]), poses[:, 1:]
-        place = F.smooth_l1_loss(made[..., :2] * _SHARPNESS, true[..., :2] * _SHARPNESS, beta=0.25)
+        place = F.smooth_l1_loss(made[..., _PLACE] * _SHARPNESS, true[..., _PLACE] * _SHARPNESS, beta=0.25)
         motion = place + F.mse_loss(made[..., 2:4] * _HEADING, true[..., 2:4] * _HEADING)
         figures = {"view": view.item(), "motion": motion.item()}
         if not self.recipe.model.actors:
@@ -173,8 +175,8 @@ def _start_from(model: Pose, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _stand(view: View, recipe: PoseRecipe, data: ClipData) -> None:
-    """Put the view on the data's ground."""
+def _stand(model: Pose, recipe: PoseRecipe, data: ClipData) -> None:
+    """Put it on the data's ground."""
     scale = recipe.model.pose_scale
     assert scale is not None
     points = np.linspace(-REACH, REACH, recipe.model.ground_map) * scale
@@ -185,11 +187,15 @@ def _stand(view: View, recipe: PoseRecipe, data: ClipData) -> None:
         )
     half_width = math.tan(math.radians(ground.view_deg / 2))
     heights, floors = (torch.from_numpy(each) / scale for each in (ground.heights, ground.floors))
-    view.stand(heights, floors, ground.eye / scale, half_width)
+    fixtures = np.zeros((0, 3), np.float32) if ground.fixtures is None else ground.fixtures
+    if len(fixtures) != recipe.model.fixtures:
+        raise RecipeError(f"model.fixtures {recipe.model.fixtures}: the data's ground has {len(fixtures)}")
+    burn = torch.from_numpy(fixtures) / scale
+    model.stand(heights, floors, ground.eye / scale, half_width, burn, ground.rate)
 
 
 def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:
-    """Poses [..., F, 6] that actions [..., F, A] lead to from a pose [..., 6]."""
+    """Poses [..., F, 9] that actions [..., F, A] lead to from a pose [..., 9]."""
     poses = []
     for action in actions.unbind(-2):
         pose = motion(pose, action)

@@ -79,8 +79,7 @@ TOPS = {"hedge": "LEAVES", "brazier": "COALS"}  # the others stand too high to s
 DAIS, DAIS_STEP = (310.0, 30.0, 104.0), 16  # x, y, radius
 BASIN, BASIN_STEP = (-300.0, -50.0, 96.0), -14
 STRETCH = 1.2  # a map unit of height on the screen, in units of width
-FIRE = sprites.FLAME_HEIGHT / sprites.TEXELS / STRETCH * 0.8  # of a brazier, what is always there of it
-FIRE_RADIUS = sprites.FLAME_WIDTH / sprites.TEXELS / 4
+FLAME_TICS = 16  # of its four pictures
 WISPS: tuple[Point, ...] = ((0, 150), (400, -120), (130, -330), (-340, -230), (-400, 250))  # where each sets out
 DRIFTER_TYPE, FLAME_TYPE = 20001, 20002
 WISP_HEIGHT = 24  # of what bounces; what is seen is larger
@@ -102,21 +101,25 @@ def is_free(x: float, y: float, margin: float = 28.0) -> bool:
 
 
 def heights(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
-    """How high the ground is at (x, y), in map units of width: walls and pillars are ground, and so is a brazier's
-    fire.
-    """
+    """How high the ground is at (x, y), in map units of width: walls and pillars are ground."""
     height = np.full(np.broadcast_shapes(x.shape, y.shape), WALL, np.float32)
     court = (np.maximum(abs(x), abs(y)) < HALF) & (abs(x) + abs(y) < 2 * HALF - CORNER)
     alcove = (x <= -HALF) & (x > -HALF - ALCOVE_DEPTH) & (abs(y) < ALCOVE_HALF)
     height[court | alcove] = 0
     shapes: list[tuple[list[Point], float]] = [(_ring(*DAIS, 16), DAIS_STEP), (_ring(*BASIN, 16), BASIN_STEP)]
     shapes += [(p.outline(), p.height) for p in PILLARS]
-    shapes += [(_ring(p.x, p.y, FIRE_RADIUS, 8), p.height + FIRE) for p in PILLARS if p.kind == "brazier"]
     for clockwise, rises in shapes:
         sides = zip(clockwise, clockwise[1:] + clockwise[:1], strict=True)
         within = [(bx - ax) * (y - ay) - (by - ay) * (x - ax) <= 0 for (ax, ay), (bx, by) in sides]
         height[np.logical_and.reduce(within)] = rises
     return height * np.float32(STRETCH)
+
+
+def flames() -> NDArray[np.float32]:
+    """x, y and height of the middles of all flames [K, 3], in map units of width."""
+    middle = sprites.FLAME_HEIGHT / sprites.TEXELS / 2
+    braziers = [p for p in PILLARS if p.kind == "brazier"]
+    return np.array([(p.x, p.y, p.height * STRETCH + middle) for p in braziers], np.float32)
 
 
 def build_arena(path: Path) -> None:
@@ -396,7 +399,7 @@ FLAME = f"""actor Flame {FLAME_TYPE}
   +NOINTERACTION
   States
   {{
-  Spawn: FLAM ABCD 4 bright
+  Spawn: FLAM ABCD {FLAME_TICS // 4} bright
     loop
   }}
 }}

@@ -18,12 +18,14 @@ from training.data import Clip, Ground
 from training.world.arena import (
     ALCOVE_DEPTH,
     EYE,
+    FLAME_TICS,
     HALF,
     PLAYER_RADIUS,
     STEP,
     STRETCH,
     WISPS,
     build_arena,
+    flames,
     heights,
     is_free,
 )
@@ -69,7 +71,9 @@ class WorldRecorder:
         game.set_available_buttons(
             [button.MOVE_FORWARD, button.MOVE_BACKWARD, button.TURN_LEFT_RIGHT_DELTA, button.ATTACK]
         )
-        game.set_available_game_variables([variable.POSITION_X, variable.POSITION_Y, variable.ANGLE])
+        game.set_available_game_variables(
+            [variable.POSITION_X, variable.POSITION_Y, variable.ANGLE, variable.CAMERA_POSITION_Z]
+        )
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X256)
         game.set_objects_info_enabled(True)  # where the wisps are
@@ -139,6 +143,8 @@ class WorldRecorder:
             np.zeros((num_frames, len(WORLD_KEYS)), np.uint8),
             np.zeros((num_frames, 3), np.float32),
             actors=np.zeros((num_frames, len(WISPS), 3), np.float32),
+            eyes=np.zeros(num_frames, np.float32),
+            beats=np.zeros(num_frames, np.float32),
         )
 
     def _begin(self, pose: Pose, scene: int) -> None:
@@ -170,9 +176,11 @@ class WorldRecorder:
         if pose is None:
             raise RuntimeError("the engine gave a state without game variables")
         clip.frames[t] = cv2.resize(state.screen_buffer, (self.width, self.height), interpolation=cv2.INTER_AREA)
-        x, y, yaw = (float(value) for value in pose)
+        x, y, yaw, eye = (float(value) for value in pose)
         clip.poses[t] = x, y, yaw % 360
-        assert clip.actors is not None
+        assert clip.actors is not None and clip.eyes is not None and clip.beats is not None
+        clip.eyes[t] = eye * STRETCH
+        clip.beats[t] = state.tic / FLAME_TICS % 1
         clip.actors[t] = [(w.position_x, w.position_y, w.angle / 360) for w in _wisps(state)]
         return state
 
@@ -216,7 +224,7 @@ class WorldData:
         # A player stands on the highest of what is below him that he could step on.
         low = np.where(here <= STEP * STRETCH, here, here.min())
         floors = cv2.dilate(low, np.ones([2 * each + 1 for each in around[::-1]], np.uint8))
-        return Ground(here, floors.astype(np.float32), EYE * STRETCH)
+        return Ground(here, floors.astype(np.float32), EYE * STRETCH, fixtures=flames(), rate=FRAME_SKIP / FLAME_TICS)
 
 
 def _wisp_ahead(state: vizdoom.GameState, pose: NDArray[np.float32]) -> float | None:
