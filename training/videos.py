@@ -105,25 +105,18 @@ class VideoActionDataset:
         """That of the folder, between the points that it knows; beyond them, as at its edge."""
         if self._ground is None:
             return None
-        heights, floors = (self._between(each, x, y) for each in (self._ground[2].heights, self._ground[2].floors))
-        return replace(self._ground[2], heights=heights, floors=floors)
+        known_x, known_y, ground = self._ground
+        at = known_x, known_y, x, y[:, None]
+        return replace(ground, heights=_between(ground.heights, *at), floors=_between(ground.floors, *at))
 
     def _on_foot(self, told: Clip) -> Clip:
         """Who does not say how high the camera is has both feet on the ground."""
         assert self._ground is not None
         if told.eyes is not None or not np.isfinite(told.poses).all():
             return told
-        ground, places = self._ground[2], told.poses[:, :2, None].astype(np.float64)
-        floors = [self._between(ground.floors, x, y)[0, 0] for x, y in places]
-        return replace(told, eyes=ground.eye + np.array(floors, np.float32))
-
-    def _between(
-        self, known: NDArray[np.float32], x: NDArray[np.float64], y: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        assert self._ground is not None
-        known_x, known_y, _ = self._ground
-        across = np.stack([np.interp(x, known_x, row) for row in known])
-        return np.stack([np.interp(y, known_y, column) for column in across.T], 1).astype(np.float32)
+        known_x, known_y, ground = self._ground
+        x, y, _ = told.poses.astype(np.float64).T
+        return replace(told, eyes=ground.eye + _between(ground.floors, known_x, known_y, x, y))
 
     def recorder(self, seed: int) -> VideoRecorder:
         return VideoRecorder(self, seed)
@@ -263,6 +256,21 @@ def _read_ground(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], 
             f"{path}: rate {rate} must be the part of a cycle that a frame takes, 0 or more and below 1"
         )
     return x, y, Ground(heights, floors, eye, view_deg, fixtures, rate)
+
+
+def _between(
+    known: NDArray[np.float32],
+    known_x: NDArray[np.float64],
+    known_y: NDArray[np.float64],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Of values [Y, X] those at places whose x and y broadcast; beyond the known ones, as at their edge."""
+    column, row = (np.interp(at, points, np.arange(len(points))) for at, points in ((x, known_x), (y, known_y)))
+    west, south = column.astype(np.int64), row.astype(np.int64)
+    east, north = np.minimum(west + 1, len(known_x) - 1), np.minimum(south + 1, len(known_y) - 1)
+    lower, upper = (known[at, west] + (column - west) * (known[at, east] - known[at, west]) for at in (south, north))
+    return (lower + (row - south) * (upper - lower)).astype(np.float32)
 
 
 def _count(actors: NDArray[np.float32] | None) -> int:
