@@ -237,8 +237,9 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
     motion = stage.model.motion
     for parameter in motion.parameters():
         parameter += torch.randn_like(parameter) * 0.1
-    start, actions = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02]]), (torch.rand(70, 12, 5) < 0.5).float()
-    led = torch.cat([start[:, None].expand(70, 1, 6), walk(motion, start.expand(70, 6), actions[:, 1:])], 1)
+    start = torch.tensor([[0.3, -0.2, 0.6, 0.8, 0.01, 0.02, 0.1, 0, 0]])
+    actions = (torch.rand(70, 12, 5) < 0.5).float()
+    led = torch.cat([start[:, None].expand(70, 1, 9), walk(motion, start.expand(70, 9), actions[:, 1:])], 1)
     led = torch.cat([led, torch.zeros(70, 12, 25)], -1)  # no actor moves
     led[:, 0] = torch.nan  # of a clip's first frame the speed is not known
     for driven, wrong in ((actions, False), (actions.roll(1, 1), True)):
@@ -549,7 +550,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (AUTOENCODER, ("steps.x=1",), "steps.x"),
         (TEACHER, ("clip_length=7",), "clip_length 7"),
         (TEACHER, ("pose=null",), "needs a pose"),
-        (POSE, ("model.pose_scale=null", "model.actors=0"), "set model.pose_scale"),
+        (POSE, ("model.pose_scale=null", "model.actors=0", "model.fixtures=0"), "set model.pose_scale"),
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
         (STUDENT, ("method.intervals=7", "step_plans={1: [1.0], 2: [1.0, 0.5]}"), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),

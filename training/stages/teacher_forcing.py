@@ -50,13 +50,13 @@ class TeacherForcingStage:
             # What has a run of its own is taken from there.
             given = tuple(f"{part}." for part in ("pose", "face") if getattr(recipe, part) is not None)
             weights = {name: value for name, value in weights.items() if not name.startswith(given)}
-            other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
-            if other:
-                raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
             parts = tuple(part for part in ("pose.", "face.") if part not in given)
             lacking = [name for name in own if name.startswith(parts) and name not in weights]
             if lacking:
                 raise RecipeError(f"start: {folder} has no {lacking[0]}, ...: name the run of a {lacking[0][:4]} too")
+            other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+            if other:
+                raise RecipeError(f"start: {folder} has weights that do not fit this model: {other[0]}, ...")
             model.load_state_dict(weights, strict=False)
         if recipe.model.pose_scale:
             if recipe.pose is not None:
