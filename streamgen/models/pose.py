@@ -18,11 +18,6 @@ from torch.nn import functional as F
 
 from streamgen.config import (
     ACTOR_CHANNELS,
-    COURSE_MAP,
-    EYE_DIM,
-    MOTION_DIM,
-    MOTION_LAYERS,
-    OCTAVES,
     POSE_CHANNELS,
     SPRITE_BEATS,
     SPRITE_CLOCKS,
@@ -33,34 +28,21 @@ from streamgen.config import (
     VIEW_STEPS,
     TransformerConfig,
 )
+from streamgen.models.motion import EYE, REACH, Course, Motion, along, between, looked_up
 
-_STRIDE = 32.0
-"""Frames that a fast walker takes for a unit of the pose: brings what a frame adds to the range of numbers near 1."""
-_AIM = 4.0
-"""An aim's sine times this is of the range of numbers near 1."""
-_UNLIKELY = 4.0
-"""Logit of an actor's not being hit, until training knows better."""
 _NO_TIME = 1e-3
 """Of a clock in a latent, far below a frame's."""
-REACH = 1.5
-"""Of the map, from the middle."""
 _NEAREST, _GAPS = 0.028, (0.007, 0.045)
 """Where a ray's first step is, nearer than walls let a viewer come, and how far it is to the next one there and at its
 end: less than the narrowest thing that it must not step over."""
 _HALVINGS = 4
 """Of the step in which a ray meets something, to find where."""
-_AT_ONCE = 4.0
-"""Logit of the share of its way that an eye takes in a frame, until training knows better."""
-_ON_TIME = 1e-3
-"""Of a cycle: a beat that ends so little later has ended."""
 _HALF = 0.09
 """Of the width of what pictures of actors and fixtures show."""
 _CLOSE = 0.3, 0.6
 """How far one may be from the middle of a picture to see it at the finest, and at the next resolution."""
 _BEHIND = 100.0
 """Of the edge between what is before an actor and what is behind it, in 1 / distance."""
-_EYE = 0.08
-"""Height of an actor above the ground, until training knows better."""
 _FINEST = 1 / 256
 """How far the features of the finest level lie apart; those of each further one twice as far."""
 _FADES = 3.0
@@ -73,7 +55,7 @@ _ROW, _FLOOR = 1553, (884, 753)
 _HORIZON = 1.42
 """How far away the sky is."""
 _SLOWER, _FASTER = 0.1, 10.0
-"""What the shape of actors and the tables are times their parameters: an optimiser that takes steps of one size for all
+"""What the height of actors and the tables are times their parameters: an optimiser that takes steps of one size for all
 parameters (Adam) moves them that much slower, and faster."""
 
 
@@ -162,157 +144,6 @@ def from_planes(filled: Tensor, config: TransformerConfig) -> Tensor:
     return torch.cat([state, each.transpose(-1, -2).flatten(-2)], -1)
 
 
-class Motion(nn.Module):
-    """The next pose, by dead reckoning: what keys and speed add in the viewer's own frame, less what walls take.
-
-    Keys turn the viewer; nothing that is seen does, so an error of the picture never becomes one of the heading. What
-    walls take is a share of a move, and keys have no bias: who rests, rests for as long as the stream runs. The eye
-    goes to where it would be on the floor below, at a pace of its own: a step takes some frames, up and down.
-    """
-
-    octaves: Tensor
-    floors: Tensor
-    eye: Tensor
-    rate: Tensor
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        actions = config.action_dim or 0
-        self.by_keys = nn.Linear(actions, 3, bias=False)
-        self.by_speed = nn.Linear(2, 2, bias=False)
-        self.embed = nn.Linear(6 + actions + 4 * OCTAVES, MOTION_DIM)
-        self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
-        self.walls = nn.Linear(MOTION_DIM, 2)
-        self.climb = nn.ModuleList([nn.Linear(3, EYE_DIM), nn.Linear(EYE_DIM, EYE_DIM)])
-        self.climbed = nn.Linear(EYE_DIM, 1)
-        for start in (self.by_keys.weight, self.walls.weight, self.walls.bias, self.climbed.weight):
-            nn.init.zeros_(start)
-        nn.init.constant_(self.climbed.bias, _AT_ONCE)
-        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
-        self.register_buffer("floors", torch.zeros(config.ground_map**2, 1))
-        self.register_buffer("eye", torch.tensor(_EYE))
-        self.register_buffer("rate", torch.tensor(0.0))
-
-    def forward(self, pose: Tensor, action: Tensor) -> Tensor:
-        """Poses [..., 9] one frame later, under actions [..., A]."""
-        place, (c, s), speed = pose[..., :2], pose[..., 2:4].unbind(-1), pose[..., 4:6]
-        ahead, aside, turn = self.by_keys(action).unbind(-1)
-        c, s = c * turn.cos() - s * turn.sin(), s * turn.cos() + c * turn.sin()
-        # A heading stays one of length 1, however many frames have been rounded; before the first there is none.
-        length = _length(torch.stack([c, s], -1)).clamp_min(1e-3)
-        c, s = c / length, s / length
-        own = self.by_speed(torch.stack([_along(speed, c, s), _along(speed, -s, c)], -1))
-        own = own + torch.stack([ahead, aside], -1) / _STRIDE
-        free = torch.stack([_along(own, c, -s), _along(own, s, c)], -1)
-        there = place + free
-        waves = (there[..., None] * self.octaves).flatten(-2)
-        hidden = torch.cat([there, _STRIDE * free, _STRIDE * speed, action, waves.sin(), waves.cos()], -1)
-        hidden = F.silu(self.embed(hidden))
-        for layer in self.layers:
-            hidden = hidden + F.silu(layer(hidden))
-        move = free + self.walls(hidden).tanh() * _length(free)[..., None]
-        beat = pose[..., 8:] + self.rate
-        beat = beat - (beat + _ON_TIME).floor()
-        return torch.cat([place + move, torch.stack([c, s], -1), move, self._raised(pose, place + move), beat], -1)
-
-    def _raised(self, pose: Tensor, there: Tensor) -> Tensor:
-        """The eye's height a frame after a pose, over another place [..., 2], and what that frame added: [..., 2]."""
-        before, now = (self.eye + _looked_up(self.floors, *at.detach().unbind(-1)) for at in (pose[..., :2], there))
-        eye, added = pose[..., 6:8].unbind(-1)
-        hidden = _STRIDE * torch.stack([now - eye, added, now - before], -1)
-        for layer in self.climb:
-            hidden = F.silu(layer(hidden))
-        # However wrong, a share of the way never leads beyond its end.
-        move = self.climbed(hidden)[..., 0].sigmoid() * (now - eye)
-        return torch.stack([eye + move, move], -1)
-
-
-class Course(nn.Module):
-    """Where actors go next, and what a hit does to them.
-
-    They go on as they went, all at one pace, unless they meet the viewer, who bends their way, or come to where no
-    actor was ever seen to be, which throws them back. A hit starts an actor's clock, which runs at
-    its own rate and ends in nothing: until then no hit counts.
-    """
-
-    octaves: Tensor
-    ground: Tensor
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.pace = nn.Parameter(torch.ones(()))
-        self.rate = nn.Parameter(torch.tensor(0.03))
-        self.embed = nn.Linear(2 + 2 + 3 + 2 + 1 + (config.action_dim or 0) + 4 * OCTAVES, MOTION_DIM)
-        self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
-        self.out = nn.Linear(MOTION_DIM, 3)
-        self.trigger = nn.Linear(config.action_dim or 0, 1)
-        for start in (self.out.weight, self.out.bias, self.trigger.weight, self.trigger.bias):
-            nn.init.zeros_(start)
-        self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
-        self.register_buffer("ground", torch.ones(COURSE_MAP**2, 1))
-
-    def forward(self, actors: Tensor, pose: Tensor, action: Tensor) -> Tensor:
-        """Actors [..., T, 5] one frame later, under actions [..., A] of the viewer, by then at a pose [..., 9]."""
-        move, hit = self.said(actors, pose, action)
-        clock = actors[..., 4:]
-        begun = torch.where(hit[..., None] > 0, self.rate, torch.zeros_like(self.rate))
-        clock = torch.where(clock > 0, clock + self.rate, begun)
-        clock = torch.where(clock < 1, clock, torch.zeros_like(clock))
-        return torch.cat([actors[..., :2] + move, move, clock], -1)
-
-    def said(self, actors: Tensor, pose: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """What the next frame adds to x and y [..., T, 2], and logits [..., T] of being hit."""
-        place, move, clock = actors[..., :2], actors[..., 2:4], actors[..., 4:]
-        pose, action = (t[..., None, :].expand(*actors.shape[:-1], t.shape[-1]) for t in (pose, action))
-        direction = _unit(move)
-        off = place - pose[..., :2]
-        distance, towards, (c, s) = _length(off)[..., None], _unit(off), pose[..., 2:4].unbind(-1)
-        aim = torch.stack([_along(towards, c, s), _AIM * _along(towards, -s, c)], -1)
-        there = place + move
-        waves = (there[..., None] * self.octaves).flatten(-2)
-        lit = (clock > 0).to(clock.dtype)
-        hidden = torch.cat([there, direction, towards, distance, aim, lit, action, waves.sin(), waves.cos()], -1)
-        hidden = F.silu(self.embed(hidden))
-        for layer in self.layers:
-            hidden = hidden + F.silu(layer(hidden))
-        bend, hit = self.out(hidden).tensor_split((2,), -1)
-        move = self._thrown_back(place, _unit(direction + bend) * (self.pace / _STRIDE))
-        # Keys hit: nobody is hit who was only in the way, or where training hardly ever was.
-        return move, torch.minimum(hit - _UNLIKELY, self.trigger(action))[..., 0]
-
-    def learn_ground(self, places: Tensor) -> None:
-        """Take places [..., 2] where actors were for all where they can be."""
-        side = math.isqrt(len(self.ground))
-        x, y = (_on_map(along.reshape(-1), side).round().long() for along in places.unbind(-1))
-        self.ground.zero_()[y * side + x] = 1
-
-    def _thrown_back(self, place: Tensor, move: Tensor) -> Tensor:
-        """A move [..., 2] from a place, or what it is when mirrored in one axis, or the other: the first that leads to
-        ground. Else the way back.
-        """
-        x, y = move.unbind(-1)
-        kept = -move
-        for other in (torch.stack([-x, y], -1), torch.stack([x, -y], -1), move):
-            free = _looked_up(self.ground, *(place + other).unbind(-1)) > 0.5
-            kept = torch.where(free[..., None], other, kept)
-        return kept
-
-
-def _unit(vector: Tensor) -> Tensor:
-    """Vectors [..., 2] of length 1; of what has none, what it is."""
-    return vector / _length(vector)[..., None].clamp_min(1e-6)
-
-
-def _along(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """How far vectors [..., 2] go in direction (x, y)."""
-    return vector[..., 0] * x + vector[..., 1] * y
-
-
-def _length(vector: Tensor) -> Tensor:
-    """Of vectors [..., 2]."""
-    return torch.linalg.vector_norm(vector, dim=-1)
-
-
 class View(nn.Module):
     """What is to be seen of a world in some state: states [..., S] to latent pictures [..., C, h, w].
 
@@ -347,7 +178,7 @@ class View(nn.Module):
             points = [pictures * side**2 for side in SPRITE_SIDES]
             starts = [[side, sum(points[:at])] for at, side in enumerate(SPRITE_SIDES)]
             self.register_buffer("starts", torch.tensor(starts, dtype=torch.float), persistent=False)
-            self.hover = nn.Parameter(torch.tensor(_EYE / _SLOWER))
+            self.hover = nn.Parameter(torch.tensor(EYE / _SLOWER))
             self.shares = nn.Parameter(torch.zeros(sum(points), 1))
             self.sprites = nn.Parameter(torch.randn(sum(points), VIEW_LEVELS * VIEW_FEATURES) * 0.1 / _FASTER)
         self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_LEVELS * VIEW_FEATURES + 2), dim)
@@ -390,7 +221,7 @@ class View(nn.Module):
         until = torch.where(met, far, self.distances[-1])
         if actors_NT5.shape[1] or len(self.fixtures):
             sprite, share = self._pictured(actors_NT5, pose_N9, until, sides, slopes)
-            features = _between(features, sprite, share)
+            features = between(features, sprite, share)
         return self._by_latent_pixels(torch.cat([features, hit[..., None], (until.log() * hit)[..., None]], -1))
 
     def _met(
@@ -404,7 +235,7 @@ class View(nn.Module):
         (x, y), (dx, dy), slopes = (each[..., None] for each in here), along, slopes[:, None]
 
         def ground(distance: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-            return _looked_up(self.heights, x + distance * dx, y + distance * dy)
+            return looked_up(self.heights, x + distance * dx, y + distance * dy)
 
         risen = (ground(self.distances, dx[..., None], dy[..., None]) - eye) / self.distances
         # How many steps a ray goes before it meets something.
@@ -441,7 +272,7 @@ class View(nn.Module):
             # All eight at once: each lookup's gradient is as large as the grid.
             found = F.embedding(_wrapped(around, len(grid)).long(), grid)
             for each, low in zip(at, corner, strict=True):
-                found = _between(found[::2], found[1::2], (each - low)[..., None])
+                found = between(found[::2], found[1::2], (each - low)[..., None])
             # Whatever is far is seen by the coarsest.
             fades = (_FADES - apart / spacing).clamp(0.0, 1.0)[..., None] if level < VIEW_LEVELS - 1 else 1.0
             levels.append(found[0] * fades)
@@ -475,7 +306,7 @@ class View(nn.Module):
             looks.append((look + SPRITE_CLOCKS * self._actors).expand(x.shape))
         place, middle, look = (torch.cat(each, 1) for each in (places, middles, looks))
         off, (c, s) = place - pose_N9[:, None, :2], pose_N9[:, None, 2:4].unbind(-1)
-        ahead, aside, lower = _along(off, c, s), _along(off, -s, c), pose_N9[:, 6:7] - middle
+        ahead, aside, lower = along(off, c, s), along(off, -s, c), pose_N9[:, 6:7] - middle
         # Pictures of far ones are coarser: all would flicker that is finer than rays lie apart.
         coarser = (ahead > _CLOSE[0]).long() + (ahead > _CLOSE[1]).long()
         side, start = (F.embedding(coarser, self.starts[:, at : at + 1])[..., 0] for at in range(2))
@@ -523,31 +354,7 @@ def _in_square(table: Tensor, index: Tensor, side: Tensor, right: Tensor, higher
     """
     here, next_, above, across = (F.embedding(index + step, table) for step in (0, 1, side, side + 1))
     right, higher = right[..., None], higher[..., None]
-    return _between(_between(here, next_, right), _between(above, across, right), higher)
-
-
-def _looked_up(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Values [...] of a square map, rows from south to north [side * side, 1], at places (x, y), each [...], between
-    its points.
-    """
-    side = math.isqrt(len(table))
-    column, row = _on_map(x, side), _on_map(y, side)
-    west, south = column.floor(), row.floor()
-    index = south.long() * side + west.long()
-    around = F.embedding(torch.stack([index, index + 1, index + side, index + side + 1]), table)[..., 0]
-    south_west, south_east, north_west, north_east = around.unbind(0)
-    share = column - west
-    return _between(_between(south_west, south_east, share), _between(north_west, north_east, share), row - south)
-
-
-def _on_map(at: Tensor, side: int) -> Tensor:
-    """Column, or row, not whole, of places along an axis of a map of side * side points."""
-    return ((at / REACH + 1) * ((side - 1) / 2)).clamp(0.0, side - 1.001)
-
-
-def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """As torch.lerp, in a third of its operations in ONNX."""
-    return a + (b - a) * share
+    return between(between(here, next_, right), between(above, across, right), higher)
 
 
 def _running_max(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from streamgen.config import COURSE_MAP, SPRITE_CLOCKS, SPRITE_SIDES, VIEW_RAYS, AutoencoderConfig
 from streamgen.models.attention import ClipAttention
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.pose import Course, Motion, Pose, View, _looked_up, _running_max, from_planes, planes, split
+from streamgen.models.motion import Course, Motion, looked_up
+from streamgen.models.pose import Pose, View, _running_max, from_planes, planes, split
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from tests.toy import WITH_ACTORS, WITH_POSE, toy_transformer, toy_transformer_config
 
@@ -418,7 +419,7 @@ def test_maps_are_looked_up_between_their_points() -> None:
         padding_mode="border",
         align_corners=True,
     )
-    torch.testing.assert_close(_looked_up(table, *place.unbind(-1)), grid[0, 0, 0], atol=1e-2, rtol=0)
+    torch.testing.assert_close(looked_up(table, *place.unbind(-1)), grid[0, 0, 0], atol=1e-2, rtol=0)
     x = torch.randn(4, 3, 37)
     assert torch.equal(_running_max(x), x.cummax(-1).values)
 

@@ -13,7 +13,8 @@ import torch
 from streamgen.config import AutoencoderConfig
 from streamgen.models.attention import CacheAttention
 from streamgen.models.autoencoder import Autoencoder
-from streamgen.models.pose import Course, from_planes, planes
+from streamgen.models.motion import Course
+from streamgen.models.pose import from_planes, planes
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import (

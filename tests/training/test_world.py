@@ -16,7 +16,8 @@ import vizdoom
 from numpy.typing import NDArray
 
 from streamgen.actions import WORLD_KEYS
-from streamgen.models.pose import REACH, Pose
+from streamgen.models.motion import REACH
+from streamgen.models.pose import Pose
 from tests.toy import WITH_POSE, toy_transformer_config
 from training.data import HELD_OUT_SEED, Clip, ClipSource, Share, held_out, recorded
 from training.world.arena import BASIN, DAIS, EYE, STRETCH, build_arena, is_free

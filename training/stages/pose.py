@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamgen.models.loading import load_autoencoder, save_pose
-from streamgen.models.pose import REACH, Course, Motion, Pose, from_planes, split
+from streamgen.models.motion import REACH, Course, Motion
+from streamgen.models.pose import Pose, from_planes, split
 from streamgen.student import WEIGHTS
 from training.clips import LatentClips, encode, recorded_share, states_of
 from training.data import Clip, ClipData, held_out
