@@ -23,7 +23,7 @@ _AT_ONCE = 4.0
 _ON_TIME = 1e-3
 """Of a cycle: a beat that ends so little later has ended."""
 EYE = 0.08
-"""Height of an actor above the ground, until training knows better."""
+"""Height of an eye above the ground until the data say, and of an actor until training knows better."""
 
 
 class Motion(nn.Module):

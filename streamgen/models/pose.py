@@ -55,8 +55,8 @@ _ROW, _FLOOR = 1553, (884, 753)
 _HORIZON = 1.42
 """How far away the sky is."""
 _SLOWER, _FASTER = 0.1, 10.0
-"""What the height of actors and the tables are times their parameters: an optimiser that takes steps of one size for all
-parameters (Adam) moves them that much slower, and faster."""
+"""What the height of actors and the tables are times their parameters: an optimiser that takes steps of one size for
+all parameters (Adam) moves them that much slower, and faster."""
 
 
 class Pose(nn.Module):
