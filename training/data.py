@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +52,7 @@ class Clip:
 
     def cut(self, some: slice) -> Clip:
         """Some of its frames, without the sound."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)} | {"sound": None}
+        told = {each.name: getattr(self, each.name) for each in fields(self)} | {"sound": None}
         part: dict[str, Any] = {name: rows if rows is None else rows[some] for name, rows in told.items()}
         return replace(self, **part)
 
@@ -72,8 +72,8 @@ class Ground:
     """Height of the camera above the feet."""
     view_deg: float = 90.0
     """The width of a frame."""
-    fixtures: NDArray[np.float32] | None = None
-    """[K, 3] x, y and height of the middles of what stays in place and moves to a beat, as flames do; None: nothing."""
+    fixtures: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """[K, 3] x, y and height of the middles of what stays in place and moves to a beat, as flames do."""
     rate: float = 0.0
     """How much of their cycle a frame takes."""
 

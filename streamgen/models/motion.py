@@ -44,7 +44,7 @@ class Motion(nn.Module):
         actions = config.action_dim or 0
         self.by_keys = nn.Linear(actions, 3, bias=False)
         self.by_speed = nn.Linear(2, 2, bias=False)
-        self.embed = nn.Linear(6 + actions + 4 * OCTAVES, MOTION_DIM)
+        self.embed = nn.Linear(2 + 2 + 2 + actions + 4 * OCTAVES, MOTION_DIM)
         self.layers = nn.ModuleList(nn.Linear(MOTION_DIM, MOTION_DIM) for _ in range(MOTION_LAYERS))
         self.walls = nn.Linear(MOTION_DIM, 2)
         self.climb = nn.ModuleList([nn.Linear(3, EYE_DIM), nn.Linear(EYE_DIM, EYE_DIM)])
@@ -147,7 +147,7 @@ class Course(nn.Module):
     def learn_ground(self, places: Tensor) -> None:
         """Take places [..., 2] where actors were for all where they can be."""
         side = math.isqrt(len(self.ground))
-        x, y = (_on_map(along.reshape(-1), side).round().long() for along in places.unbind(-1))
+        x, y = (_on_map(at.reshape(-1), side).round().long() for at in places.unbind(-1))
         self.ground.zero_()[y * side + x] = 1
 
     def _thrown_back(self, place: Tensor, move: Tensor) -> Tensor:

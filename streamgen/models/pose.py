@@ -76,8 +76,8 @@ class Pose(nn.Module):
         floors: Tensor,
         eye: float,
         half_width: float,
-        fixtures: Tensor | None = None,
-        rate: float = 0.0,
+        fixtures: Tensor,
+        rate: float,
     ) -> None:
         """Take what the data say of the ground, the camera and what beats in place, in units of the pose.
 
@@ -88,8 +88,7 @@ class Pose(nn.Module):
         """
         self.view.heights.copy_(heights.reshape(-1, 1))
         self.view.half_width.fill_(half_width)
-        if fixtures is not None:
-            self.view.fixtures.copy_(fixtures)
+        self.view.fixtures.copy_(fixtures)
         self.motion.floors.copy_(floors.reshape(-1, 1))
         self.motion.eye.fill_(eye)
         self.motion.rate.fill_(rate)
@@ -173,12 +172,13 @@ class View(nn.Module):
             for level in range(VIEW_LEVELS)
         )
         self._actors = config.actors > 0
-        pictures = SPRITE_CLOCKS * bool(config.actors) + SPRITE_BEATS * bool(config.fixtures)
+        if config.actors:
+            self.hover = nn.Parameter(torch.tensor(EYE / _SLOWER))
+        pictures = SPRITE_CLOCKS * self._actors + SPRITE_BEATS * bool(config.fixtures)
         if pictures:
             points = [pictures * side**2 for side in SPRITE_SIDES]
             starts = [[side, sum(points[:at])] for at, side in enumerate(SPRITE_SIDES)]
             self.register_buffer("starts", torch.tensor(starts, dtype=torch.float), persistent=False)
-            self.hover = nn.Parameter(torch.tensor(EYE / _SLOWER))
             self.shares = nn.Parameter(torch.zeros(sum(points), 1))
             self.sprites = nn.Parameter(torch.randn(sum(points), VIEW_LEVELS * VIEW_FEATURES) * 0.1 / _FASTER)
         self.embed = nn.Linear(VIEW_RAYS**2 * (VIEW_LEVELS * VIEW_FEATURES + 2), dim)

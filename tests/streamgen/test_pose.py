@@ -135,8 +135,12 @@ def test_a_latent_tells_of_the_viewer_everywhere_and_of_each_actor_in_its_stripe
     # A clock has begun, or is 0: what a step's rounding leaves begins none.
     assert torch.equal(told[..., clocks] > 0, state[..., clocks] > 0)
     torch.testing.assert_close(told[..., clocks], state[..., clocks].clamp_min(0))
-    for change in ({"actors": 4}, {"pose_scale": None}):
-        with pytest.raises(ValueError, match="actors"):
+    for change, what in (
+        ({"actors": 4}, "actors"),
+        ({"pose_scale": None}, "actors"),
+        ({"pose_scale": None, "actors": 0}, "fixtures 1: need pose_scale"),
+    ):
+        with pytest.raises(ValueError, match=what):
             toy_transformer_config(**WITH_ACTORS | change)
 
 
@@ -210,7 +214,7 @@ def _walled(change: dict[str, Any], wall_x: float, points: int = 301) -> View:
     pose = Pose(toy_transformer_config(**change | {"ground_map": points})).requires_grad_(False)
     x = torch.linspace(-1.5, 1.5, points)
     ground = torch.where(x > wall_x, 0.3, 0.0).expand(points, points)
-    pose.stand(ground, ground, _EYE, 1.0, torch.tensor([[0.0, 0.5, 0.1]])[: len(pose.view.fixtures)])
+    pose.stand(ground, ground, _EYE, 1.0, torch.tensor([[0.0, 0.5, 0.1]])[: len(pose.view.fixtures)], 0.125)
     return pose.view
 
 
@@ -271,10 +275,11 @@ def test_a_picture_is_seen_upright_and_the_nearest_one() -> None:
     assert alone.any() and not hidden.any()
 
 
-def test_what_beats_shows_a_picture_for_every_part_of_its_cycle() -> None:
-    view = _walled(WITH_ACTORS, 5.0)
+@pytest.mark.parametrize("actors", [0, 2])
+def test_what_beats_shows_a_picture_for_every_part_of_its_cycle(actors: int) -> None:
+    view = _walled(WITH_ACTORS | {"actors": actors, "in_channels": 18 if actors else 13}, 5.0)
     view.shares.fill_(10.0)
-    away = torch.tensor([-0.5, 0, 0, 0, 0] * 2)
+    away = torch.tensor([-0.5, 0, 0, 0, 0] * actors)
 
     def at(beat: float, y: float = 0.0) -> Tensor:
         return torch.cat([_at(0, y, 0, 1)[:8], torch.tensor([beat]), away])

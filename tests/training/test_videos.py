@@ -110,13 +110,13 @@ def test_the_ground_lies_between_the_points_that_a_folder_knows(folder: Path) ->
     data = VideoActionDataset(folder, 32, 24)
     ground = data.ground(*at)
     assert ground is not None and (ground.eye, ground.view_deg, ground.rate) == (1.5, 90.0, 0.0)
-    assert ground.fixtures is not None and ground.fixtures.shape == (0, 3)
+    assert ground.fixtures.shape == (0, 3)
     assert ground.heights.tolist() == ground.floors.tolist() == [[0, 1, 4], [5, 6, 9]]
     assert data.fingerprint() != before.fingerprint()
     np.savez(folder / "ground.npz", **known, view_deg=60, floors=np.zeros((2, 3)), fixtures=[[1, 2, 3]], rate=0.25)
     again = VideoActionDataset(folder, 32, 24).ground(*at)
     assert again is not None and (again.view_deg, again.rate) == (60.0, 0.25)
-    assert again.fixtures is not None and again.fixtures.tolist() == [[1, 2, 3]]
+    assert again.fixtures.tolist() == [[1, 2, 3]]
     assert again.heights.tolist() == [[0, 1, 4], [5, 6, 9]] and not again.floors.any()
 
 

@@ -276,7 +276,7 @@ def test_the_ground_rises_where_the_engine_draws_it(monkeypatch: pytest.MonkeyPa
     ground = WorldData().ground(points, points)
     pose = Pose(toy_transformer_config(**WITH_POSE | {"height": 16, "width": 20, "ground_map": 640}))
     heights, floors = (torch.from_numpy(each) / 512 for each in (ground.heights, ground.floors))
-    pose.stand(heights, floors, ground.eye / 512, 1.0)
+    pose.stand(heights, floors, ground.eye / 512, 1.0, torch.zeros(0, 3), 0.0)
     view = pose.view
     skies, walls = [], []
     with WorldRecorder(seed=1) as recorder:

@@ -188,11 +188,10 @@ def _stand(model: Pose, recipe: PoseRecipe, data: ClipData) -> None:
         )
     half_width = math.tan(math.radians(ground.view_deg / 2))
     heights, floors = (torch.from_numpy(each) / scale for each in (ground.heights, ground.floors))
-    fixtures = np.zeros((0, 3), np.float32) if ground.fixtures is None else ground.fixtures
-    if len(fixtures) != recipe.model.fixtures:
-        raise RecipeError(f"model.fixtures {recipe.model.fixtures}: the data's ground has {len(fixtures)}")
-    burn = torch.from_numpy(fixtures) / scale
-    model.stand(heights, floors, ground.eye / scale, half_width, burn, ground.rate)
+    if len(ground.fixtures) != recipe.model.fixtures:
+        raise RecipeError(f"model.fixtures {recipe.model.fixtures}: the data's ground has {len(ground.fixtures)}")
+    fixtures = torch.from_numpy(ground.fixtures) / scale
+    model.stand(heights, floors, ground.eye / scale, half_width, fixtures, ground.rate)
 
 
 def walk(motion: Motion, pose: Tensor, actions: Tensor) -> Tensor:
