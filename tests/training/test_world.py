@@ -490,7 +490,9 @@ def test_a_killed_guard_takes_the_engine_with_it(tmp_path: Path, monkeypatch: py
 
 
 def test_close_is_idempotent_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where temporary files are nor where it was started: two that started at once there failed by that."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     recorder = WorldRecorder(seed=4)
     assert len(processes_naming(str(tmp_path))) == 2
     recorder.close()

@@ -50,8 +50,9 @@ def _alive(process: int) -> bool:
 
 def _watch(owner: int, folder: Path, command: list[str]) -> int:
     linux = sys.platform == "linux"
+    # It makes a folder where it runs, and does not start where another just made it: each runs in a place of its own.
     # The guard has one thread, so running Python between fork and exec is safe.
-    engine = subprocess.Popen(command, preexec_fn=_die_with_parent if linux else None)  # noqa: PLW1509
+    engine = subprocess.Popen(command, cwd=folder, preexec_fn=_die_with_parent if linux else None)  # noqa: PLW1509
 
     def stop(_signal: int, _frame: object) -> None:
         engine.kill()
