@@ -161,13 +161,21 @@ class ClipPass:
             history = add_noise(history, noise, self._level)
         self.history = history
 
-    def _faces(self, model: CausalVideoTransformer, driven: Tensor | None) -> Tensor | None:
-        """Of the history and of every copy, which are the same people in the same poses unless others drive them."""
-        if not self.config.face_dim:
+    def _shown(self, model: CausalVideoTransformer, driven: Tensor | None) -> Tensor | None:
+        """What is known of every frame of the history and of its copies before they are drawn, which is the same unless
+        others drive the copies.
+        """
+
+        def shown(actions: Tensor) -> Tensor:
+            if self._previous is not None and self.config.pose_scale:
+                return model.seen(self._previous, actions)
+            face: Tensor = model.face(self._reference, self._actions[:, 0], actions)
+            return face
+
+        if not (self.config.face_dim or self.config.pose_scale):
             return None
-        reference = self._reference, self._actions[:, 0]
-        own = model.face(*reference, self._actions)
-        return torch.cat([own, *([own if driven is None else model.face(*reference, driven)] * self.copies)], 1)
+        own = shown(self._actions)
+        return torch.cat([own, *([own if driven is None else shown(driven)] * self.copies)], 1)
 
     def velocity(
         self,
@@ -215,7 +223,7 @@ class ClipPass:
             torch.cat([self._actions, *([self._actions if driven is None else driven] * copies)], 1),
             None if self._previous is None else repeated(self._previous),
             known_BF=known,
-            face_BFCHW=self._faces(model, driven),
+            shown_BFCHW=self._shown(model, driven),
             to_BF=to,
         )
         velocity: Tensor = out.unflatten(1, (1 + copies, frames))

@@ -316,6 +316,9 @@ class TeacherForcingRecipe(StudentRecipe):
         None,
         description="the same, but only its blocks and its sense of noise: all that students of other things share",
     )
+    start_layers: tuple[int, ...] | None = Field(
+        None, description="which of the start's blocks, from 0, become this model's, in their order: of a deeper one"
+    )
     pose: Path | None = Field(None, description="run folder of the pose, which a new model with pose_scale needs")
     face: Path | None = Field(None, description="run folder of the face, which a new model with face_dim needs")
 
@@ -345,6 +348,10 @@ class TeacherForcingRecipe(StudentRecipe):
             )
         if self.start is not None and self.start_blocks is not None:
             raise ValueError("start and start_blocks: give one of them")
+        if self.start_layers is not None and len(self.start_layers) != self.model.num_layers:
+            raise ValueError(f"start_layers {list(self.start_layers)}: model.num_layers is {self.model.num_layers}")
+        if self.start_layers is not None and self.start is None and self.start_blocks is None:
+            raise ValueError("start_layers: name the start, or start_blocks, whose layers they are")
         if self.model.pose_scale and self.pose is None and self.start is None:
             raise ValueError("model.pose_scale needs a pose, trained before (stage `pose`), or a start that has one")
         if self.model.face_dim and self.face is None and self.start is None:

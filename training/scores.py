@@ -73,7 +73,7 @@ def joint_velocity(
         clips.actions,
         previous,
         known_BF=given,
-        face_BFCHW=face,
+        shown_BFCHW=face,
     )
     return velocity[:, context:].float()
 

@@ -19,7 +19,7 @@ from streamgen.student import WEIGHTS, StudentError
 
 _POSE = "pose."
 """Never rounded to bf16: a turn by five degrees would be off by a degree after five seconds, and edges by a pixel."""
-_FEATURES = "pose.view.grids.", "pose.view.sprites"
+_FEATURES = "pose.view.grids", "pose.view.sprites"
 """Of a pose, those that only say what something looks like. They are most of its weights."""
 
 

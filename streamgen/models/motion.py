@@ -81,7 +81,8 @@ class Motion(nn.Module):
 
     def _raised(self, pose: Tensor, there: Tensor) -> Tensor:
         """The eye's height a frame after a pose, over another place [..., 2], and what that frame added: [..., 2]."""
-        before, now = (self.eye + looked_up(self.floors, *at.detach().unbind(-1)) for at in (pose[..., :2], there))
+        both = torch.stack([pose[..., :2], there]).detach()
+        before, now = (self.eye + looked_up(self.floors, *both.unbind(-1))).unbind(0)
         eye, added = pose[..., 6:8].unbind(-1)
         hidden = _STRIDE * torch.stack([now - eye, added, now - before], -1)
         for layer in self.climb:
@@ -155,10 +156,11 @@ class Course(nn.Module):
         ground. Else the way back.
         """
         x, y = move.unbind(-1)
+        others = torch.stack([torch.stack([-x, y], -1), torch.stack([x, -y], -1), move])
+        free = looked_up(self.ground, *(place + others).unbind(-1))[..., None] > 0.5
         kept = -move
-        for other in (torch.stack([-x, y], -1), torch.stack([x, -y], -1), move):
-            free = looked_up(self.ground, *(place + other).unbind(-1)) > 0.5
-            kept = torch.where(free[..., None], other, kept)
+        for there, other in zip(free, others, strict=True):
+            kept = torch.where(there, other, kept)
         return kept
 
 

@@ -48,6 +48,8 @@ _FINEST = 1 / 256
 _FADES = 3.0
 """A level counts no more where rays lie so many times as far apart as its features, and in full up to one time less:
 what is finer would flicker."""
+_NEVER = 1e3
+"""Further apart than rays ever lie: the coarsest level sees whatever is far."""
 _LOWEST, _HIGHEST = -0.25, 1.5
 """Between which heights have features of their own."""
 _ROW, _FLOOR = 1553, (884, 753)
@@ -161,16 +163,16 @@ class View(nn.Module):
     distances: Tensor
     sides: Tensor
     ups: Tensor
+    levels: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         dim, channels = config.view_dim, config.picture_channels
         self._shape = config.height, config.width
         columns = config.width * VIEW_RAYS
-        self.grids = nn.ParameterList(
-            nn.Parameter(torch.randn(config.view_rows >> 2 * level, VIEW_FEATURES) * 0.02 / _FASTER)
-            for level in range(VIEW_LEVELS)
-        )
+        # One table, the finest level first: engines look up once what each level would be asked for.
+        rows = config.view_rows >> 2 * torch.arange(VIEW_LEVELS)
+        self.grids = nn.Parameter(torch.randn(int(rows.sum()), VIEW_FEATURES) * 0.02 / _FASTER)
         self._actors = config.actors > 0
         if config.actors:
             self.hover = nn.Parameter(torch.tensor(EYE / _SLOWER))
@@ -193,6 +195,11 @@ class View(nn.Module):
         # the way ahead.
         self.register_buffer("sides", _from_middle(columns) / (columns / 2), persistent=False)
         self.register_buffer("ups", _from_middle(config.height * VIEW_RAYS) / (columns / 2), persistent=False)
+        spacings = _FINEST * 2.0 ** torch.arange(VIEW_LEVELS)
+        fades = _FADES * spacings
+        fades[-1] = _NEVER
+        levels = torch.stack([rows.float(), (rows.cumsum(0) - rows).float(), spacings, fades])
+        self.register_buffer("levels", levels, persistent=False)
         gaps = torch.logspace(math.log10(_GAPS[0]), math.log10(_GAPS[1]), VIEW_STEPS - 1)
         self.register_buffer("distances", _NEAREST + F.pad(gaps.cumsum(0), (1, 0)), persistent=False)
 
@@ -253,30 +260,25 @@ class View(nn.Module):
             beyond = above(middle) > 0
             near, far = torch.where(beyond, near, middle), torch.where(beyond, middle, far)
         # Within what is left, the ground is a plane.
-        short, over = above(near), above(far)
+        short, over = above(torch.stack([near, far])).unbind(0)
         return hit, near + (far - near) * (short / (short - over - 1e-9)).clamp(0.0, 1.0)
 
     def _features(self, place: Sequence[Tensor], apart: Tensor) -> Tensor:
         """[..., levels * features] of places (x, y and height, each [...]) where rays lie `apart` [...]."""
         ranges = (-REACH, REACH), (-REACH, REACH), (_LOWEST, _HIGHEST)
-        place = [at.clamp(low, high) - low for at, (low, high) in zip(place, ranges, strict=True)]
-        levels = []
-        for level, grid in enumerate(self.grids):
-            spacing = _FINEST * 2**level
-            at = [each / spacing for each in place]
-            corner = [each.floor() for each in at]
-            x, y, z = corner
-            # Whole numbers below 2^24, all exact in fp32: engines divide large integers by way of it.
-            floors = [_wrapped((z + dz) * _FLOOR[0], 1024) * 1024 + (z + dz) * _FLOOR[1] for dz in (0, 1)]
-            around = torch.stack([x + dx + (y + dy) * _ROW + floors[dz] for dz, dy, dx in _CORNERS])
-            # All eight at once: each lookup's gradient is as large as the grid.
-            found = F.embedding(_wrapped(around, len(grid)).long(), grid)
-            for each, low in zip(at, corner, strict=True):
-                found = between(found[::2], found[1::2], (each - low)[..., None])
-            # Whatever is far is seen by the coarsest.
-            fades = (_FADES - apart / spacing).clamp(0.0, 1.0)[..., None] if level < VIEW_LEVELS - 1 else 1.0
-            levels.append(found[0] * fades)
-        return torch.cat(levels, -1) * _FASTER
+        rows, first, spacing, fades = self.levels.view(4, VIEW_LEVELS, *[1] * apart.dim())
+        at = [(each.clamp(low, high) - low) / spacing for each, (low, high) in zip(place, ranges, strict=True)]
+        corner = [each.floor() for each in at]
+        x, y, z = corner
+        # Whole numbers below 2^24, all exact in fp32: engines divide large integers by way of it.
+        floors = [_wrapped((z + dz) * _FLOOR[0], 1024) * 1024 + (z + dz) * _FLOOR[1] for dz in (0, 1)]
+        around = torch.stack([x + dx + (y + dy) * _ROW + floors[dz] for dz, dy, dx in _CORNERS])
+        # All at once: each lookup's gradient is as large as the table.
+        found = F.embedding((_wrapped(around, rows) + first).long(), self.grids)
+        for each, low in zip(at, corner, strict=True):
+            found = between(found[::2], found[1::2], (each - low)[..., None])
+        found = found[0] * ((fades - apart) / spacing).clamp(0.0, 1.0)[..., None]
+        return found.movedim(0, -2).flatten(-2) * _FASTER
 
     def _by_latent_pixels(self, rays: Tensor) -> Tensor:
         """[N, h, w, features of all its rays] of features of rays [N, rows, columns, features]."""
@@ -343,7 +345,7 @@ def _from_middle(count: int) -> Tensor:
     return (count - 1) / 2 - torch.arange(count)
 
 
-def _wrapped(number: Tensor, size: int) -> Tensor:
+def _wrapped(number: Tensor, size: int | Tensor) -> Tensor:
     """What is left of whole numbers after as many times `size`, a power of two, as they hold."""
     return number - (number / size).floor() * size
 

@@ -43,8 +43,8 @@ class Commit(nn.Module):
         level; other inputs as for `Rollout`.
         """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        face = _face(self.transformer, reference, reference_actions, actions)
-        _velocity(self.transformer, latents, self.transformer.config.history_level, attend, actions, previous, face)
+        shown = _shown(self.transformer, previous, actions, reference, reference_actions)
+        _velocity(self.transformer, latents, self.transformer.config.history_level, attend, actions, previous, shown)
         return attend.block()
 
 
@@ -81,15 +81,17 @@ class Rollout(nn.Module):
         which are the history where there is no commit.
         """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        face = _face(self.transformer, reference, reference_actions, actions)
-        return self._denoise(noise, previous, actions, attend, face), attend.block()
+        shown = _shown(self.transformer, previous, actions, reference, reference_actions)
+        return self._denoise(noise, previous, actions, attend, shown), attend.block()
 
-    def _denoise(self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None) -> Tensor:
+    def _denoise(
+        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, shown: Tensor | None
+    ) -> Tensor:
         x, maps_flows = noise[0], self.transformer.config.flow_map
         for step, (sigma, to) in enumerate(jumps(self.sigmas, self.transformer.config)):
             if step and not maps_flows:
                 x = (1 - sigma) * x + sigma * noise[step]
-            x = x - (sigma - to) * _velocity(self.transformer, x, sigma, attend, actions, previous, face, to=to)
+            x = x - (sigma - to) * _velocity(self.transformer, x, sigma, attend, actions, previous, shown, to=to)
         return x
 
     def forward(
@@ -111,19 +113,19 @@ class Rollout(nn.Module):
         a transformer with a face the stream's first latent [B, C, h, w] and what drove it [B, A].
         """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
-        face = _face(self.transformer, reference, reference_actions, actions)
-        return *self._play(noise, previous, actions, attend, face), *attend.block()
+        shown = _shown(self.transformer, previous, actions, reference, reference_actions)
+        return *self._play(noise, previous, actions, attend, shown), *attend.block()
 
     def _play(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, face: Tensor | None
+        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, shown: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Frames and latents; `attend` has seen the pass whose keys and values are kept."""
         assert self.autoencoder is not None
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
-        latents = self._denoise(noise, previous, actions, attend, face).half().float()
+        latents = self._denoise(noise, previous, actions, attend, shown).half().float()
         frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
         if not self.transformer.config.history_level:
-            _velocity(self.transformer, latents, 0.0, attend, actions, previous, face)
+            _velocity(self.transformer, latents, 0.0, attend, actions, previous, shown)
         return frames, latents
 
 
@@ -178,14 +180,14 @@ class InPlacePass(nn.Module):
         else as for `Rollout`.
         """
         attend = self._attention(self.transformer.config, self.transformer.space, rotation, write, length, cache)
-        face = _face(self.transformer, reference, reference_actions, actions)
+        shown = _shown(self.transformer, previous, actions, reference, reference_actions)
         sigma, end = (t.index_select(0, level)[:, None, None, None, None] for t in (self.levels, self.ends))
         noisy = x if self.transformer.config.flow_map else (1 - sigma) * x + sigma * noise
         # What is committed are latents as the state keeps them.
         x = torch.where(sigma > 0, noisy, x.half().float())
         times = self.times.index_select(0, level)[:, None].expand(-1, x.shape[1], -1)
         levels, ends = (t[:, :, 0, 0, 0].expand(-1, x.shape[1]) for t in (sigma, end))
-        velocity = _velocity(self.transformer, x, levels, attend, actions, previous, face, times, ends)
+        velocity = _velocity(self.transformer, x, levels, attend, actions, previous, shown, times, ends)
         return x - (sigma - end) * velocity, attend.cache
 
 
@@ -237,13 +239,20 @@ def _attention(
     return CacheAttention(transformer.config, transformer.space, rotation, visible, k, v)
 
 
-def _face(
-    transformer: CausalVideoTransformer, reference: Tensor | None, reference_actions: Tensor | None, actions: Tensor
+def _shown(
+    transformer: CausalVideoTransformer,
+    previous: Tensor,
+    actions: Tensor,
+    reference: Tensor | None,
+    reference_actions: Tensor | None,
 ) -> Tensor | None:
-    if reference is None or reference_actions is None:
-        return None
-    face: Tensor = transformer.face(reference, reference_actions, actions)
-    return face
+    """What all passes of a block know of its frames before they are drawn: a face's drawing, or a world's view."""
+    shown: Tensor | None = None
+    if reference is not None and reference_actions is not None:
+        shown = transformer.face(reference, reference_actions, actions)
+    elif transformer.config.pose_scale:
+        shown = transformer.seen(previous[:, None].expand(-1, actions.shape[1], -1, -1, -1), actions)
+    return shown
 
 
 def _velocity(
@@ -253,7 +262,7 @@ def _velocity(
     attend: Attend,
     actions: Tensor,
     previous: Tensor,
-    face: Tensor | None,
+    shown: Tensor | None,
     times: Tensor | None = None,
     to: float | Tensor = 0.0,
 ) -> Tensor:
@@ -261,7 +270,7 @@ def _velocity(
     levels, ends = (t if isinstance(t, Tensor) else torch.full(x.shape[:2], t) for t in (sigma, to))
     before = previous[:, None].expand_as(x) if config.concat_previous else None
     driven = actions if config.action_dim is not None else None
-    velocity: Tensor = transformer(x, levels, attend, driven, before, face_BFCHW=face, times_BFd=times, to_BF=ends)
+    velocity: Tensor = transformer(x, levels, attend, driven, before, shown_BFCHW=shown, times_BFd=times, to_BF=ends)
     return velocity
 
 

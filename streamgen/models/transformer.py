@@ -224,7 +224,7 @@ class CausalVideoTransformer(nn.Module):
         previous_BFCHW: Tensor | None = None,
         context_BXd: Tensor | None = None,
         known_BF: Tensor | None = None,
-        face_BFCHW: Tensor | None = None,
+        shown_BFCHW: Tensor | None = None,
         times_BFd: Tensor | None = None,
         to_BF: Tensor | None = None,
     ) -> Tensor:
@@ -233,8 +233,8 @@ class CausalVideoTransformer(nn.Module):
         x: latents at noise levels sigma in [0, 1]. to: 0 by default. actions: what drove each frame; known: 1, or 0
         where the action is withheld from the tokens (default: all known). previous: the clean latent before each
         frame's block, where the configuration has `concat_previous`. context: text features, where it has `text_dim`.
-        face: what `face` draws of each frame, where it has `face_dim`. times: the levels' `sinusoid`, where it is at
-        hand.
+        shown: what `face` draws of each frame, where it has `face_dim`; where it has `pose_scale` what `seen` gives,
+        where that is at hand. times: the levels' `sinusoid`, where it is at hand.
 
         Blocks and head calculate in the precision of their weights, all else in that of x.
         """
@@ -243,16 +243,11 @@ class CausalVideoTransformer(nn.Module):
             raise ValueError("context goes with text_dim: the configuration has one and the call the other")
         latents = [x_BFCHW] if previous_BFCHW is None else [x_BFCHW, previous_BFCHW]
         pictures = [each[:, :, : config.picture_channels] for each in latents]
-        view_BFCHW = state_BFCHW = None
-        if config.pose_scale:
+        if config.pose_scale and shown_BFCHW is None:
             assert previous_BFCHW is not None and actions_BFA is not None
-            before_BFS = from_planes(previous_BFCHW[:, :, config.picture_channels :], config)
-            with _no_autocast(x_BFCHW.device.type):
-                state_BFS = self.pose(before_BFS, actions_BFA)
-                state_BFCHW, view_BFCHW = planes(state_BFS, config), self.pose.view(state_BFS)
-            pictures.append(view_BFCHW)
-        if face_BFCHW is not None:
-            pictures.append(face_BFCHW)
+            shown_BFCHW = self.seen(previous_BFCHW, actions_BFA)
+        if shown_BFCHW is not None:
+            pictures.append(shown_BFCHW[:, :, : config.picture_channels])
         if actions_BFA is not None:
             known = torch.ones_like(actions_BFA[..., :1]) if known_BF is None else known_BF[..., None]
             actions_BFA = torch.cat([actions_BFA * known, known], -1)
@@ -280,17 +275,28 @@ class CausalVideoTransformer(nn.Module):
             return out_BFCHW
         # What is known of a frame before it is drawn, so that the network need not carry the noise through its width:
         # the frame before, what a face shows, or what a view shows, and the frame before where that shall stay.
-        if view_BFCHW is not None and state_BFCHW is not None:
-            said_BFCHW = out_BFCHW[:, :, : config.picture_channels]
-            stays_BF1HW = (out_BFCHW[:, :, config.picture_channels :] - _VIEW_FIRST).sigmoid()
+        known_BFCHW = previous_BFCHW if shown_BFCHW is None else shown_BFCHW
+        assert known_BFCHW is not None
+        if config.pose_scale:
+            view_BFCHW, state_BFCHW = known_BFCHW.tensor_split((config.picture_channels,), 2)
+            said_BFCHW, stays_BF1HW = out_BFCHW.tensor_split((config.picture_channels,), 2)
+            stays_BF1HW = (stays_BF1HW - _VIEW_FIRST).sigmoid()
             picture_BFCHW = view_BFCHW + stays_BF1HW * (pictures[1] - view_BFCHW) + said_BFCHW
             x0_BFCHW = torch.cat([picture_BFCHW, state_BFCHW], 2)
         else:
-            known_BFCHW = previous_BFCHW if face_BFCHW is None else face_BFCHW
-            assert known_BFCHW is not None
             x0_BFCHW = known_BFCHW + out_BFCHW
         sigma = sigma_BF.clamp_min(SIGMA_MIN)[..., None, None, None]
         return (x_BFCHW - x0_BFCHW) / sigma
+
+    def seen(self, previous_BFCHW: Tensor, actions_BFA: Tensor) -> Tensor:
+        """What is known of frames before they are drawn, [B, F, C, h, w]: what is to be seen from where the keys lead,
+        and the state of the world by then. previous: the clean latent before each frame's block.
+        """
+        config = self.config
+        before_BFS = from_planes(previous_BFCHW[:, :, config.picture_channels :], config)
+        with _no_autocast(previous_BFCHW.device.type):
+            state_BFS = self.pose(before_BFS, actions_BFA)
+            return torch.cat([self.pose.view(state_BFS), planes(state_BFS, config)], 2)
 
     def _patchify(self, x_BFCHW: Tensor) -> Tensor:
         """[B, F, C, h, w] to [B, F, N, d]: the patch embedding's convolution as a matrix product."""

@@ -48,13 +48,13 @@ def _run(engine: Engine, stream: str, actions: np.ndarray, steps: int = 2) -> li
 def test_openvino_matches_torch_on_shared_history(
     policy: str, precision: str, tolerance: float, request: pytest.FixtureRequest
 ) -> None:
-    """200 steps on shared history: the engine starts each from the reference's state, so errors do not add up."""
+    """80 steps on shared history: the engine starts each from the reference's state, so errors do not add up."""
     student: Student = request.getfixturevalue(policy)
     reference, engine = TorchEngine(student), OpenVINOEngine(student, precision=precision)
     state = student.start(3)
     reference.open("s", state)
     worst, scale = 0.0, 0.0
-    for index, block in enumerate(_actions(student, 200)):
+    for index, block in enumerate(_actions(student, 80)):
         steps = 1 + index % 2
         engine.open("s", state)
         wanted = reference.step([StepRequest("s", block, steps)])[0]
@@ -110,22 +110,22 @@ def test_a_place_is_not_rounded_to_bf16(sink_student: Student, steps: int) -> No
 def test_rows_of_a_batch_match_torch_wherever_they_stand(
     policy: str, kind: Callable[..., Engine], tolerance: float, request: pytest.FixtureRequest
 ) -> None:
-    """200 blocks of two rows in one batch, the second from the hundredth on and not every time, with other steps: over
+    """120 blocks of two rows in one batch, the second from the sixtieth on and not every time, with other steps: over
     a cache that is written in place.
     """
     student: Student = request.getfixturevalue(policy)
     reference, engine = TorchEngine(student), kind(student, rows=2)
     state, worst, scale = student.start(3), 0.0, 0.0
-    for index, block in enumerate(_actions(student, 200)):
+    for index, block in enumerate(_actions(student, 120)):
         for runtime in (reference, engine):
             # Both begin anew from one state now and then, so that what they round differently does not add up.
             if index % 20 == 0:
                 runtime.open("3", state)
-            if index == 100:
+            if index == 60:
                 runtime.open("4", student.start(4))
         steps = 1 + index % 2
         requests = [StepRequest("3", block, steps)]
-        if index >= 100 and index % 3:
+        if index >= 60 and index % 3:
             requests.append(StepRequest("4", 1 - block, 1))
         wanted = reference.step(requests)
         for each, known in zip(engine.step(requests), wanted, strict=True):

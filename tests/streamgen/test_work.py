@@ -64,7 +64,7 @@ def test_a_pass(change: dict[str, Any]) -> None:
 
     def whole_pass() -> None:
         attend = CacheAttention(config, model.space, *cache.inputs()[:4])
-        model(x, torch.zeros(1, 2), attend, torch.zeros(1, 2, 5), x, context, face_BFCHW=face)
+        model(x, torch.zeros(1, 2), attend, torch.zeros(1, 2, 5), x, context, shown_BFCHW=face)
 
     _agrees(pass_work(config), whole_pass)
     if config.face_dim:

@@ -85,7 +85,7 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
         attend = CacheAttention(model.config, model.space, *cache.inputs()[:4])
         previous, driven = cache.previous[:, None], clips.actions[:, 8:]
         face = model.face(*cache.reference, driven) if model.config.face_dim else None
-        velocity = model(noise[:, 8:], torch.ones(1, 1), attend, driven, previous, face_BFCHW=face)
+        velocity = model(noise[:, 8:], torch.ones(1, 1), attend, driven, previous, shown_BFCHW=face)
     # On a map of noise a place's rounding decides which hill a ray meets.
     atol = 1e-4 if model.config.pose_scale else 1e-5
     torch.testing.assert_close(made[:, 8:], noise[:, 8:] - velocity, atol=atol, rtol=0)

@@ -57,7 +57,7 @@ checkpoint_every_s: 0.001
 model: {latent_channels: 4, encoder_dims: [8, 8], decoder_dims: [8, 8], decoder_blocks: [1, 1]}
 """
 MODEL = """
-model: {in_channels: 18, height: 12, width: 20, patch: 4, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
+model: {in_channels: 18, height: 8, width: 10, patch: 2, dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2, window: 4,
         action_dim: 5, concat_previous: true, residual: true, ffn_conv: true, pose_scale: 512, actors: 5, fixtures: 3,
         view_dim: 16, view_rows: 1024, ground_map: 64}
 """
@@ -259,22 +259,22 @@ def test_a_decoder_learns_from_the_pictures_that_belong_to_what_it_decodes(runs:
 
 def test_a_decoder_learns_from_squares_that_belong_to_what_it_decodes(runs: Path) -> None:
     pixel = load_autoencoder(runs / "autoencoder").config.latent_pixel
-    stage = DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={5 * pixel}", "focus=[0.5, 0.5, 1, 1]")))
+    stage = DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={4 * pixel}", "focus=[0.5, 0.5, 1, 1]")))
     # Every latent pixel, and what is shown of it, says which one it is.
-    which = torch.arange(12 * 20).view(12, 20)
+    which = torch.arange(8 * 10).view(8, 10)
     stage._latents = which.half().expand_as(stage._latents)
     shown = which.repeat_interleave(pixel, 0).repeat_interleave(pixel, 1).byte()
     stage._frames = shown[..., None].expand_as(stage._frames)
     batches = [stage.batch([], number) for number in range(8)]
     for latents, pictures in batches:
-        assert latents.shape[-2:] == (5, 5)
+        assert latents.shape[-2:] == (4, 4)
         assert torch.equal(to_uint8(pictures)[:, :, ::pixel, ::pixel, 0].float(), latents[:, :, 0])
-    begins = {divmod(int(first), 20) for latents, _ in batches for first in latents[:, 0, 0, 0, 0]}
+    begins = {divmod(int(first), 10) for latents, _ in batches for first in latents[:, 0, 0, 0, 0]}
     assert len(begins) > 8
-    assert sum(y >= 3 and x >= 7 for y, x in begins) > len(begins) / 2  # around a point of the focus
+    assert sum(y >= 2 and x >= 3 for y, x in begins) > len(begins) / 2  # around a point of the focus
     loss, _ = stage.loss(stage.batch([], 1), stage.model, torch.Generator())
     assert loss.isfinite()
-    for wrong in (5 * pixel + 1, 2 * pixel, 13 * pixel):
+    for wrong in (4 * pixel + 1, 2 * pixel, 9 * pixel):
         with pytest.raises(RecipeError, match=f"crop {wrong}: give a multiple of {pixel} from"):
             DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={wrong}",)))
 
@@ -334,7 +334,7 @@ def test_export_generate_and_evaluate(runs: Path, tmp_path: Path, monkeypatch: p
     assert "35 frames" in _run([*_COMMAND, *map(str, generate)])
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height, float(stream.average_rate)) == (480, 288, 17.5)
+        assert (stream.width, stream.height, float(stream.average_rate)) == (240, 192, 17.5)
         assert sum(1 for _ in container.decode(stream)) == 35
     figures_file = tmp_path / "figures" / "figures.json"
     figures_file.parent.mkdir()
@@ -435,7 +435,7 @@ def test_an_autoencoder_goes_on_from_another_and_is_named_by_its_latents(runs: P
 
 
 def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
-    wanted = (f"start_blocks={runs / 'teacher'}", "model.patch=2")
+    wanted = (f"start_blocks={runs / 'teacher'}", "model.patch=1")
     own = TeacherForcingStage(load_recipe(runs / "teacher.yaml", wanted)).model.state_dict()
     theirs = load_transformer(runs / "teacher").state_dict()
     assert theirs["patch_embedding.weight"].shape != own["patch_embedding.weight"].shape
@@ -443,6 +443,21 @@ def test_a_model_of_something_else_starts_from_the_blocks(runs: Path) -> None:
     assert shared and all(torch.equal(own[name], theirs[name]) for name in shared)
     with pytest.raises(RecipeError, match="give one of them"):
         load_recipe(runs / "teacher.yaml", (*wanted, "start=elsewhere"))
+
+
+def test_a_shallower_model_starts_from_layers_of_a_deeper_one(runs: Path) -> None:
+    wanted = (f"start={runs / 'teacher'}", "model.num_layers=1")
+    own = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*wanted, "start_layers=[1]"))).model.state_dict()
+    theirs = load_transformer(runs / "teacher").state_dict()
+    assert len(own) < len(theirs)
+    for name, value in own.items():
+        assert torch.equal(value, theirs[name.replace("blocks.0.", "blocks.1.")])
+    with pytest.raises(RecipeError, match=r"start_layers \[2\]: .* has no layer 2"):
+        TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*wanted, "start_layers=[2]")))
+    with pytest.raises(RecipeError, match=r"start_layers \[0, 1\]: model\.num_layers is 1"):
+        load_recipe(runs / "teacher.yaml", (*wanted, "start_layers=[0, 1]"))
+    with pytest.raises(RecipeError, match="name the start"):
+        load_recipe(runs / "teacher.yaml", ("model.num_layers=1", "start_layers=[0]"))
 
 
 @pytest.mark.parametrize("kind", ["run", "student"])

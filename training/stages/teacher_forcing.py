@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,18 @@ def rollout_plans(config: TransformerConfig) -> dict[int, tuple[float, ...]]:
     return {count: plan for count, plan in plans.items() if plan[-1] == last and len(set(plan)) == count}
 
 
+def _of_layers(weights: Mapping[str, Tensor], layers: Sequence[int], folder: Path) -> dict[str, Tensor]:
+    """Weights of a transformer of only these layers."""
+    kept = {name: value for name, value in weights.items() if not name.startswith("blocks.")}
+    for number, layer in enumerate(layers):
+        own = f"blocks.{layer}."
+        found = {name: value for name, value in weights.items() if name.startswith(own)}
+        if not found:
+            raise RecipeError(f"start_layers {list(layers)}: {folder} has no layer {layer}; its first is 0")
+        kept |= {f"blocks.{number}.{name.removeprefix(own)}": value for name, value in found.items()}
+    return kept
+
+
 class TeacherForcingStage:
     """Trains `CausalVideoTransformer` to predict the velocity of every frame from its (imperfect) past."""
 
@@ -47,6 +60,8 @@ class TeacherForcingStage:
             weights, own = load_transformer(folder).state_dict(), model.state_dict()
             if recipe.start_blocks is not None:
                 weights = {name: value for name, value in weights.items() if name.startswith(_SHARED)}
+            if recipe.start_layers is not None:
+                weights = _of_layers(weights, recipe.start_layers, folder)
             # What has a run of its own is taken from there.
             given = tuple(f"{part}." for part in ("pose", "face") if getattr(recipe, part) is not None)
             weights = {name: value for name, value in weights.items() if not name.startswith(given)}
