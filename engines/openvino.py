@@ -35,7 +35,7 @@ import engines.quantize
 import engines.rewrites
 from engines.parts import cut, in_turns
 from engines.protocol import Capacity, EngineError, StepRequest, StepResult
-from engines.quantize import quantise, watch, widened
+from engines.quantize import Measured, note, quantise, ranges_of, watch
 from engines.rewrites import MADE, halve, names_of, spell_attention_out, widen_tables
 from engines.store import ArtefactStore
 from engines.streams import StreamTable, check_request, heard, step_noise
@@ -382,7 +382,9 @@ class OpenVINOEngine:
 
 
 def measured_ranges(student: Student) -> Ranges:
-    """What goes into a student's layers when it plays on from its starts in fp32, driven by what drove them."""
+    """What goes into those of a student's layers that eight bits suit, when it plays on from its starts in fp32, driven
+    by what drove them.
+    """
     config = student.config
     engine = OpenVINOEngine(student, 1, "fp32")
     parts = engine._parts(student.file(step_graph(config.steps)), config.steps)
@@ -391,13 +393,13 @@ def measured_ranges(student: Student) -> Ranges:
     settings = settings_for(engine.precision) | engine._threads
     block = _Block([engine._core.compile_model(part, "CPU", settings).create_infer_request() for part in parts])
     engine._blocks[config.steps] = block
-    ranges: Ranges = {}
+    measured: dict[str, Measured] = {}
     for state in student.starts():
         engine.open("measured", state)
         for actions in state.actions[:: max(1, len(state.actions) // _MEASURED_FRAMES)]:
             driven = np.tile(actions, (config.transformer.block_size, 1))
             engine.step([StepRequest("measured", driven, config.steps)])
             for request, first, watched in zip(block.requests, own, names, strict=True):
-                seen = [float(request.get_output_tensor(first + k).data) for k in range(2 * len(watched))]
-                ranges = widened(ranges, watched, seen)
-    return ranges
+                seen = [float(request.get_output_tensor(first + k).data) for k in range(3 * len(watched))]
+                note(measured, watched, seen)
+    return ranges_of(measured)
