@@ -142,7 +142,7 @@ def test_all_attention_of_shipped_students_is_fused(builds: tuple[Student, list[
         assert sum(count for name, count in of_pass.kernels.items() if "mha" in name) == config.num_layers
         assert of_pass.attention == config.num_layers
         assert of_pass.cache_updates == len(cache)
-        assert of_pass.types["Half"] > of_pass.types["Float"]
+        assert of_pass.types["Half"] > 10 * config.num_layers  # all of a block; what sees a world stays in fp32
         assert of_pass.layers == sum(of_pass.kernels.values())
         # Not more than the keys and values, each once.
         assert of_pass.copied_bytes <= 2 * build.row_bytes
