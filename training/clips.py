@@ -23,13 +23,15 @@ from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.data import Clip, ClipData, recorded
 from training.distributed import rank_and_size
-from training.losses import add_noise, focus_weight
+from training.losses import add_noise, denoised, focus_weight
 from training.recipe import DecoderRecipe, FaceRecipe, RecipeError, StudentRecipe
 
 _LOOKED_AT = 24
 """Frames that tell what a decoder shows of a channel."""
 _SCAR = 3.0
 """Largest spread of a scar's noise, in latent units: a picture that runs away gets as far in two or three frames."""
+_LEAST = 0.2
+"""Lowest noise level of a simulated step."""
 _NUDGE = 0.2
 """In units of a channel's own spread."""
 
@@ -228,6 +230,33 @@ class ClipPass:
         )
         velocity: Tensor = out.unflatten(1, (1 + copies, frames))
         return velocity.float()
+
+
+@torch.no_grad()
+def simulated(
+    clip: ClipPass,
+    model: CausalVideoTransformer,
+    recipe: StudentRecipe,
+    x0: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Noise for copies x0 [B, K, F, C, h, w] at levels sigma [B, K, F]: eps, or in a share of the steps what makes of
+    them what a second step gets to see, the model's own answer to pure noise with eps added (backward simulation; DMD2,
+    Yin et al. 2024).
+
+    The velocity from there to x0 is this noise less x0, as ever, so what is learned takes the answer's errors back.
+    Where sigma is below _LEAST, they would count for more than all else, and eps stays as it is.
+    """
+    if not recipe.simulated or float(torch.rand(1, generator=generator)) >= recipe.simulated:
+        return eps
+    pure = torch.ones_like(sigma)
+    noise = torch.randn(x0.shape, generator=generator)
+    error = denoised(noise, clip.velocity(model, noise, pure), pure) - x0
+    # A pose is right or the target is another picture.
+    error[:, :, :, model.config.picture_channels :] = 0
+    return eps + torch.where(sigma < _LEAST, 0, (1 - sigma) / sigma)[..., None, None, None] * error
 
 
 def noisy_history(clean: Tensor, limit: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

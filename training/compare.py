@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -15,7 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -28,7 +31,7 @@ from engines.select import load_engine
 from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import RANGES, WEIGHTS, Student
-from training.data import ClipData, held_out
+from training.data import Clip, ClipData, held_out
 from training.evaluate import CONTEXT, judge_episode, judge_next_frame, rollout_figures, share_cores
 from training.loop import CHECKPOINT, LOG
 from training.metrics import frechet
@@ -64,6 +67,32 @@ class Budget:
     @property
     def judged(self) -> dict[str, float]:
         return {"episodes": self.episodes, "short_s": self.short_s, "long_s": self.long_s}
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Held-out clips that all are judged by: near ones for their next frames, those of `short_s`, and that of
+    `long_s`.
+    """
+
+    near: list[Clip]
+    short: list[Clip]
+    long: Clip
+
+    @classmethod
+    def recorded(cls, data: ClipData, budget: Budget) -> Episodes:
+        """Raises VideoDataError where no held-out clip is as long."""
+        short_frames, long_frames = (CONTEXT + round(each * data.fps) for each in (budget.short_s, budget.long_s))
+        (long,) = held_out(data, 1, long_frames, first=_NEXT + budget.episodes)
+        short = held_out(data, budget.episodes, short_frames, first=_NEXT)
+        return cls(held_out(data, _NEXT, CONTEXT + _NEXT_FRAMES), short, long)
+
+
+@cache
+def _episodes(path: Path) -> Episodes:
+    """Once in each process that judges. Written by the one that started it."""
+    kept: Episodes = pickle.loads(path.read_bytes())
+    return kept
 
 
 @dataclass(frozen=True)
@@ -103,16 +132,19 @@ def compare(
         raise RecipeError(f"{path} has a comparison of {had}: ask for the same, or give others --runs and --out")
     if load_transformer(teacher).config.history_level:
         raise RecipeError(f"{teacher} keeps no clean history, so it has no steps to be compared at (history_level)")
-    # Whether there is enough to judge them by is to be known before they are trained.
-    held_out(data, 1, CONTEXT + round(max(budget.short_s, budget.long_s) * data.fps))
-    contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
     kept: dict[str, Any] = before.get("students", {})
     # Each is packed and judged on a core or two, where training took all of them.
-    with ProcessPoolExecutor(
+    cores = ProcessPoolExecutor(
         budget.processes, multiprocessing.get_context("spawn"), share_cores, (budget.processes,)
-    ) as pool:
+    )
+    with TemporaryDirectory() as folder, cores as pool:
+        # Before anything is trained: there may not be enough to judge it by.
+        episodes = Path(folder) / "episodes"
+        episodes.write_bytes(pickle.dumps(Episodes.recorded(data, budget)))
+        contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
         judged = [
-            pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, data, out, budget, engine) for c in contestants
+            pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, episodes, out, budget, engine)
+            for c in contestants
         ]
         named = dict(zip(judged, contestants, strict=True))
         for done in as_completed(judged):
@@ -195,7 +227,7 @@ def _judged(
     contestant: Contestant,
     before: dict[str, Any],
     autoencoder_run: Path,
-    data: ClipData,
+    episodes: Path,
     out: Path,
     budget: Budget,
     engine_name: str,
@@ -204,24 +236,21 @@ def _judged(
     student = _packed(contestant, autoencoder_run)
     if (before.get("hash"), before.get("judged")) == (student.hash, budget.judged):
         return before
-    config = student.config
     autoencoder = load_autoencoder(student.path)
     engine = load_engine(student.path, engine_name)
-    near = held_out(data, _NEXT, CONTEXT + _NEXT_FRAMES)
-    short = held_out(data, budget.episodes, CONTEXT + round(budget.short_s * config.fps), first=_NEXT)
-    (long,) = held_out(data, 1, CONTEXT + round(budget.long_s * config.fps), first=_NEXT + budget.episodes)
+    real = _episodes(episodes)
     counts = {}
-    for count in sorted(config.step_plans):
+    for count in sorted(student.config.step_plans):
         sheets = out / "sheets" / f"{contestant.name}_{count}"
         sheets.mkdir(parents=True, exist_ok=True)
         played, minute = zip(
-            *(judge_episode(student, engine, autoencoder, clip, seed, count) for seed, clip in enumerate(short)),
+            *(judge_episode(student, engine, autoencoder, clip, seed, count) for seed, clip in enumerate(real.short)),
             strict=True,
         )
-        _, ten = judge_episode(student, engine, autoencoder, long, 0, count)
-        truth = np.concatenate([clip.frames[CONTEXT:] for clip in short])
+        _, ten = judge_episode(student, engine, autoencoder, real.long, 0, count)
+        truth = np.concatenate([clip.frames[CONTEXT:] for clip in real.short])
         counts[count] = {
-            "next_frame": judge_next_frame(student, autoencoder, near, count),
+            "next_frame": judge_next_frame(student, autoencoder, real.near, count),
             "frechet": frechet(_patches(autoencoder, np.concatenate(played)), _patches(autoencoder, truth)),
             "short": rollout_figures(minute, sheets),
             "long": rollout_figures([ten], sheets / "long"),

@@ -276,6 +276,13 @@ class StudentRecipe(TransformerRecipe):
         description="share of the histories that are drawn towards what the face alone shows of them, some of them all "
         "the way: what is left of a long rollout's details; of use with a face",
     )
+    simulated: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps that add noise to what the model itself makes of pure noise, instead of to the "
+        "true frames that they aim at: what a second step gets to see; of use where clips are noised",
+    )
     scattered: float = Field(
         0.0,
         ge=0,
@@ -294,7 +301,9 @@ class TeacherForcingRecipe(StudentRecipe):
 
     stage: Literal["teacher_forcing"]
     model: TransformerConfig
-    condition_dropout: float = Field(0.1, ge=0, le=1)
+    condition_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of the frames of noisy copies whose action is withheld"
+    )
     shift: float = Field(
         1.0, gt=0, description="above 1: more of the high noise levels, where the dynamics are learned"
     )
@@ -342,6 +351,8 @@ class TeacherForcingRecipe(StudentRecipe):
             raise ValueError(
                 "copies 0: then the history's pass is the only step; set model.history_level to 1, or copies"
             )
+        if not self.copies and self.simulated:
+            raise ValueError("simulated: with copies 0 nothing takes a second step; leave it out")
         if self.model.flow_map:
             raise ValueError(
                 "model.flow_map: jumps are learned by distillation (method flow_map), from a model without"
@@ -388,7 +399,7 @@ class BidirectionalRecipe(StudentRecipe):
     stage: Literal["bidirectional"]
     start: Path = Field(description="run folder of the causal teacher")
     context: int = Field(8, ge=1, description="frames at the start of a clip that stay clean, at most")
-    condition_dropout: float = Field(0.1, ge=0, le=1)
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the frames whose action is withheld")
     shift: float = Field(1.0, gt=0, description="above 1: more of the high noise levels")
 
     @model_validator(mode="after")

@@ -48,13 +48,13 @@ def _run(engine: Engine, stream: str, actions: np.ndarray, steps: int = 2) -> li
 def test_openvino_matches_torch_on_shared_history(
     policy: str, precision: str, tolerance: float, request: pytest.FixtureRequest
 ) -> None:
-    """80 steps on shared history: the engine starts each from the reference's state, so errors do not add up."""
+    """40 steps on shared history: the engine starts each from the reference's state, so errors do not add up."""
     student: Student = request.getfixturevalue(policy)
     reference, engine = TorchEngine(student), OpenVINOEngine(student, precision=precision)
     state = student.start(3)
     reference.open("s", state)
     worst, scale = 0.0, 0.0
-    for index, block in enumerate(_actions(student, 80)):
+    for index, block in enumerate(_actions(student, 40)):
         steps = 1 + index % 2
         engine.open("s", state)
         wanted = reference.step([StepRequest("s", block, steps)])[0]

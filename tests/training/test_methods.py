@@ -130,6 +130,22 @@ def test_every_method_moves_the_one_whose_turn_it_is(name: str, kind: str) -> No
     assert turns == ({True, False} if name in DUELS else {True})
 
 
+@pytest.mark.parametrize("name", ["causal_consistency", "flow_map", "mutual_forcing"])
+def test_clips_are_noised_to_what_a_second_step_sees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for more in (0.0, 0.0, 1.0):
+        roles, method, ema = _bound(METHODS[name], {})
+        assert method.begin(0)
+
+        def stirred(clip: ClipPass, model: object, recipe: object, x0: Tensor, eps: Tensor, *_: object) -> Tensor:
+            assert model is ema and recipe is roles.recipe and x0.shape == eps.shape
+            return eps + more
+
+        monkeypatch.setattr(f"training.methods.{name}.simulated", stirred)
+        losses.append(method.loss(_clips(roles.student), ema, torch.Generator().manual_seed(0))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize("name", sorted(DUELS))
 def test_a_bidirectional_teacher_judges_rollouts_too(name: str) -> None:
     roles, method, ema = _bound(METHODS[name], WITH_POSE, bidirectional=True)

@@ -18,6 +18,7 @@ from streamgen.models.pose import from_planes, planes
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from tests.toy import WITH_ACTORS, WITH_FACE, WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import (
+    ClipPass,
     LatentClips,
     before,
     drifted_history,
@@ -29,9 +30,11 @@ from training.clips import (
     pose_vector,
     recycled_history,
     scarred_history,
+    simulated,
 )
 from training.data import Clip
 from training.evaluate import end_of_play
+from training.losses import add_noise, denoised
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.package import _worth_seeing
 from training.recipe import RecipeError
@@ -194,6 +197,33 @@ def test_a_share_of_the_histories_has_a_scar() -> None:
         assert len(at) == box.prod() and box[1] == 2, "a box, in all channels, for some frames in a row"
     spread = torch.stack([(out - x)[row][changed[row]].square().mean().sqrt() for row in scarred.nonzero()[:, 0]])
     assert spread.min() < 0.5 and 2 < spread.max() < 4.5
+
+
+def test_a_second_step_learns_from_what_the_first_one_made() -> None:
+    """The same noisy clip as from the model's own answer, whose errors the velocity's target takes back."""
+    config = toy_transformer_config(**WITH_POSE)
+    model = toy_transformer(config)
+    x0, eps = torch.randn(2, 1, 5, 2, 13, 4, 6).unbind()
+    x0, eps = (t.movedim(2, 1) for t in (x0, eps))  # [B, K, F, C, h, w]
+    history, actions = torch.randn(1, 5, 13, 4, 6), torch.zeros(1, 5, 5)
+    clip = ClipPass(config, history, torch.zeros(1, 5), actions, copies=2)
+    sigma = torch.tensor([1.0, 0.5, 0.25, 0.19, 0.0]).expand(1, 2, 5)
+    recipe, generator = toy_recipe(config, simulated=1.0, recycle=0, pose="nowhere"), torch.Generator().manual_seed(0)
+    out = simulated(clip, model, recipe, x0, eps, sigma, generator)
+    generator.manual_seed(0)
+    torch.rand(1, generator=generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    with torch.no_grad():
+        answer = noise - clip.velocity(model, noise, torch.ones_like(sigma))
+    picture = slice(config.picture_channels)
+    torch.testing.assert_close(
+        add_noise(x0, out, sigma)[:, :, :3, picture], add_noise(answer, eps, sigma)[:, :, :3, picture]
+    )
+    assert torch.equal(out[:, :, 3:], eps[:, :, 3:]) and torch.equal(out[:, :, :, 4:], eps[:, :, :, 4:])
+    torch.testing.assert_close(denoised(add_noise(x0, out, sigma), out - x0, sigma), x0)
+    seldom = recipe.model_copy(update={"simulated": 0.3})
+    some = [simulated(clip, model, seldom, x0, eps, sigma, generator) for _ in range(40)]
+    assert 5 <= sum(not torch.equal(each, eps) for each in some) <= 20
 
 
 @pytest.mark.parametrize("sink", [0, 1])

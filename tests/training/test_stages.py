@@ -94,6 +94,7 @@ recycle: 3
 recycle_share: 0.5
 checkpoint_every_s: 0.001
 fade: 0.5
+simulated: 0.5
 pose: RUNS/pose
 MODEL
 """
@@ -518,6 +519,7 @@ def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(tail: int | 
         "model.history_level=1.0",
         "recycle=0",
         "fade=0",
+        "simulated=0",
         "context_noise=0",
         f"start={runs}/teacher",
     )
@@ -539,6 +541,7 @@ def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(tail: int | 
     assert stage.model.blocks[0].ffn[0].weight.grad.abs().max() > 0
     refused = {
         ("copies=0",): "copies 0",
+        ("copies=0", "model.history_level=1.0"): "simulated: with copies 0",
         ("tail=3",): "tail 3",
         ("tail=8", "model.sink=1"): "the first frames of a clip are the sink",
         ("tail=8", "clip_length=16", "recycle=4"): "a rollout of 4 frames could end before it; .* below 16",

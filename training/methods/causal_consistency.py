@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, imperfect_history
+from training.clips import ClipPass, LatentClips, imperfect_history, simulated
 from training.losses import add_noise, consistency_target, denoised, guided
 from training.methods.method import Roles
 from training.methods.settings import CausalConsistency
@@ -41,12 +41,12 @@ class CausalConsistencyMethod:
         sigma, below = self._levels(len(x0), generator)
         sigma, below = (t[..., None].expand(target.shape[:3]) for t in (sigma, below))
         eps = torch.randn(target.shape, generator=generator)
-        noisy = add_noise(target, eps, sigma)
         noise = torch.randn(x0.shape, generator=generator)
         clip, own = (
             ClipPass(model.config, history, level, clips.actions, recipe.copies, noise)
             for model in (roles.teacher.model, roles.student)
         )
+        noisy = add_noise(target, simulated(own, ema, recipe, target, eps, sigma, generator), sigma)
         with torch.no_grad():
             velocity = guided(partial(clip.velocity, roles.teacher.model, noisy, sigma), sigma, self._settings.guidance)
             nearer = consistency_target(noisy, velocity, sigma, below)

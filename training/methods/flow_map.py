@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, imperfect_history
+from training.clips import ClipPass, LatentClips, imperfect_history, simulated
 from training.losses import add_noise, distribution_matching, flow_map_target
 from training.methods.method import Roles
 from training.methods.on_policy import Policy
@@ -54,6 +54,7 @@ class FlowMapMethod:
         target = x0[:, None].expand(-1, recipe.copies, *(-1 for _ in x0.shape[1:]))
         sigma, to = self._levels(target.shape[:3], generator)
         eps = torch.randn(target.shape, generator=generator)
+        eps = simulated(clip, ema, recipe, target, eps, sigma, generator)
         velocity = eps - target
         with torch.no_grad():
             above, below = (sigma + h).clamp(max=1.0), sigma - h

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips
+from training.clips import ClipPass, LatentClips, simulated
 from training.losses import add_noise, denoised, flow_matching, shifted
 from training.methods.method import Roles
 from training.methods.settings import MutualForcing
@@ -43,11 +43,12 @@ class MutualForcingMethod:
         eps = torch.randn(x0[:, None].shape, generator=generator)
         # The many: flow matching towards the true frames.
         sigma = shifted(torch.rand(eps.shape[:3], generator=generator), 1.0)
-        velocity = passed.velocity(student, add_noise(x0[:, None], eps, sigma), sigma)
+        true = simulated(passed, ema, roles.recipe, x0[:, None], eps, sigma, generator)
+        velocity = passed.velocity(student, add_noise(x0[:, None], true, sigma), sigma)
         counts = torch.ones(eps.shape[:3])
         counts[:, :, : max(context, 1)] = 0
         weight = counts[..., None, None, None] * roles.weight
-        flow = flow_matching(roles.seen(velocity), roles.seen(x0[:, None]), roles.seen(eps), weight)
+        flow = flow_matching(roles.seen(velocity), roles.seen(x0[:, None]), roles.seen(true), weight)
         # The few: from one of their levels to where the many end.
         goal, starts = self._end(passed, ema, eps)
         at = plan[int(torch.randint(len(plan), (1,), generator=generator))]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streamgen.config import TransformerConfig
 from streamgen.models.loading import load_autoencoder, load_face, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
-from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history
+from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history, simulated
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
 from training.metrics import JUDGED, evaluate_transformer
@@ -22,7 +22,6 @@ _SECOND_STEP = 0.5
 """Noise level of a teacher's second step in its own rollouts."""
 _MORE_STEPS = 1.0, 0.75, 0.5, 0.25
 """Of which it recycles errors too, since its students may take them."""
-
 _SHARED = "blocks.", "time_"
 """Weights that do not depend on what is generated, nor on what drives it."""
 
@@ -106,6 +105,7 @@ class TeacherForcingStage:
         known = (torch.rand(sigma.shape, generator=generator) >= recipe.condition_dropout).float()
         noise = torch.randn(x0.shape, generator=generator) if own else None
         clip = ClipPass(recipe.model, history, level, actions, recipe.copies, noise)
+        eps = simulated(clip, ema, recipe, target, eps, sigma, generator)
         velocity = clip.all_velocities(self.model, add_noise(target, eps, sigma), sigma, known)
         if noise is None:
             velocity = velocity[:, 1:]
