@@ -223,12 +223,19 @@ def _info(session: Session, service: Service) -> dict[str, Any]:
         401: {"model": ErrorAnswer, "description": "`key_needed`, `key_unknown`"},
         404: {"model": ErrorAnswer, "description": "`unknown_student`, `unknown_identity`"},
         422: {"model": ErrorAnswer, "description": "`invalid_request`, `unfit_reference`"},
-        429: {"model": ErrorAnswer, "description": "With Retry-After: `key_full`, `too_many_wrong_keys`"},
+        429: {
+            "model": ErrorAnswer,
+            "description": "With Retry-After: `key_full`, `too_many_wrong_keys`, `too_many_pictures`",
+        },
         503: {"model": ErrorAnswer, "description": _NOT_NOW},
     },
 )
 async def create_session(
-    service: Running, key: Keyed, response: Response, wish: Annotated[NewSession | None, Body()] = None
+    request: Request,
+    service: Running,
+    key: Keyed,
+    response: Response,
+    wish: Annotated[NewSession | None, Body()] = None,
 ) -> CreatedSession:
     """Open a session: the right to a stream, which begins when a viewer comes. It is told its token once."""
     wish = wish or NewSession()
@@ -238,7 +245,7 @@ async def create_session(
         if student.config.likeness is None:
             raise Refused(422, "unfit_reference", f"student {student.config.name} cannot be whoever a picture shows")
         service.sessions.admit(wish.student, key)  # before anything is computed
-        reference = await service.likenesses.read(student, wish.reference)
+        reference = await service.likenesses.read(student, wish.reference, client_address(request), service.now_s())
     session, token = service.sessions.create(wish.student, wish.seed, key, wish.identity, reference)
     response.headers["Location"] = f"/v1/sessions/{session.id}"
     return CreatedSession(token=token, **_info(session, service))
