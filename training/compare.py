@@ -25,6 +25,7 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from engines.protocol import Engine, StepRequest
 from engines.select import load_engine
@@ -50,6 +51,8 @@ _PATCHES = 4000
 """Patches of latents, of so many latent pixels a side, by which pictures are told apart."""
 _TIMED, _ROUNDS = 10, 12
 """Frames of each student in a round of timing."""
+_MARGIN = 150
+"""Pixels beside pictures, for their names."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,10 @@ def compare(
     overrides: tuple[str, ...] = (),
     engine: str = "auto",
 ) -> dict[str, Any]:
-    """Train what the recipes say, from `teacher`, and judge it: figures in `out/compare.json`, a table and plots beside
-    it. Raises RecipeError, and VideoDataError where no held-out clip is as long as what is to be judged.
+    """Train what the recipes say, from `teacher`, and judge it: figures in `out/compare.json`, a table, plots and
+    pictures beside it.
+
+    Raises RecipeError, and VideoDataError where no held-out clip is as long as what is to be judged.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "compare.json"
@@ -156,6 +161,7 @@ def compare(
     path.write_text(json.dumps(figures, indent=1) + "\n")
     (out / "compare.md").write_text(table(students))
     _plot(students, out / "compare.png")
+    _pictures(students, out)
     return figures
 
 
@@ -336,6 +342,25 @@ def _last(rollouts: dict[str, Any]) -> dict[str, Any]:
     marks = [name for name, value in rollouts.items() if name.endswith("_s") and isinstance(value, dict)]
     longest: dict[str, Any] = rollouts[max(marks, key=lambda name: int(name.removesuffix("_s")))]
     return longest
+
+
+def _pictures(students: dict[str, Any], out: Path) -> None:
+    """What each student makes of the same minute, in one picture: `out/rollouts.png`."""
+    rows: list[tuple[str, Image.Image]] = []
+    for name, student in students.items():
+        for count in student["counts"]:
+            # Two rows an episode: the game's, and the student's.
+            sheet = Image.open(out / "sheets" / f"{name}_{count}" / "rollout.png")
+            height = sheet.height // (2 * student["judged"]["episodes"])
+            game, made = (sheet.crop((0, at, sheet.width, at + height)) for at in (0, height))
+            rows += [(f"{name}, {count}", made)] if rows else [("the game", game), (f"{name}, {count}", made)]
+    width, height = rows[0][1].size
+    picture = Image.new("RGB", (_MARGIN + width, height * len(rows)), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, (name, row) in enumerate(rows):
+        picture.paste(row, (_MARGIN, number * height))
+        draw.text((4, (number + 0.5) * height), name, "black", anchor="lm")
+    picture.save(out / "rollouts.png")
 
 
 def _plot(students: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from streamgen.config import AutoencoderConfig
 from streamgen.models.autoencoder import Autoencoder
@@ -55,6 +56,8 @@ def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monk
     assert student["counts"]["2"]["frame_ms"] > 0 and student["counts"]["2"]["frechet"] > 0
     assert len((tmp_path / "out" / "compare.md").read_text().splitlines()) == 2 + 4
     assert (tmp_path / "out" / "compare.png").is_file()
+    with Image.open(tmp_path / "out" / "rollouts.png") as picture:
+        assert picture.height == 5 * 32  # the game's row, and that of each step count
     log = tmp_path / "runs" / "compare-causal_consistency" / "log.jsonl"
     steps = log.read_text().count('"step_s"')
     streamgen("compare", *made, *short, "--long", "7", *where, *smaller)
