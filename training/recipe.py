@@ -163,7 +163,9 @@ class FaceJudgeRecipe(BaseRecipe):
     data: Path = Field(description="folder of talking heads with ground truth (training/talk/dataset.py)")
     width: int = Field(256, ge=64, description="pixels")
     height: int = Field(256, ge=64, description="pixels")
-    frames: int = Field(12, ge=1, description="from each clip")
+    clips: int = Field(0, ge=0, le=0, description="none: a batch is drawn from frames that are kept")
+    clip_length: int = Field(1, ge=1, le=1)
+    frames: int = Field(48, ge=1, description="of a batch")
 
 
 class JudgesRecipe(BaseRecipe):

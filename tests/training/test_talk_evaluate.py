@@ -67,19 +67,18 @@ def test_blinks_are_counted() -> None:
 
 def test_the_judge_learns_from_faces_and_is_kept(folder: Path, tmp_path: Path) -> None:
     recipe = FaceJudgeRecipe(
-        stage="face_judge", name="judge", data=folder, steps=2, learning_rate=1e-3, warmup=1, clips=2, clip_length=12,
-        frames=6, width=64, height=64,
+        stage="face_judge", name="judge", data=folder, steps=2, learning_rate=1e-3, warmup=1, frames=12,
+        width=64, height=64,
     )  # fmt: skip
     stage = build_stage(recipe)
-    clips = [stage.data.recorder(1).record(12, n) for n in range(2)]
-    batch = stage.batch(clips, 0)
+    batch = stage.batch([], 0)
     assert [tuple(part.shape) for part in batch] == [(12, 3, 48, 64), (12, 3, 32, 64), (12, len(SAID))]
     judge = stage.model
     assert isinstance(judge, FaceJudge)
     figures = stage.evaluate(judge, tmp_path / "sheet.png")
     assert set(figures) == {"opening", "opening_error", "blink"}
     stage.finish(judge, tmp_path)
-    frames = clips[0].frames
+    frames = stage.data.recorder(1).record(12, 0).frames
     assert np.array_equal(load_face_judge(tmp_path).curves_of(frames), judge.curves_of(frames))
 
 

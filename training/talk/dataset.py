@@ -48,7 +48,7 @@ _EMOTION_DIMPLE = 0.12
 
 
 @dataclass(frozen=True)
-class _Video:
+class Video:
     """curves: [F, len(CURVES)] scaled, or None where nobody knows. first, last: frames of the training part; the others
     are held out.
     """
@@ -90,7 +90,7 @@ class TalkDataset:
         self.scattered = 0.0
         paths = videos_in(folder)
         out = {path for path in paths if is_held_out(path)}
-        self.videos: list[_Video] = []
+        self.videos: list[Video] = []
         digest = hashlib.sha256()
         for path in paths:
             frames, rate = describe(path)
@@ -107,7 +107,7 @@ class TalkDataset:
             else:
                 split = frames - frames // _HELD_OUT
             name = _NAME.fullmatch(path.stem)
-            self.videos.append(_Video(path, name["who"] if name else path.stem, frames, curves, split))
+            self.videos.append(Video(path, name["who"] if name else path.stem, frames, curves, split))
             digest.update(
                 f"{path.name} {path.stat().st_size}\n".encode() + (b"" if curves is None else curves.tobytes())
             )
@@ -204,7 +204,7 @@ class TalkRecorder(FileRecorder):
         one = rng.choice(list(room), p=shares / shares.sum())
         return [part if who == one else (0, 0) for who, part in zip(whose, parts, strict=True)]
 
-    def _reference(self, video: _Video, episode: int) -> tuple[_Video, int]:
+    def _reference(self, video: Video, episode: int) -> tuple[Video, int]:
         """Another video of the same person, or this one where there is no other, and the number of a frame of it."""
         rng = np.random.default_rng([self._seed, episode, 1])
         same = [other for other in self._data.videos if other.who == video.who and other is not video] or [video]
@@ -213,14 +213,14 @@ class TalkRecorder(FileRecorder):
         other = same[int(rng.integers(len(same)))]
         return other, int(rng.integers(other.frames if self._seed == HELD_OUT_SEED else other.split))
 
-    def _read(self, video: _Video, first: int, count: int) -> NDArray[np.uint8]:
+    def _read(self, video: Video, first: int, count: int) -> NDArray[np.uint8]:
         data = self._data
         found = list(islice(pictures(video.path, first, data.width, data.height), count))
         if len(found) < count:
             raise VideoDataError(f"{video.path}: it ends before frame {first + len(found)} of {video.frames}")
         return np.stack(found)
 
-    def _latents(self, video: _Video) -> NDArray[np.float16]:
+    def _latents(self, video: Video) -> NDArray[np.float16]:
         assert self._data.latents is not None
         stored: NDArray[np.float16] = np.load(self._data.latents / f"{video.path.stem}.npy", mmap_mode="r")
         return stored
