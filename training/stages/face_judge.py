@@ -28,8 +28,8 @@ _BRIGHTER = 0.15
 
 
 class FaceJudgeStage:
-    """Trains `FaceJudge` by squared error. What it looks at of every frame is kept: finding frames in videos takes ten
-    times as long as to learn from them.
+    """Trains `FaceJudge` by squared error. What it looks at of every frame is kept: to find frames in videos took
+    three times as long as to learn from them.
     """
 
     def __init__(self, recipe: FaceJudgeRecipe) -> None:
@@ -38,11 +38,10 @@ class FaceJudgeStage:
         torch.manual_seed(recipe.seed)
         self.model: nn.Module = FaceJudge()
         self._held_out = held_out(self.data, *_JUDGED)
-        rank, size = rank_and_size()
-        known = [video for video in self.data.videos if video.split and video.curves is not None]
-        if not known:
+        own = [video for video in self.data.videos if video.split and video.curves is not None]
+        if not own:
             raise VideoDataError(f"{self.data.folder}: no video to train on says what moved it")
-        own = known[rank::size] or known
+        rank, _ = rank_and_size()
         kept = [self._seen(video) for video in track(own, f"{recipe.name}: reading", transient=True, disable=rank > 0)]
         self._mouths, self._eyes, self._curves = (torch.cat(each) for each in zip(*kept, strict=True))
         # Whoever has more video is drawn more often, by the square root of its length.
