@@ -6,7 +6,7 @@ A frame is a few graphs (`streamgen.models.export.in_place_graphs`), which a `Ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines.protocol import Capacity, StepRequest, StepResult
 from engines.streams import StreamTable, check_request, step_noise
-from streamgen.cache import block_rotation, in_place, replay
+from streamgen.cache import InPlace, block_rotation, in_place, replay
 from streamgen.state import StreamState
 from streamgen.student import Student
 
@@ -29,17 +29,25 @@ SINK_ROTATION = "sink_rotation"
 class Frame:
     """What a batch is given for a block of each of its B rows.
 
-    noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, what the commit takes, K = 1. levels
-    int64 [P, B]: index of each pass's noise level; P is K, and 1 more where the history is clean. given: inputs of all
-    passes by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what rows hear, if any
+    noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, what the commit takes, K = 1. Of each
+    pass, of which there are K, and 1 more where the history is clean: levels int64 [P, B], index of its noise level;
+    write int64 [P, B, 2] and length int64 [P, B], as for `streamgen.models.attention.InPlaceAttention`. given: other
+    inputs, of all passes, by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what rows hear, if any
     does.
     """
 
     noise: NDArray[np.float32]
     levels: NDArray[np.int64]
+    write: NDArray[np.int64]
+    length: NDArray[np.int64]
     given: Arrays
     mel: NDArray[np.float32] | None = None
     hears: NDArray[np.bool_] | None = None
+
+    def passes(self) -> Iterator[Arrays]:
+        """Of each pass what it alone is given, by name."""
+        for at, (level, write, length) in enumerate(zip(self.levels, self.write, self.length, strict=True)):
+            yield {"noise": self.noise[min(at, len(self.noise) - 1)], "level": level, "write": write, "length": length}
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,8 @@ class Batches:
             stream.previous = block.previous.astype(np.float32)
             noise = np.zeros((1, rows, *block.given.shape), np.float32)
             noise[0, row] = block.given
-            self._runner.commit(batch, Frame(noise, levels, self._given(batch, {row: block.actions})))
+            places = self._places(batch, np.zeros((1, rows), np.bool_))
+            self._runner.commit(batch, Frame(noise, levels, *places, self._given(batch, {row: block.actions})))
             self._advance(stream, block.latents)
         stream.frame = state.frame
 
@@ -153,6 +162,7 @@ class Batches:
         noise = np.zeros((most, rows, config.transformer.block_size, *config.latent_shape), np.float32)
         commits = not config.transformer.history_level
         levels = np.zeros((most + commits, rows), np.int64)
+        later = np.zeros(levels.shape, np.bool_)
         actions, mel = {}, {}
         for request in requests:
             stream, steps = self._streams[request.stream_id], request.steps
@@ -161,28 +171,37 @@ class Batches:
             wait = 0 if commits else most - steps
             noise[:wait, stream.row], levels[:wait, stream.row] = own[0], plan[0]
             noise[wait : wait + steps, stream.row], levels[wait : wait + steps, stream.row] = own, plan
+            later[wait + 1 :, stream.row] = config.sees_first
             actions[stream.row] = request.actions
             if request.mel is not None:
                 mel[stream.row] = request.mel
-        given = self._given(batch, actions)
+        given, places = self._given(batch, actions), self._places(batch, later)
         if not mel:
-            return Frame(noise, levels, given)
+            return Frame(noise, levels, *places, given)
         hears = np.isin(np.arange(rows), list(mel))
-        return Frame(noise, levels, given, self._rows(mel), hears)
+        return Frame(noise, levels, *places, given, self._rows(mel), hears)
+
+    def _places(self, batch: int, later: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`write` and `length` of a batch's passes. later [P, B]: those that see the first of their block."""
+        config = self.student.config.transformer
+        write, length = np.zeros((*later.shape, 2), np.int64), np.zeros(later.shape, np.int64)
+        write[...], length[...] = _where(in_place(0, config))
+        for stream in self._streams.values():
+            if stream.batch != batch:
+                continue
+            for at, is_later in enumerate(later[:, stream.row]):
+                place = in_place(stream.frame, config, stream.first, bool(is_later))
+                write[at, stream.row], length[at, stream.row] = _where(place)
+        return write, length
 
     def _given(self, batch: int, actions: dict[int, NDArray[np.float32]]) -> Arrays:
         config = self.student.config.transformer
         streams = [stream for stream in self._streams.values() if stream.batch == batch]
-        places = {stream.row: in_place(stream.frame, config, stream.first) for stream in streams}
-        unused = in_place(0, config)
-        everywhere = [places.get(row, unused) for row in range(self._runner.rows)]
         rotation = self._rows({stream.row: block_rotation(stream.frame, config) for stream in streams})
         given: Arrays = {
             "previous": self._rows({stream.row: stream.previous for stream in streams}),
             "actions": self._rows(actions),
             "rotation": rotation[:, config.sink :],
-            "write": np.array([(place.write, place.raw_write) for place in everywhere], np.int64),
-            "length": np.array([place.length for place in everywhere], np.int64),
         }
         if config.sink:
             given[SINK_ROTATION] = rotation[:, : config.sink]
@@ -201,3 +220,7 @@ class Batches:
     def _advance(self, stream: _Stream, latents: NDArray[np.float16]) -> None:
         stream.previous = latents[-1].astype(np.float32)
         stream.frame += self.student.config.transformer.block_size
+
+
+def _where(place: InPlace) -> tuple[tuple[int, int], int]:
+    return (place.write, place.raw_write), place.length

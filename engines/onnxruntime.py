@@ -117,11 +117,10 @@ class OnnxRunner:
         cache = self._cache(batch)
         if SINK_ROTATION in given:
             self.run(SINKS_GRAPH, {"rotation": given.pop(SINK_ROTATION)}, cache)
-        noises = [self._value(noise) for noise in frame.noise]
-        x = noises[0]
-        for at, level in enumerate(frame.levels):
-            noise = noises[min(at, len(noises) - 1)]
-            (x,) = self.run(PASS_GRAPH, given | {"x": x, "noise": noise, "level": self._value(level)}, cache)
+        x = self._value(frame.noise[0])
+        for of_pass in frame.passes():
+            own = {name: self._value(array) for name, array in of_pass.items()}
+            (x,) = self.run(PASS_GRAPH, given | own | {"x": x}, cache)
         return x
 
     def run(
@@ -153,6 +152,6 @@ class OnnxRunner:
 
     def _cache(self, batch: int) -> list[ort.OrtValue]:
         if batch not in self._caches:
-            shapes = in_place_cache_shapes(self._student.config.transformer, self.rows)
+            shapes = in_place_cache_shapes(self._student.config, self.rows)
             self._caches[batch] = [self._value(np.zeros(shape, self._kind)) for shape in shapes]
         return self._caches[batch]

@@ -124,7 +124,7 @@ class _Runner:
         kernels: bool,
     ) -> None:
         self.rows = rows
-        self._config, self._device, self._dtype = student.config.transformer, device, dtype
+        self._student, self._device, self._dtype = student.config, device, dtype
         transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
         for module in (transformer, autoencoder):
             to_precision(module, dtype)
@@ -165,11 +165,11 @@ class _Runner:
         cache = self._cache(batch)
         given = dict(given)
         if SINK_ROTATION in given:
-            self._rotate_sinks(self._config, self._space, given.pop(SINK_ROTATION), cache)
-        noise, levels = self._tensor(frame.noise), self._tensor(frame.levels)
-        x = noise[0]
-        for at, level in enumerate(levels):
-            x, _ = self._pass(x, noise[min(at, len(noise) - 1)], level, **given, cache=cache)
+            self._rotate_sinks(self._student.transformer, self._space, given.pop(SINK_ROTATION), cache)
+        x = self._tensor(frame.noise[0])
+        for of_pass in frame.passes():
+            own = {name: self._tensor(array) for name, array in of_pass.items()}
+            x, _ = self._pass(x, **own, **given, cache=cache)
         return x
 
     def _given(self, frame: Frame) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ class _Runner:
 
     def _cache(self, batch: int) -> list[Tensor]:
         if batch not in self._caches:
-            shapes = in_place_cache_shapes(self._config, self.rows)
+            shapes = in_place_cache_shapes(self._student, self.rows)
             self._caches[batch] = [torch.zeros(s, dtype=self._dtype, device=self._device) for s in shapes]
         return self._caches[batch]
 

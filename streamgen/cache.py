@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamgen.config import TransformerConfig
+from streamgen.config import StudentConfig, TransformerConfig
 from streamgen.noise import block_noise
 from streamgen.state import StreamState
 
@@ -59,20 +59,26 @@ class InPlace:
     length: int
 
 
-def in_place(frame: int, config: TransformerConfig, first: int = 0) -> InPlace:
-    """first: as for `visible_slots`."""
+def in_place(frame: int, config: TransformerConfig, first: int = 0, later: bool = False) -> InPlace:
+    """first: as for `visible_slots`. later: of a step that sees the keys of its block's first one, which stay; its own
+    come after all that is seen, until the next one's.
+    """
     slot, raw_slot, seen = frame, frame, frame + config.block_size
     if frame >= config.sink:
         past = frame - max(config.sink, first)
         slot, raw_slot = config.sink + past % config.window, config.sink
         seen = config.sink + min(past, config.past_slots) + config.block_size
+    if later:
+        slot, raw_slot, seen = seen, config.sink, seen + config.block_size
     return InPlace(slot * config.tokens, raw_slot * config.tokens, seen * config.tokens)
 
 
-def in_place_cache_shapes(config: TransformerConfig, rows: int) -> list[tuple[int, int, int, int]]:
+def in_place_cache_shapes(student: StudentConfig, rows: int) -> list[tuple[int, int, int, int]]:
     """Of a cache as `in_place` counts it: for each layer keys and values, and with sinks their raw keys."""
+    config = student.transformer
     heads, d = config.num_heads, config.head_dim
-    whole = (rows, heads, (config.sink + config.window) * config.tokens, d)
+    slots = config.sink + config.window + config.block_size * student.sees_first
+    whole = (rows, heads, slots * config.tokens, d)
     raw = [(rows, heads, (config.sink + config.block_size) * config.tokens, d)] if config.sink else []
     return [whole, whole, *raw] * config.num_layers
 
@@ -118,8 +124,8 @@ def replay(state: StreamState, config: TransformerConfig, steps: int = 1) -> Ite
     """The blocks whose commits, in order, rebuild the cache of a stream: its sinks, then its last latents.
 
     From `history_frames` latents in a windowed pass the result equals the live cache; from fewer, deeper layers miss
-    what their keys remember of frames that left the window. steps: of its blocks, which with a `history_level` decide
-    the noise; below 1 it was added to what the step before the last made of a block, in whose place are its latents.
+    what their keys remember of frames that left the window. steps: of its blocks, which with a `history_level`
+    below 1 decide the noise; it was added to what the step before the last made of a block, in whose place are its latents.
     """
     size, count = config.block_size, len(state.latents)
     start = state.frame - count
@@ -131,7 +137,7 @@ def replay(state: StreamState, config: TransformerConfig, steps: int = 1) -> Ite
         given, level = x.astype(np.float32), config.history_level
         if level:
             given = (1 - np.float32(level)) * given
-            given += np.float32(level) * block_noise(state.seed, at, steps - 1, given.shape)
+            given += np.float32(level) * block_noise(state.seed, at, config.history_step(steps), given.shape)
         return ReplayBlock(at, first, x, given, before, actions)
 
     for at in range(0, len(state.sink), size):

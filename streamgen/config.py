@@ -78,7 +78,8 @@ class TransformerConfig(_Config):
         ge=0,
         le=1,
         description="noise level of the pass whose keys and values the cache keeps. 0: that of a block's clean "
-        "latents, a pass of its own (the commit); above: the last denoising step, and no pass more",
+        "latents, a pass of its own (the commit); 1: the first denoising step, whose keys later ones see beside their "
+        "own; between: the last denoising step",
     )
     concat_previous: bool = Field(False, description="the last clean latent before the block is part of the input")
     residual: bool = Field(
@@ -168,6 +169,10 @@ class TransformerConfig(_Config):
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    def history_step(self, steps: int) -> int:
+        """With a `history_level`: of a block's steps, counted from 0, the one whose keys are the history."""
+        return 0 if self.history_level == 1 else steps - 1
 
     @property
     def picture_channels(self) -> int:
@@ -305,7 +310,7 @@ class StudentConfig(_Config):
             ):
                 raise ValueError(f"step plan {count}: {sigmas} is not {count} falling noise levels from 1 to above 0")
             level = self.transformer.history_level
-            if level and sigmas[-1] != level:
+            if level and sigmas[self.transformer.history_step(count)] != level:
                 raise ValueError(f"step plan {count}: {sigmas} does not end at the history_level {level}")
         if self.transformer.text_dim is not None:
             raise ValueError("text_dim: the rollout takes no text yet")
@@ -337,6 +342,11 @@ class StudentConfig(_Config):
         `steps`.
         """
         return self.opening[block] if block < len(self.opening) else wanted or self.steps
+
+    @property
+    def sees_first(self) -> bool:
+        """Whether there are steps that see the keys of their block's first one."""
+        return self.transformer.history_level == 1 and max(self.step_plans) > 1
 
     def jumps(self, count: int) -> tuple[Jump, ...]:
         """Noise levels from and to which each of `count` steps leads."""

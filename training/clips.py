@@ -208,7 +208,12 @@ class ClipPass:
         like others where there is a `history_level`.
         """
         frames, copies = self.history.shape[1], self.copies
-        attend = ClipAttention(self.config, model.space, frames, copies + 1)
+        # The history is the first step of those at lower levels.
+        later = None
+        if self.config.history_level == 1:
+            later = torch.cat([torch.zeros_like(sigma[:, :1]), sigma], 1) < 1
+            later[:, 0] = False
+        attend = ClipAttention(self.config, model.space, frames, copies + 1, later)
 
         def repeated(t: Tensor) -> Tensor:
             return t.repeat(1, copies + 1, *(1 for _ in t.shape[2:]))
@@ -252,7 +257,11 @@ def simulated(
     if not recipe.simulated or float(torch.rand(1, generator=generator)) >= recipe.simulated:
         return eps
     pure = torch.ones_like(sigma)
-    noise = torch.randn(x0.shape, generator=generator)
+    if clip.config.history_level == 1:
+        # The first step is the history's.
+        noise = clip.history[:, None].expand_as(x0)
+    else:
+        noise = torch.randn(x0.shape, generator=generator)
     error = denoised(noise, clip.velocity(model, noise, pure), pure) - x0
     # A pose is right or the target is another picture.
     error[:, :, :, model.config.picture_channels :] = 0

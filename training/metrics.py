@@ -49,7 +49,9 @@ def teacher_forced(
         clip = ClipPass(model.config, history, torch.zeros(1, x0.shape[1]), own, noise=noise)
         driven = None if actions is None else actions[row : row + 1]
         shape = (1, 1, *x0.shape[1:])
-        x = torch.randn(shape, generator=generator)
+        # Where the first step is the history, it is of the same noise.
+        first_is_history = noise is not None and model.config.history_level == 1
+        x = noise[:, None] if first_is_history else torch.randn(shape, generator=generator)
         for step, (sigma, to) in enumerate(jumps(sigmas, model.config)):
             if step and not model.config.flow_map:
                 x = (1 - sigma) * x + sigma * torch.randn(shape, generator=generator)

@@ -78,17 +78,9 @@ def roll_out(
         rotation, visible, k, v, *reference = cache.inputs()
         given = cache.previous, clips.actions[:, at : at + size], rotation, visible, k.clone(), v.clone(), *reference
         wanted = gradient and at >= context + lead
-        if config.flow_map:
-            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                x, kept = Rollout(model, None, plan).made_and_kept(noise, *given)
-        else:
-            x = noise[0]
-            if last:
-                with torch.no_grad():
-                    x = Rollout(model, None, plan[:last]).denoise(noise, *given)
-                x = (1 - plan[last]) * x + plan[last] * noise[last]
-            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                x, kept = Rollout(model, None, plan[last : last + 1]).made_and_kept(x[None], *given)
+        rollout, graded = Rollout(model, None, plan[: last + 1]), 0 if config.flow_map else last
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+            x, kept = rollout.made_and_kept(noise, *given, gradient_from=graded)
         made.append(x.float())
         if config.history_level:
             cache.write(made[-1].detach(), *(t.detach() for t in kept))

@@ -48,7 +48,7 @@ class KernelAttention(InPlaceAttention):
         frames = torch.arange(config.block_size, device=write.device)
         self._slots = (write[:, :1] // config.tokens + frames).int()
         self._own = frames.int().expand(len(write), -1).contiguous()
-        slots = torch.arange(config.sink + config.window, device=write.device)
+        slots = torch.arange(cache[0].shape[2] // config.tokens, device=write.device)
         # The block itself is seen in its own keys and values, not in its slots.
         own = (slots[:, None] == self._slots[:, None]).any(-1)
         self._seen = seen_slots((slots < length[:, None] // config.tokens) & ~own)

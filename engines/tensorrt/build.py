@@ -210,7 +210,7 @@ def built(
                 f"student {student.config.name}: {report.attention} of {config.num_layers} attentions became one of "
                 f"TensorRT's fused kernels; the others are spread over {dict(report.kernels)}"
             )
-    cache = in_place_cache_shapes(config, 1)
+    cache = in_place_cache_shapes(student.config, 1)
     row_bytes = 2 * sum(map(prod, cache))
     return Build(module, version, capability, precision, rows, row_bytes, engines, reports, quantize, cost)
 

@@ -29,6 +29,8 @@ _ROWS = 4
 _ALIGNED = 256
 """Bytes: TensorRT takes addresses that are multiples of it."""
 _NEW = "new_"
+_OF_PASS = "level", "write", "length"
+"""What each pass of a frame is given of its own, beside its noise."""
 
 Shapes = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 
@@ -92,7 +94,8 @@ class GraphRunner:
     def warm_up(self) -> None:
         """Run every plan and record it, before anybody waits for a frame."""
         of = self._config.transformer
-        self._batch(0).given.view("length")[...] = of.block_size * of.tokens
+        for at in range(max(self._config.step_plans) + 1):
+            self._batch(0).given.view(f"length {at}")[...] = of.block_size * of.tokens
         for steps in (0, *self._config.step_plans):
             for hears in (False, *([True] if steps and SPEECH_GRAPH in self._graphs else [])):
                 for _ in range(2):
@@ -163,7 +166,7 @@ class GraphRunner:
                 self._show(batch, x)
             out = batch.latents[at % 2]
             noise = given.at(f"noise {min(at, max(steps - 1, 0))}")
-            of_pass = {"x": x, "noise": noise, "level": given.at(f"level {at}"), "latents": out}
+            of_pass = {name: given.at(f"{name} {at}") for name in _OF_PASS} | {"x": x, "noise": noise, "latents": out}
             self._run(PASS_GRAPH, known | of_pass, self._main)
             x = out
         if steps:
@@ -191,7 +194,8 @@ class GraphRunner:
         buffers = self._batch(batch)
         given: dict[str, NDArray[np.generic]] = dict(frame.given)
         given |= {f"noise {at}": noise for at, noise in enumerate(frame.noise)}
-        given |= {f"level {at}": level for at, level in enumerate(frame.levels)}
+        for name, of_passes in zip(_OF_PASS, (frame.levels, frame.write, frame.length), strict=True):
+            given |= {f"{name} {at}": of_pass for at, of_pass in enumerate(of_passes)}
         if frame.mel is not None and frame.hears is not None:
             given |= {"mel": frame.mel, "hears": frame.hears}
         for name, array in given.items():
@@ -208,7 +212,7 @@ class _Batch:
     """Where a batch's memory is. cache: address and bytes of each tensor. latents: what passes hand on, in turns."""
 
     def __init__(self, device: Device, config: StudentConfig, rows: int) -> None:
-        sizes = [2 * prod(shape) for shape in in_place_cache_shapes(config.transformer, rows)]
+        sizes = [2 * prod(shape) for shape in in_place_cache_shapes(config, rows)]
         self.cache = {f"cache_{k}": (device.allocate(size), size) for k, size in enumerate(sizes)}
         given, made = _shapes(config, rows)
         self.given, self.made = _Block(device, given), _Block(device, made)
@@ -249,13 +253,13 @@ def _shapes(config: StudentConfig, rows: int) -> tuple[Shapes, Shapes]:
     latents, actions = (rows, of.block_size, *config.latent_shape), (rows, of.block_size, config.action_dim)
     pairs = of.rope_pairs[0]
     given: Shapes = {f"noise {at}": (latents, np.float32) for at in range(steps)}
-    given |= {f"level {at}": ((rows,), np.int64) for at in range(steps + 1)}
+    for at in range(steps + 1):
+        given |= {f"level {at}": ((rows,), np.int64), f"length {at}": ((rows,), np.int64)}
+        given[f"write {at}"] = (rows, 2), np.int64
     given |= {
         "previous": ((rows, *config.latent_shape), np.float32),
         "actions": (actions, np.float32),
         "rotation": ((rows, of.block_size, 2, pairs), np.float32),
-        "write": ((rows, 2), np.int64),
-        "length": ((rows,), np.int64),
     }
     if of.sink:
         given[SINK_ROTATION] = (rows, of.sink, 2, pairs), np.float32

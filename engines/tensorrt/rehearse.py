@@ -107,7 +107,9 @@ class _Both:
         self.errors += np.square(differences).mean((0, 2, 3, 4)).tolist()
         if len(frame.levels) > len(frame.noise):
             latents = made.latents.astype(np.float16).astype(np.float32)
-            self._quantised.commit(batch, Frame(latents[None], np.zeros_like(frame.levels[:1]), frame.given))
+            # The last pass is the commit.
+            places = frame.write[-1:], frame.length[-1:]
+            self._quantised.commit(batch, Frame(latents[None], np.zeros_like(frame.levels[:1]), *places, frame.given))
         return lambda: made
 
     def commit(self, batch: int, frame: Frame) -> None:

@@ -78,7 +78,7 @@ class CacheAttention:
 
     rotation [B, S + F, 2, Pt] and visible [B, slots] come from `streamgen.cache`; cache_k and cache_v are
     [L, B, H, slots N, D]. It serves any number of passes over the block; `block` gives what the cache stores of the
-    last: rotated keys, or raw ones for the sinks.
+    last, or of one that was to be kept: rotated keys, or raw ones for the sinks.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class CacheAttention:
         cache_v: Tensor,
     ) -> None:
         self._cos, self._sin = full_rotation(rotation[:, config.sink :], space)
-        self._past_k, self._past_v = [cache_k], cache_v
+        self._past_k, self._past_v = [cache_k], [cache_v]
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
         if config.sink:
             sinks = config.sink * config.tokens
             cos, sin = (x.flatten(1, 2).transpose(1, 2) for x in full_rotation(rotation[:, : config.sink], space))
@@ -103,9 +104,16 @@ class CacheAttention:
         self.new_k_raw: list[Tensor] = []
         self.new_v: list[Tensor] = []
 
+    def keep(self) -> None:
+        """The last pass is what the cache stores; those that follow see it beside their own block."""
+        self._kept = keys, _, values = self.block()
+        self._past_k.append(keys)
+        self._past_v.append(values)
+        self._bias = F.pad(self._bias, (0, keys.shape[-2]))
+
     def block(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated keys, raw keys and values of the last pass, each [L, B, H, F N, D]."""
-        return torch.stack(self.new_k), torch.stack(self.new_k_raw), torch.stack(self.new_v)
+        """Rotated keys, raw keys and values of the pass that is kept, each [L, B, H, F N, D]."""
+        return self._kept or (torch.stack(self.new_k), torch.stack(self.new_k_raw), torch.stack(self.new_v))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         frames = q.shape[1]
@@ -121,7 +129,7 @@ class CacheAttention:
         out = F.scaled_dot_product_attention(
             q_BHMD,
             torch.cat([*(past[layer] for past in self._past_k), k_BHMD], 2),
-            torch.cat([self._past_v[layer], v_BHMD], 2),
+            torch.cat([*(past[layer] for past in self._past_v), v_BHMD], 2),
             attn_mask=self._bias.to(q_BHMD.dtype),
         )
         return out.transpose(1, 2).unflatten(1, (frames, -1))
@@ -220,10 +228,13 @@ class ClipAttention:
 
     The clip comes as C copies [B, C F_all, N, H, D]: copy 0 is the clean history, the others are noisy. A block of
     any copy sees the clean blocks before it (its window and the sinks) and itself; nobody sees a noisy block but
-    itself. With C = 1 this is the block-causal windowed pass over a clean clip.
+    itself. With C = 1 this is the block-causal windowed pass over a clean clip. later [B, C, F_all]: blocks that see
+    copy 0 of themselves too, as later steps see the first.
     """
 
-    def __init__(self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1) -> None:
+    def __init__(
+        self, config: TransformerConfig, space: Tensor, frames: int, copies: int = 1, later: Tensor | None = None
+    ) -> None:
         if frames % config.block_size:
             raise ValueError(f"a clip of {frames} frames is not a whole number of blocks of {config.block_size}")
         self._copies = copies
@@ -250,6 +261,10 @@ class ClipAttention:
             ],
             2,
         )
+        if later is not None:
+            of_block = later[:, :, :: config.block_size].transpose(1, 2).repeat_interleave(tokens, 2)
+            first = torch.arange(mask.shape[2]) - (mask.shape[2] - copies * tokens)
+            mask = mask | (of_block[..., None] & (first >= 0) & (first < tokens))
         self._bias = torch.zeros(mask.shape).masked_fill_(~mask, _HIDDEN)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -269,7 +284,7 @@ class ClipAttention:
         q_XHMD, k_XHTD, v_XHTD = (
             x.flatten(0, 1).transpose(1, 2) for x in (query, torch.cat(keys, 2), torch.cat(values, 2))
         )
-        bias = self._bias.to(q.dtype).repeat(rows, 1, 1)[:, None]
+        bias = self._bias.expand(rows, *self._bias.shape[-3:]).to(q.dtype).flatten(0, 1)[:, None]
         out = F.scaled_dot_product_attention(q_XHMD, k_XHTD, v_XHTD, attn_mask=bias)
         out = out.transpose(1, 2).unflatten(0, (rows, self._blocks)).unflatten(2, (self._copies, -1)).transpose(1, 2)
         return out.unflatten(3, (self._block_size, -1)).flatten(1, 3)

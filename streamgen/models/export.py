@@ -150,7 +150,7 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
     transformer, autoencoder = load_transformer(student.path), load_autoencoder(student.path)
     to_precision(transformer, dtype)
     to_precision(autoencoder, dtype)
-    shapes = in_place_cache_shapes(config.transformer, rows)
+    shapes = in_place_cache_shapes(config, rows)
     cache = [torch.zeros(shape, dtype=dtype) for shape in shapes]
     rotation = torch.from_numpy(block_rotation(0, config.transformer)).repeat(rows, 1, 1, 1)
     own, sinks = rotation[:, config.transformer.sink :], rotation[:, : config.transformer.sink]

@@ -6,6 +6,7 @@ Dimensions: K steps, B rows, F frames of a block, S sink frames, L layers, H hea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,6 +60,8 @@ class Rollout(nn.Module):
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.sigmas = tuple(sigmas)
+        # The history is the first of several steps.
+        self._keeps_first = transformer.config.history_level == 1 and len(self.sigmas) > 1
 
     def denoise(self, *given: Tensor) -> Tensor:
         """Clean latents [B, F, C, h, w] alone, of what `made_and_kept` takes."""
@@ -75,23 +78,33 @@ class Rollout(nn.Module):
         cache_v: Tensor,
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
+        gradient_from: int = 0,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on; or
-        jump from level to level, where the transformer maps flows. And keys, raw keys and values of the last step,
-        which are the history where there is no commit.
+        jump from level to level, where the transformer maps flows. And keys, raw keys and values of the step that is
+        the history where there is no commit. gradient_from: the first step that has one, if any has.
         """
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         shown = _shown(self.transformer, previous, actions, reference, reference_actions)
-        return self._denoise(noise, previous, actions, attend, shown), attend.block()
+        return self._denoise(noise, previous, actions, attend, shown, gradient_from), attend.block()
 
     def _denoise(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, shown: Tensor | None
+        self,
+        noise: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+        attend: CacheAttention,
+        shown: Tensor | None,
+        gradient_from: int = 0,
     ) -> Tensor:
         x, maps_flows = noise[0], self.transformer.config.flow_map
         for step, (sigma, to) in enumerate(jumps(self.sigmas, self.transformer.config)):
             if step and not maps_flows:
                 x = (1 - sigma) * x + sigma * noise[step]
-            x = x - (sigma - to) * _velocity(self.transformer, x, sigma, attend, actions, previous, shown, to=to)
+            with torch.no_grad() if step < gradient_from else nullcontext():
+                x = x - (sigma - to) * _velocity(self.transformer, x, sigma, attend, actions, previous, shown, to=to)
+            if step == 0 and self._keeps_first:
+                attend.keep()
         return x
 
     def forward(
@@ -117,7 +130,7 @@ class Rollout(nn.Module):
         return *self._play(noise, previous, actions, attend, shown), *attend.block()
 
     def _play(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: Attend, shown: Tensor | None
+        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: CacheAttention, shown: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Frames and latents; `attend` has seen the pass whose keys and values are kept."""
         assert self.autoencoder is not None
@@ -135,7 +148,7 @@ class InPlacePass(nn.Module):
 
     A frame is `RotateSinks`, a pass for each step and for the commit if there is one, and `Decode`. Each row has a
     noise level of its own; one that takes fewer steps than others commits, or begins, more than once, which changes
-    nothing.
+    nothing. Where the first step is the history, later ones write elsewhere (`streamgen.cache.in_place`).
     """
 
     levels: Tensor

@@ -29,6 +29,7 @@ from tests.toy import WITH_ACTORS, toy_student
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 STUDENTS: dict[str, Callable[[Path], Path]] = {
     "one pass": partial(toy_student, step_plans={1: (1.0,)}, history_level=1.0, **WITH_ACTORS),
+    "first of several": partial(toy_student, step_plans={1: (1.0,), 3: (1.0, 0.75, 0.5)}, history_level=1.0, sink=2),
     "noisy": partial(toy_student, step_plans={2: (1.0, 0.5), 3: (1.0, 0.75, 0.5)}, history_level=0.5, sink=2),
     "flow map": partial(toy_student, step_plans={1: (1.0,), 3: (1.0, 0.6, 0.3)}, flow_map=True),
 }

@@ -133,7 +133,7 @@ def builds(request: pytest.FixtureRequest, store: ArtefactStore) -> tuple[Studen
 def test_all_attention_of_shipped_students_is_fused(builds: tuple[Student, list[Build]]) -> None:
     student, made = builds
     config = student.config.transformer
-    cache = in_place_cache_shapes(config, 1)
+    cache = in_place_cache_shapes(student.config, 1)
     for build in made:
         assert set(build.engines) >= {PASS_GRAPH, DECODE_GRAPH}
         assert (SINKS_GRAPH in build.engines, SPEECH_GRAPH in build.engines) == (

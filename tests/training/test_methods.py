@@ -156,11 +156,13 @@ def test_a_bidirectional_teacher_judges_rollouts_too(name: str) -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("change", [{}, {"history_level": 0.5}, {"history_level": 1.0}, {"flow_map": True}])
+@pytest.mark.parametrize(
+    "change", [{}, {"history_level": 0.5}, {"history_level": 1.0}, {"history_level": 1.0, "sink": 2}, {"flow_map": True}]
+)
 def test_the_next_frame_of_a_rollout_is_the_one_that_is_served(change: dict[str, Any]) -> None:
     """Block for block the same latents as the whole rollout, decoder and cache and all, makes of the same noise."""
     model = toy_transformer(toy_transformer_config(**change))
-    clips, plan = _clips(model, 1), ((1.0,) if change.get("history_level") == 1 else (1.0, 0.5))
+    clips, plan = _clips(model, 1), (1.0, 0.5)
     vae = Autoencoder(AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8)))
     serving, cache, commit = Rollout(model, vae, plan), RollingCache.empty(model.config, 1), Commit(model)
     generator = torch.Generator().manual_seed(1)
@@ -203,10 +205,29 @@ def test_what_a_method_cannot_do_is_refused() -> None:
         ({"block_size": 2}, "dmd", "counts single frames"),
         (WITH_FACE, "dmd", "lead: scores would take"),
         ({"flow_map": True}, "gan", "start maps flows"),
-        ({"history_level": 1.0}, "dmd", "does not end at the history's level"),
+        ({"history_level": 0.4}, "dmd", "does not end at the history's level"),
     ):
         with pytest.raises(RecipeError, match=said):
             student_from(toy_transformer(toy_transformer_config(**change)), _recipe(METHODS[method]))
+
+
+@pytest.mark.parametrize("sink", [0, 2])
+def test_a_later_step_sees_the_first_in_clips_as_in_rollouts(sink: int) -> None:
+    """Where the first is the history: both steps of every frame, from the same noise."""
+    model = toy_transformer(toy_transformer_config(history_level=1.0, sink=sink))
+    clips, plan, drawn = _clips(model, 1), (1.0, 0.5), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        rolled = roll_out(model, clips, 2, [plan] * (FRAMES - 2), drawn)
+    drawn = torch.Generator().manual_seed(1)
+    noises = [[torch.randn(1, 4, 4, 6, generator=drawn) for _ in plan[: 1 if at < 2 else 2]] for at in range(FRAMES)]
+    first, second = (torch.stack([of_frame[at] for of_frame in noises], 1) for at in (0, -1))
+    with torch.no_grad():
+        passed = ClipPass(model.config, rolled.clips.latents, torch.zeros(1, FRAMES), clips.actions, 1, first)
+        x = first[:, None]
+        for sigma, noise in zip(plan, (first, second), strict=True):
+            levels, x = torch.full((1, 1, FRAMES), sigma), (1 - sigma) * x + sigma * noise[:, None]
+            x = denoised(x, passed.velocity(model, x, levels), levels)
+    torch.testing.assert_close(rolled.made, x[:, 0, 2:], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
@@ -241,7 +262,7 @@ def _again(draws: int) -> torch.Generator:
     return generator
 
 
-@pytest.mark.parametrize("change", [{}, {"history_level": 0.5}])
+@pytest.mark.parametrize("change", [{}, {"history_level": 0.5}, {"history_level": 1.0}])
 def test_no_gradient_reaches_earlier_blocks_or_earlier_steps(change: dict[str, Any]) -> None:
     """A block's loss moves the student through that block alone: the same gradient as where the past is given."""
     model = toy_transformer(toy_transformer_config(**change)).requires_grad_(True)

@@ -105,7 +105,7 @@ def student_from(old: CausalVideoTransformer, recipe: DistillationRecipe) -> Cau
     if isinstance(recipe.method, OnPolicy) and recipe.method.lead and config.sink:
         raise RecipeError("lead: scores would take a frame of the rollout for the reference; set it to 0")
     for count, plan in recipe.step_plans.items():
-        if config.history_level and plan[-1] != config.history_level:
+        if config.history_level and plan[config.history_step(count)] != config.history_level:
             raise RecipeError(f"step plan {count}: {plan} does not end at the history's level {config.history_level}")
     model = CausalVideoTransformer(config).train()
     model.load_state_dict(old.state_dict(), strict=False)

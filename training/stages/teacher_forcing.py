@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streamgen.config import TransformerConfig
 from streamgen.models.loading import load_autoencoder, load_face, load_pose, load_transformer, save_transformer
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history, simulated
@@ -21,18 +20,16 @@ from training.recipe import RecipeError, TeacherForcingRecipe
 _SECOND_STEP = 0.5
 """Noise level of a teacher's second step in its own rollouts."""
 _MORE_STEPS = 1.0, 0.75, 0.5, 0.25
-"""Of which it recycles errors too, since its students may take them."""
 _SHARED = "blocks.", "time_"
 """Weights that do not depend on what is generated, nor on what drives it."""
 
 
-def rollout_plans(config: TransformerConfig) -> dict[int, tuple[float, ...]]:
-    """Step plans of a teacher's own rollouts, by count: the contact sheet takes the longest."""
-    last = config.history_level or _SECOND_STEP
-    plans = {1: (1.0,), 2: (1.0, last)}
-    if not config.history_level:
-        return plans
-    return {count: plan for count, plan in plans.items() if plan[-1] == last and len(set(plan)) == count}
+def rollout_plans(recipe: TeacherForcingRecipe) -> dict[int, tuple[float, ...]]:
+    """Step plans that a teacher can be rolled out by, by count."""
+    level = recipe.model.history_level
+    if 0 < level < 1:
+        return {2: (1.0, level)}
+    return {1: (1.0,), 2: (1.0, _SECOND_STEP), 4: _MORE_STEPS} if recipe.copies else {1: (1.0,)}
 
 
 def _of_layers(weights: Mapping[str, Tensor], layers: Sequence[int], folder: Path) -> dict[str, Tensor]:
@@ -84,8 +81,8 @@ class TeacherForcingStage:
         self.data = data_for(recipe, recipe.model, self._autoencoder)
         self._held_out_clips = held_out(self.data, *JUDGED)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
-        self._plans = rollout_plans(recipe.model)
-        self._recycled = list(self._plans.values()) + ([] if recipe.model.history_level else [_MORE_STEPS])
+        self._plans = rollout_plans(recipe)
+        self._serve = min(2, max(self._plans))
         self._weight = error_weight(self._autoencoder, recipe.model, recipe, self._held_out)
 
     def batch(self, clips: list[Clip], number: int) -> LatentClips:
@@ -95,7 +92,7 @@ class TeacherForcingStage:
         assert isinstance(self.model, CausalVideoTransformer) and isinstance(ema, CausalVideoTransformer)
         recipe = self.recipe
         own = recipe.model.history_level
-        history, level = imperfect_history(ema, batch, recipe, self._recycled, generator)
+        history, level = imperfect_history(ema, batch, recipe, list(self._plans.values()), generator)
         last = slice(-(recipe.tail or recipe.clip_length), None)
         history, level, x0, actions = (t[:, last] for t in (history, level, batch.latents, batch.actions))
         rows, frames = x0.shape[:2]
@@ -128,7 +125,7 @@ class TeacherForcingStage:
             self._autoencoder,
             self._held_out,
             self._held_out_clips,
-            self._plans[max(self._plans)],
+            self._plans[self._serve],
             sheet,
             self.recipe.focus,
         )
@@ -136,4 +133,4 @@ class TeacherForcingStage:
     def finish(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, CausalVideoTransformer)
         save_transformer(ema, folder)
-        write_origin(folder, self.recipe, self._plans, max(self._plans))
+        write_origin(folder, self.recipe, self._plans, self._serve)
