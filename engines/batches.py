@@ -32,8 +32,8 @@ class Frame:
     noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, what the commit takes, K = 1. Of each
     pass, of which there are K, and 1 more where the history is clean: levels int64 [P, B], index of its noise level;
     write int64 [P, B, 2] and length int64 [P, B], as for `streamgen.models.attention.InPlaceAttention`. given: other
-    inputs, of all passes, by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what rows hear, if any
-    does.
+    inputs, of all passes, by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what
+    rows hear, if any does.
     """
 
     noise: NDArray[np.float32]

@@ -124,8 +124,8 @@ def replay(state: StreamState, config: TransformerConfig, steps: int = 1) -> Ite
     """The blocks whose commits, in order, rebuild the cache of a stream: its sinks, then its last latents.
 
     From `history_frames` latents in a windowed pass the result equals the live cache; from fewer, deeper layers miss
-    what their keys remember of frames that left the window. steps: of its blocks, which with a `history_level`
-    below 1 decide the noise; it was added to what the step before the last made of a block, in whose place are its latents.
+    what their keys remember of frames that left the window. steps: of its blocks, which with a `history_level` below 1
+    decide the noise; it was added to what the step before the last made of a block, in whose place are its latents.
     """
     size, count = config.block_size, len(state.latents)
     start = state.frame - count

@@ -287,7 +287,7 @@ def compare(
 )
 @click.option("--rollouts", type=click.IntRange(1), default=3, help="Episodes of free-running play, or long talks.")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, help="Length of an episode.")
-@click.option("--processes", type=click.IntRange(1), default=1, help="That play a world's episodes side by side.")
+@click.option("--processes", type=click.IntRange(1), default=1, help="That play episodes or talks side by side.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the figures."
 )
@@ -329,7 +329,9 @@ def evaluate(
         opened = Student.from_pretrained(student)
         pictures = sheets or json_file.parent
         if opened.config.speech is not None:
-            figures = _evaluate_avatar(opened, data, judges, pictures, engine, seconds, rollouts, speech, strangers)
+            figures = _evaluate_avatar(
+                opened, data, judges, pictures, engine, seconds, rollouts, speech, strangers, processes
+            )
         else:
             clips = open_data(data, opened.config.width, opened.config.height)
             trained = None if judges is None else load_judges(judges)
@@ -350,6 +352,7 @@ def _evaluate_avatar(
     talks: int,
     speech: Path | None,
     strangers: Path | None,
+    processes: int,
 ) -> dict[str, Any]:
     """Raises RecipeError, StudentError, VideoDataError."""
     from training.talk.dataset import TalkDataset
@@ -358,4 +361,4 @@ def _evaluate_avatar(
 
     clips = TalkDataset(data or HELD_OUT, student.config.width, student.config.height)
     own = load_face_judge(judges or HELD_OUT)
-    return judge(student, clips, own, pictures, engine, seconds, talks, speech, strangers)
+    return judge(student, clips, own, pictures, engine, seconds, talks, speech, strangers, processes)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -37,6 +37,8 @@ from training.recipe import RecipeError
 from training.sheets import contact_sheet
 
 matplotlib.use("Agg")
+
+_T = TypeVar("_T")
 
 CONTEXT = 16
 """True frames before what is judged."""
@@ -87,9 +89,8 @@ def evaluate(
     figures: dict[str, Any] = {"student": config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, model, autoencoder, real, folder)
     length = CONTEXT + round(rollout_s * config.fps)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), share_cores, (processes,)) as pool:
-        episode = partial(_held_out_episode, student.path, engine_name, data, length)
-        figures["rollout"] = rollout_figures(list(pool.map(episode, range(rollouts))), folder)
+    episode = partial(_held_out_episode, student.path, engine_name, data, length)
+    figures["rollout"] = rollout_figures(side_by_side(episode, rollouts, processes), folder)
     if judges is not None:
         blocks = math.ceil(_CONTROLLED_S * config.fps / config.transformer.block_size)
         frames = CONTEXT + blocks * config.transformer.block_size
@@ -123,9 +124,11 @@ def _teacher_forced(
     for count, sigmas in sorted(student.config.step_plans.items()):
         made, figures[f"steps_{count}"] = judge(teacher_forced(model, clips, sigmas))
         rows.append(made[:: _JUDGED * 2][:6])
-    sigmas = student.config.step_plans[student.config.steps]
+    # The fewest: of several, those after the first may see its keys, which the true actions made.
+    fewest = min(student.config.step_plans)
+    sigmas = student.config.step_plans[fewest]
     wrong, figures["other_actions"] = judge(teacher_forced(model, clips, sigmas, other_actions(clips.actions)))
-    own = figures[f"steps_{student.config.steps}"]["psnr"]
+    own = figures[f"steps_{fewest}"]["psnr"]
     figures["gain_over_copy_last_db"] = own - figures["copy_last"]["psnr"]
     figures["gain_of_true_actions_db"] = own - figures["other_actions"]["psnr"]
     contact_sheet([*rows, wrong[:: _JUDGED * 2][:6]], folder / "teacher_forced.png", scale=2)
@@ -222,6 +225,14 @@ def judge_episode(
     return made, Episode(_curves(made, truth, round(_SEGMENT_S * fps)), np.stack([truth[picks], made[picks]]))
 
 
+def side_by_side(function: Callable[[int], _T], count: int, processes: int) -> list[_T]:
+    """What a function makes of each number below `count`, in so many processes that share the cores, or in this one."""
+    if processes == 1:
+        return [function(number) for number in range(count)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), share_cores, (processes,)) as pool:
+        return list(pool.map(function, range(count)))
+
+
 def share_cores(processes: int) -> None:
     """Take this process's part of those that it may have."""
     each = max(1, torch.get_num_threads() // processes)
@@ -236,7 +247,7 @@ def _loaded(path: Path, engine_name: str) -> tuple[Student, Engine, Autoencoder]
 
 
 def _held_out_episode(path: Path, engine_name: str, data: ClipData, length: int, number: int) -> Episode:
-    """In a process of its own, and without its frames: ten minutes of them are half a gigabyte."""
+    """Without its frames: ten minutes of them are half a gigabyte."""
     (clip,) = held_out(data, 1, length, first=_CLIPS + number)
     return judge_episode(*_loaded(path, engine_name), clip, number)[1]
 

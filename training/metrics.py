@@ -38,7 +38,7 @@ def teacher_forced(
     seed: int = 0,
 ) -> Tensor:
     """Every frame generated from its true past, [B, F, C, h, w]; `actions` in place of the clips' own drive the new
-    frame only.
+    frame only, in one step.
     """
     x0 = clips.latents
     generator = torch.Generator().manual_seed(seed)
@@ -50,8 +50,10 @@ def teacher_forced(
         driven = None if actions is None else actions[row : row + 1]
         shape = (1, 1, *x0.shape[1:])
         # Where the first step is the history, it is of the same noise.
-        first_is_history = noise is not None and model.config.history_level == 1
-        x = noise[:, None] if first_is_history else torch.randn(shape, generator=generator)
+        if noise is not None and model.config.history_level == 1:
+            x = noise[:, None]
+        else:
+            x = torch.randn(shape, generator=generator)
         for step, (sigma, to) in enumerate(jumps(sigmas, model.config)):
             if step and not model.config.flow_map:
                 x = (1 - sigma) * x + sigma * torch.randn(shape, generator=generator)

@@ -78,6 +78,7 @@ class Rollout(nn.Module):
         cache_v: Tensor,
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
+        *,
         gradient_from: int = 0,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Clean latents [B, F, C, h, w]: predict x0, noise it again to the next level with fresh noise, and so on; or

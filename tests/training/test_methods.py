@@ -157,7 +157,8 @@ def test_a_bidirectional_teacher_judges_rollouts_too(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"history_level": 0.5}, {"history_level": 1.0}, {"history_level": 1.0, "sink": 2}, {"flow_map": True}]
+    "change",
+    [{}, {"history_level": 0.5}, {"history_level": 1.0}, {"history_level": 1.0, "sink": 2}, {"flow_map": True}],
 )
 def test_the_next_frame_of_a_rollout_is_the_one_that_is_served(change: dict[str, Any]) -> None:
     """Block for block the same latents as the whole rollout, decoder and cache and all, makes of the same noise."""

@@ -81,6 +81,8 @@ def test_teacher_forcing_is_one_step_of_streaming_from_the_true_past(change: dic
     generator = torch.Generator().manual_seed(3)
     of_history = torch.randn(clips.latents.shape, generator=generator) if model.config.history_level else clips.latents
     noise = torch.randn((1, 1, 9, channels, 4, 6), generator=generator)[0]
+    if model.config.history_level == 1:
+        noise = of_history
     with torch.no_grad():
         cache, commit = RollingCache.empty(model.config, 1), Commit(model)
         for at in range(8):

@@ -6,7 +6,8 @@ reaches on real frames stands beside every figure. PSNRs are pooled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
@@ -28,6 +29,7 @@ from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import Student
 from training.clips import encode
 from training.data import held_out
+from training.evaluate import side_by_side
 from training.footage import VideoDataError, pictures
 from training.metrics import decode, detail, frames_psnr, inside, other_actions, ssim, teacher_forced
 from training.recipe import RecipeError
@@ -62,12 +64,13 @@ def evaluate(
     talks: int = 1,
     speech: Path | None = None,
     strangers: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """All figures of an avatar on held-out videos; `folder` gets contact sheets and plots.
 
-    seconds, talks: of how long rollouts, and how many. speech: folder of recorded human speech, for what can be said
-    without ground truth. strangers: folder of videos, two or more each, of people that the student has never seen, for
-    what it makes of pictures where it takes any; None: STRANGERS.
+    seconds, talks: of how long rollouts, and how many; processes: that play them side by side. speech: folder of
+    recorded human speech, for what can be said without ground truth. strangers: folder of videos, two or more each, of
+    people that the student has never seen, for what it makes of pictures where it takes any; None: STRANGERS.
     Raises RecipeError, VideoDataError.
     """
     if student.config.speech is None:
@@ -79,7 +82,7 @@ def evaluate(
     figures: dict[str, Any] = {"student": student.config.name, "student_hash": student.hash}
     figures["teacher_forced"] = _teacher_forced(student, data, folder)
     figures["lips"] = _lips(student, engine, data, judge, folder)
-    figures["drift"] = _drift(student, engine, data, seconds, talks, folder)
+    figures["drift"] = _drift(student, engine_name, data, seconds, talks, folder, processes)
     if speech is not None:
         figures["real_speech"] = _real_speech(student, engine, judge, speech)
     if student.config.likeness is not None:
@@ -234,27 +237,18 @@ def _blinks(curves: list[Curve], fps: float) -> float:
 
 
 def _drift(
-    student: Student, engine: Engine, data: TalkDataset, seconds: float, talks: int, folder: Path
+    student: Student, engine_name: str, data: TalkDataset, seconds: float, talks: int, folder: Path, processes: int
 ) -> dict[str, Any]:
     """Long talks, by the student's own people in turns: colour and detail of the face against its own first seconds,
     the worst of all talks, and in how many the mean face is nearer to its own first than to anybody else's.
     """
-    window = round(_WINDOW_S * student.config.fps)
     identities: tuple[str | None, ...] = student.config.identities or (None,)
-    held = [video for video in data.videos if video.split == 0]
-    sounds = [sound_of(video.path) for video in held]
     marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
-    faces: list[dict[float, NDArray[np.uint8]]] = []
-    rows = []
-    for seed in range(talks):
-        said = _long_sound(sounds[seed % len(sounds) :] + sounds[: seed % len(sounds)], seconds)
-        frames = speak(engine, student, said, seed + 1, identities[seed % len(identities)])
-        kept: dict[float, NDArray[np.uint8]] = {}
-        for number, part in enumerate(_windows(frames, window)):
-            end_s = (number + 1) * _WINDOW_S
-            kept |= {mark: part for mark in marks if end_s <= mark or (mark not in kept and end_s - _WINDOW_S < mark)}
-        rows += [part[:: window // 10][:10] for part in kept.values()]
-        faces.append({mark: inside(part, FACE) for mark, part in kept.items()})
+    sounds = [video.path for video in data.videos if video.split == 0]
+    talk = partial(_long_talk, student.path, engine_name, sounds, seconds, marks)
+    parts = side_by_side(talk, talks, processes)
+    rows = [part[:: len(part) // 10][:10] for kept in parts for part in kept.values()]
+    faces = [{mark: inside(part, FACE) for mark, part in kept.items()} for kept in parts]
     contact_sheet(rows[:_SHEET_ROWS], folder / "drift.png")
     means = {mark: [each[mark].mean(0) for each in faces] for mark in marks}
     figures: dict[str, Any] = {"talks": talks}
@@ -270,6 +264,26 @@ def _drift(
             ),
         }
     return figures
+
+
+@cache
+def _loaded(path: Path, engine_name: str) -> tuple[Student, Engine]:
+    return Student.from_pretrained(path), load_engine(path, engine_name)
+
+
+def _long_talk(
+    path: Path, engine_name: str, videos: Sequence[Path], seconds: float, marks: Sequence[float], number: int
+) -> dict[float, NDArray[np.uint8]]:
+    """Of a talk with the sound of videos, the frames of the last _WINDOW_S before each mark."""
+    student, engine = _loaded(path, engine_name)
+    first, identities = number % len(videos), student.config.identities or (None,)
+    said = _long_sound([sound_of(video) for video in (*videos[first:], *videos[:first])], seconds)
+    frames = speak(engine, student, said, number + 1, identities[number % len(identities)])
+    kept: dict[float, NDArray[np.uint8]] = {}
+    for index, part in enumerate(_windows(frames, round(_WINDOW_S * student.config.fps))):
+        end_s = (index + 1) * _WINDOW_S
+        kept |= {mark: part for mark in marks if end_s <= mark or (mark not in kept and end_s - _WINDOW_S < mark)}
+    return kept
 
 
 def _long_sound(sounds: list[NDArray[np.float32]], seconds: float) -> NDArray[np.float32]:
