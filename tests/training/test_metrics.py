@@ -201,22 +201,27 @@ def test_a_share_of_the_histories_has_a_scar() -> None:
     assert spread.min() < 0.5 and 2 < spread.max() < 4.5
 
 
-def test_a_second_step_learns_from_what_the_first_one_made() -> None:
-    """The same noisy clip as from the model's own answer, whose errors the velocity's target takes back."""
-    config = toy_transformer_config(**WITH_POSE)
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_second_step_learns_from_what_the_first_one_made(level: float) -> None:
+    """The same noisy clip as from the model's own answer, whose errors the velocity's target takes back; and where the
+    first step is the history, from the history's.
+    """
+    config = toy_transformer_config(**WITH_POSE, history_level=level)
     model = toy_transformer(config)
     x0, eps = torch.randn(2, 1, 5, 2, 13, 4, 6).unbind()
     x0, eps = (t.movedim(2, 1) for t in (x0, eps))  # [B, K, F, C, h, w]
     history, actions = torch.randn(1, 5, 13, 4, 6), torch.zeros(1, 5, 5)
-    clip = ClipPass(config, history, torch.zeros(1, 5), actions, copies=2)
+    first = torch.randn(history.shape)
+    clip = ClipPass(config, history, torch.zeros(1, 5), actions, copies=2, noise=first)
     sigma = torch.tensor([1.0, 0.5, 0.25, 0.19, 0.0]).expand(1, 2, 5)
     recipe, generator = toy_recipe(config, simulated=1.0, recycle=0, pose="nowhere"), torch.Generator().manual_seed(0)
     out = simulated(clip, model, recipe, x0, eps, sigma, generator)
     generator.manual_seed(0)
     torch.rand(1, generator=generator)
-    noise = torch.randn(x0.shape, generator=generator)
+    noise = first[:, None].expand_as(x0) if level else torch.randn(x0.shape, generator=generator)
     with torch.no_grad():
-        answer = noise - clip.velocity(model, noise, torch.ones_like(sigma))
+        of_all = clip.all_velocities(model, noise, torch.ones_like(sigma))
+        answer = noise - (of_all[:, :1] if level else of_all[:, 1:])
     picture = slice(config.picture_channels)
     torch.testing.assert_close(
         add_noise(x0, out, sigma)[:, :, :3, picture], add_noise(answer, eps, sigma)[:, :, :3, picture]
