@@ -210,9 +210,8 @@ class ClipPass:
         frames, copies = self.history.shape[1], self.copies
         # The history is the first step of those at lower levels.
         later = None
-        if self.config.history_level == 1:
-            later = torch.cat([torch.zeros_like(sigma[:, :1]), sigma], 1) < 1
-            later[:, 0] = False
+        if copies and self.config.history_level == 1:
+            later = torch.cat([torch.ones_like(self._level)[:, None], sigma], 1) < 1
         attend = ClipAttention(self.config, model.space, frames, copies + 1, later)
 
         def repeated(t: Tensor) -> Tensor:

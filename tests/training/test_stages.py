@@ -38,7 +38,7 @@ from training.data import held_out
 from training.recipe import RecipeError, load_recipe, weights_hash
 from training.stages.decoder import DecoderStage
 from training.stages.pose import PoseStage, _stand, _start_from, walk
-from training.stages.teacher_forcing import TeacherForcingStage
+from training.stages.teacher_forcing import TeacherForcingStage, rollout_plans
 from training.world.recorder import WorldData
 
 ROOT = Path(__file__).parents[2]
@@ -552,6 +552,21 @@ def test_a_teacher_of_one_pass_learns_the_next_frame_from_that_pass(tail: int | 
     noisy = TeacherForcingStage(load_recipe(runs / "teacher.yaml", (*one_pass, "context_noise=0.1")))
     with pytest.raises(RecipeError, match="context_noise"):
         noisy.loss(batch, noisy.model, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("changes", "plans"),
+    [
+        ((), {1: (1.0,), 2: (1.0, 0.5), 4: (1.0, 0.75, 0.5, 0.25)}),
+        (("model.history_level=1.0",), {1: (1.0,), 2: (1.0, 0.5), 4: (1.0, 0.75, 0.5, 0.25)}),
+        (("model.history_level=1.0", "copies=0", "simulated=0"), {1: (1.0,)}),
+        (("model.history_level=0.4",), {2: (1.0, 0.4)}),
+    ],
+)
+def test_a_teacher_takes_the_steps_that_it_has_seen(
+    changes: tuple[str, ...], plans: dict[int, tuple[float, ...]], runs: Path
+) -> None:
+    assert rollout_plans(load_recipe(runs / "teacher.yaml", changes)) == plans
 
 
 def test_recipes_are_checked(tmp_path: Path) -> None:
