@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from engines.openvino import OpenVINOEngine
 from engines.protocol import StepRequest
 from streamgen.actions import action_vector
 from streamgen.config import StudentConfig
+from streamgen.models.loading import load_autoencoder
 from streamgen.models.pose import from_planes, split
 from streamgen.state import StreamState
 from streamgen.student import Student
+from training.data import held_out, open_data
+from training.evaluate import CONTEXT, judge_next_frame
 from training.world.arena import WISP_SPEED, is_free
 
 SEAMS = (20, 200)
@@ -204,3 +208,15 @@ def test_a_recache_leaves_no_trace(world: Student, engine: OpenVINOEngine) -> No
             frames.append(result.frames[0])
         runs.append(np.stack(frames))
     assert np.array_equal(*runs)
+
+
+def test_more_steps_never_look_worse(world: Student) -> None:
+    """Of held-out play: the next frame is as near to the game's, and no further from its detail."""
+    real = held_out(open_data(None, world.config.width, world.config.height), 3, CONTEXT + 24)
+    counts, autoencoder = sorted(world.config.step_plans), load_autoencoder(world.path)
+    assert counts == [1, 2, 4]
+    judged = [judge_next_frame(world, autoencoder, real, count) for count in counts]
+    assert judged[0]["psnr"] > 28 and judged[0]["detail"] > 0.9
+    for fewer, more in pairwise(judged):
+        assert more["psnr"] > fewer["psnr"] - 0.4
+        assert fewer["detail"] - 0.01 < more["detail"] < 1.15
