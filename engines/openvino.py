@@ -246,7 +246,8 @@ class OpenVINOEngine:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
             self.precision = "fp32"
         self._commit = _Graph(self._requests(COMMIT_GRAPH))
-        self._blocks = {count: _Block(self._requests(step_graph(count), count)) for count in student.config.step_plans}
+        # Compiled when it is first asked for: not all plans of a student are served.
+        self._blocks: dict[int, _Block] = {}
         self._speech = _Graph(self._requests(SPEECH_GRAPH)) if student.config.speech else None
         self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
@@ -281,7 +282,9 @@ class OpenVINOEngine:
         config = self.student.config
         check_request(request, config)
         stream = self._streams[request.stream_id]
-        block = self._blocks[request.steps]
+        block = self._blocks.get(request.steps)
+        if block is None:
+            block = self._blocks[request.steps] = _Block(self._requests(step_graph(request.steps), request.steps))
         frame, actions = stream.frame, request.actions
         if request.mel is not None and self._speech is not None:
             heard_now = np.ascontiguousarray(request.mel[None])

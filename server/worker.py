@@ -187,14 +187,14 @@ def _step(engine: Engine, message: Step, slots: NDArray[np.uint8]) -> Stepped:
 
 
 def _warm_up(engine: Engine, config: StudentConfig, start: StreamState) -> dict[int, float]:
-    """Measure a step of every plan; the first one of each is left out, it may compile.
+    """Measure a step of every plan that is served; the first one of each is left out, it may compile.
 
     The quickest counts: other students may play on these cores meanwhile, and their load is counted by itself.
     """
     engine.open(WARM_UP_STREAM, start)
     actions = np.zeros((config.transformer.block_size, config.action_dim), np.float32)
     cost_s = {}
-    for steps in sorted(config.step_plans):
+    for steps in config.served:
         times = []
         for _ in range(_WARM_UP_STEPS):
             began = time.perf_counter()

@@ -344,6 +344,11 @@ class StudentConfig(_Config):
         return self.opening[block] if block < len(self.opening) else wanted or self.steps
 
     @property
+    def served(self) -> tuple[int, ...]:
+        """Step counts that a stream may get from a server: those of its opening, `steps`, and fewer under load."""
+        return tuple(count for count in sorted(self.step_plans) if count <= self.steps or count in self.opening)
+
+    @property
     def sees_first(self) -> bool:
         """Whether there are steps that see the keys of their block's first one."""
         return self.transformer.history_level == 1 and max(self.step_plans) > 1

@@ -102,6 +102,9 @@ def test_a_stream_opens_with_steps_of_its_own(student: Student) -> None:
     assert asked == [counts[-1], counts[0], student.config.steps, student.config.steps]
     assert len(list(generate(engine, opened, actions, 0, counts[0]))) == 4
     assert asked[4:] == [counts[0]] * 4
+    # A server needs no others.
+    assert opened.config.served == tuple(counts)
+    assert opened.config.model_copy(update={"opening": (), "steps": counts[0]}).served == (counts[0],)
 
 
 def test_a_kept_step_saves_the_commit(student: Student) -> None:

@@ -106,9 +106,10 @@ async def test_thirty_kills_in_a_row(serve: Callable[..., LiveServer]) -> None:
                     await until(partial(lost, kills + 1), "the loss is noticed")
         assert [call.args for call in paused.call_args_list] == 30 * [(_RESPAWN_FIRST_S,)], "they had done their work"
         await one.ack(await one.key("KeyW", False))
-        # The system takes its time to bury the last one.
+        # The system takes its time to bury the last one, and a pool of threads may grow to its size; what a kill left
+        # behind would be there 28 times.
         await until(
-            lambda: all(now <= before for now, before in zip(held(), once, strict=True)), f"no more than {once}"
+            lambda: all(now < before + 7 for now, before in zip(held(), once, strict=True)), f"hardly more than {once}"
         )
     for client, seed in ((one, 33), (two, 34)):
         frames = [got.frame for got in client.frames]
