@@ -63,7 +63,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert full.exit_code == 0 and "Not even one row fits." in full.output
     for wrong, why in (
         (["--student", "world", "--gpu", "voodoo"], "'rtx-4090'"),
-        (["--student", "world", "--gpu", "l4", "--steps", "7"], "no plan for 7 steps; it has some for [1]"),
+        (["--student", "world", "--gpu", "l4", "--steps", "7"], "no plan for 7 steps; it has some for [1, 2, 4]"),
         (["--student", "nobody", "--gpu", "l4"], "nobody"),
     ):
         refused = CliRunner().invoke(command, wrong)
