@@ -246,8 +246,10 @@ class OpenVINOEngine:
                 raise EngineError(f"student {student.config.name} has no {RANGES}, which int8 needs; export it again")
             self.precision = "fp32"
         self._commit = _Graph(self._requests(COMMIT_GRAPH))
-        # Compiled when it is first asked for: not all plans of a student are served.
-        self._blocks: dict[int, _Block] = {}
+        # The others are compiled when they are first asked for; whether they are there shows now.
+        for count in student.config.step_plans:
+            student.file(step_graph(count))
+        self._blocks = {count: self._block(count) for count in student.config.served}
         self._speech = _Graph(self._requests(SPEECH_GRAPH)) if student.config.speech else None
         self._streams: StreamTable[_Stream] = StreamTable(self.capacity)
 
@@ -282,9 +284,9 @@ class OpenVINOEngine:
         config = self.student.config
         check_request(request, config)
         stream = self._streams[request.stream_id]
-        block = self._blocks.get(request.steps)
-        if block is None:
-            block = self._blocks[request.steps] = _Block(self._requests(step_graph(request.steps), request.steps))
+        if request.steps not in self._blocks:
+            self._blocks[request.steps] = self._block(request.steps)
+        block = self._blocks[request.steps]
         frame, actions = stream.frame, request.actions
         if request.mel is not None and self._speech is not None:
             heard_now = np.ascontiguousarray(request.mel[None])
@@ -299,6 +301,9 @@ class OpenVINOEngine:
         latents = block.made("latents")[0].astype(np.float16)
         self._write(block, stream, latents.astype(np.float32))
         return StepResult(request.stream_id, frame, frames, latents, actions)
+
+    def _block(self, steps: int) -> _Block:
+        return _Block(self._requests(step_graph(steps), steps))
 
     def _inputs(self, stream: _Stream, actions: NDArray[np.float32], **more: NDArray[np.float32]) -> dict[str, Numbers]:
         config = self.student.config.transformer
