@@ -146,6 +146,17 @@ def test_clips_are_noised_to_what_a_second_step_sees(name: str, monkeypatch: pyt
     assert loss(0.0) == loss(0.0) != loss(1.0)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(("diagonal", "flow_map"))])
+def test_a_teacher_whose_first_step_is_the_history_can_be_distilled(name: str) -> None:
+    roles, method, ema = _bound(METHODS[name], {"history_level": 1.0})
+    assert roles.student.config.history_level == 1
+    for step in range(2):
+        method.begin(step)
+        loss, _ = method.loss(_clips(roles.student), ema, torch.Generator().manual_seed(step))
+        assert loss.isfinite() and loss > 0
+        loss.backward()
+
+
 @pytest.mark.parametrize("name", sorted(DUELS))
 def test_a_bidirectional_teacher_judges_rollouts_too(name: str) -> None:
     roles, method, ema = _bound(METHODS[name], WITH_POSE, bidirectional=True)
