@@ -153,7 +153,7 @@ def test_a_teacher_whose_first_step_is_the_history_can_be_distilled(name: str) -
     for step in range(2):
         method.begin(step)
         loss, _ = method.loss(_clips(roles.student), ema, torch.Generator().manual_seed(step))
-        assert loss.isfinite() and loss > 0
+        assert loss.isfinite() and loss != 0
         loss.backward()
 
 
