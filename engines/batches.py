@@ -6,9 +6,9 @@ A frame is a few graphs (`streamgen.models.export.in_place_graphs`), which a `Ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from engines.protocol import Capacity, StepRequest, StepResult
 from engines.streams import StreamTable, check_request, step_noise
 from streamgen.cache import InPlace, block_rotation, in_place, replay
 from streamgen.state import StreamState
-from streamgen.student import Student
+from streamgen.student import PICTURE, Student
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -32,8 +34,8 @@ class Frame:
     noise float32 [K, B, F, C, h, w]: for each step; where there are no steps, what the commit takes, K = 1. Of each
     pass, of which there are K, and 1 more where the history is clean: levels int64 [P, B], index of its noise level;
     write int64 [P, B, 2] and length int64 [P, B], as for `streamgen.models.attention.InPlaceAttention`. given: other
-    inputs, of all passes, by name, and `sink_rotation`. mel float32 [B, F, window, MEL_BINS] and hears bool [B]: what
-    rows hear, if any does.
+    inputs, of all passes, by name, `sink_rotation`, and the decoder's `picture`. mel float32 [B, F, window, MEL_BINS]
+    and hears bool [B]: what rows hear, if any does.
     """
 
     noise: NDArray[np.float32]
@@ -80,7 +82,7 @@ class Runner(Protocol):
 @dataclass
 class _Stream:
     """batch and row: its place. frame: the next one; first: the oldest one in the ring; previous: the last clean latent
-    [C, h, w]; reference: the first one, and what drove it [A].
+    [C, h, w]; reference: the first one, and what drove it [A]; picture: as the state has it.
     """
 
     batch: int
@@ -90,6 +92,7 @@ class _Stream:
     first: int
     previous: NDArray[np.float32]
     reference: tuple[NDArray[np.float32], NDArray[np.float32]]
+    picture: NDArray[np.uint8]
 
 
 class Batches:
@@ -113,7 +116,7 @@ class Batches:
         if len(state.sink):
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
         self._runner.clear(batch, row)
-        stream = self._streams[stream_id] = _Stream(batch, row, state.seed, 0, 0, nothing, reference)
+        stream = self._streams[stream_id] = _Stream(batch, row, state.seed, 0, 0, nothing, reference, state.picture)
         levels = np.full((1, rows), config.all_jumps.index((config.transformer.history_level, 0.0)), np.int64)
         for block in replay(state, config.transformer, config.steps):
             stream.frame, stream.first = block.frame, block.first
@@ -208,11 +211,14 @@ class Batches:
         if config.face_dim:
             given["reference"] = self._rows({stream.row: stream.reference[0] for stream in streams})
             given["reference_actions"] = self._rows({stream.row: stream.reference[1] for stream in streams})
+        if self.student.config.vae.warp_dim:
+            given[PICTURE] = self._rows({stream.row: stream.picture for stream in streams})
         return given
 
-    def _rows(self, values: dict[int, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def _rows(self, values: Mapping[int, NDArray[_Number]]) -> NDArray[_Number]:
         """An array of a batch's rows; zero where there is no value."""
-        out = np.zeros((self._runner.rows, *next(iter(values.values())).shape), np.float32)
+        some = next(iter(values.values()))
+        out = np.zeros((self._runner.rows, *some.shape), some.dtype)
         for row, value in values.items():
             out[row] = value
         return out

@@ -108,7 +108,7 @@ class OnnxRunner:
             heard = {"mel": self._value(frame.mel), "hears": self._value(frame.hears), "actions": given["actions"]}
             (given["actions"],) = self.run(SPEECH_GRAPH, heard)
         latents = self._passes(batch, frame, given)
-        (frames,) = self.run(DECODE_GRAPH, {"latents": latents})
+        (frames,) = self.run(DECODE_GRAPH, given | {"latents": latents})
         # Copies: what `numpy` gives does not keep the memory alive that it shows.
         return Made(*(value.numpy().copy() for value in (frames, latents, given["actions"])))
 

@@ -21,7 +21,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from engines.store import ArtefactStore
 from engines.streams import StreamTable, check_request, heard, step_noise
 from streamgen.cache import block_rotation, replay, slot_of, visible_slots
 from streamgen.state import StreamState
-from streamgen.student import COMMIT_GRAPH, RANGES, SPEECH_GRAPH, Ranges, Student, StudentError, step_graph
+from streamgen.student import COMMIT_GRAPH, PICTURE, RANGES, SPEECH_GRAPH, Ranges, Student, StudentError, step_graph
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,8 @@ def settings_for(precision: str) -> dict[str, str]:
 
 Numbers = NDArray[np.float32] | NDArray[np.uint16]
 """Some in bf16, which NumPy does not have: as bits."""
+Given = Numbers | NDArray[np.uint8]
+"""A picture among them."""
 
 
 class _Graph:
@@ -154,7 +156,7 @@ class _Graph:
                         request.set_tensor(name, tensor)
                         requests[later].set_tensor(name, tensor)
 
-    def give(self, values: dict[str, Numbers]) -> None:
+    def give(self, values: Mapping[str, Given]) -> None:
         """Let it read the contiguous arrays that it has inputs for, which must live until it is done."""
         for name, array in values.items():
             half = array.dtype == np.uint16
@@ -199,7 +201,7 @@ def _cores() -> int:
 @dataclass
 class _Stream:
     """frame: the next one; first: the oldest one in the ring; previous: the last clean latent [C, h, w]; reference:
-    the first one, and what drove it [A].
+    the first one, and what drove it [A]; picture: as the state has it.
     """
 
     seed: int
@@ -207,6 +209,7 @@ class _Stream:
     first: int
     previous: NDArray[np.float32]
     reference: tuple[NDArray[np.float32], NDArray[np.float32]]
+    picture: NDArray[np.uint8]
     cache_k: Numbers
     cache_v: Numbers
 
@@ -263,7 +266,7 @@ class OpenVINOEngine:
             reference = state.sink[0].astype(np.float32), state.sink_actions[0].astype(np.float32)
         kind = np.uint16 if self.precision == "bf16" else np.float32
         caches = np.zeros(shape, kind), np.zeros(shape, kind)
-        stream = _Stream(state.seed, 0, 0, nothing, reference, *caches)
+        stream = _Stream(state.seed, 0, 0, nothing, reference, state.picture, *caches)
         for block in replay(state, config, self.student.config.steps):
             stream.frame, stream.first = block.frame, block.first
             stream.previous = block.previous.astype(np.float32)
@@ -295,7 +298,7 @@ class OpenVINOEngine:
             actions = heard(self._speech.made("curves")[0], actions)
         noise = step_noise(stream.seed, frame, request.steps, config)
         given = self._inputs(stream, actions, noise=noise[:, None])
-        block.give(given)
+        block.give(given | {PICTURE: stream.picture[None]})
         block.infer()
         frames = np.array(block.made("frames")[0])
         latents = block.made("latents")[0].astype(np.float16)

@@ -32,7 +32,7 @@ class References:
         self._student = student
 
     def read(self, file: bytes) -> Reference:
-        """The latents of the picture in a PNG, JPEG or WebP file: of its middle, at the size of the student's frames.
+        """Of the picture in a PNG, JPEG or WebP file: of its middle, at the size of the student's frames.
 
         Raises PictureError, also where the autoencoder does not know such a picture: nobody would recognise who comes
         of it.
@@ -49,8 +49,8 @@ class References:
                 f"student {config.name} knows no such pictures (it sees this one with {reached:.1f} dB, and needs "
                 f"{config.likeness:g}): give one like those it was trained on, of a head and shoulders"
             )
-        reference: Reference = latents[0].astype(np.float16)
-        return reference
+        looked_at = picture if config.vae.warp_dim else picture[:0, :0]
+        return Reference(latents[0].astype(np.float16), looked_at)
 
     @cached_property
     def _encoder(self) -> Any:

@@ -24,7 +24,7 @@ from streamgen.models.export import HearingRows
 from streamgen.models.loading import load_autoencoder, load_speech, load_transformer, to_precision
 from streamgen.models.rollout import Commit, Decode, InPlacePass, RollingCache, Rollout, recache
 from streamgen.state import StreamState
-from streamgen.student import Student
+from streamgen.student import PICTURE, Student
 
 _ROWS = 4
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,7 +71,11 @@ class TorchEngine:
             actions = heard(self._speech(torch.from_numpy(request.mel)[None])[0].numpy(), actions)
         noise = step_noise(seed, frame, request.steps, config)
         frames, latents, *block = self._rollouts[request.steps](
-            torch.from_numpy(noise)[:, None], cache.previous, torch.from_numpy(actions)[None], *cache.inputs()
+            torch.from_numpy(noise)[:, None],
+            cache.previous,
+            torch.from_numpy(actions)[None],
+            *cache.inputs(),
+            *cache.picture,
         )
         cache.write(latents, *block)
         return StepResult(request.stream_id, frame, frames[0].numpy(), latents[0].half().numpy(), actions)
@@ -148,13 +152,16 @@ class _Runner:
         given = self._given(frame)
         if self._hear is not None and frame.mel is not None and frame.hears is not None:
             given["actions"] = self._hear(self._tensor(frame.mel), given["actions"], self._tensor(frame.hears))
+        seen = [given["reference"], given.pop(PICTURE)] if PICTURE in given else []
         latents = self._passes(batch, frame, given)
-        frames = self._decode(latents)
+        frames = self._decode(latents, *seen)
         return lambda: Made(*(tensor.cpu().numpy() for tensor in (frames, latents, given["actions"])))
 
     @torch.inference_mode()
     def commit(self, batch: int, frame: Frame) -> None:
-        self._passes(batch, frame, self._given(frame))
+        given = self._given(frame)
+        given.pop(PICTURE, None)
+        self._passes(batch, frame, given)
 
     @torch.inference_mode()
     def clear(self, batch: int, row: int) -> None:

@@ -40,6 +40,8 @@ SPRITE_CLOCKS, SPRITE_BEATS = 41, 8
 """Pictures of an actor, the first of which is that of one that nobody has hit, and of what beats in place."""
 SPRITE_SIDES = 32, 16, 8
 """Points across and up a picture, for one who is close, further off, and far."""
+WARP_BLOCKS, WARP_NEAR, WARP_FINE = 3, 24, 32
+"""Of what bends a reference: residual blocks, and the widths of what it hands on and of what it corrects itself by."""
 _OWN_PICTURE = 0.5
 """Noise level up to which keys made from noisy latents still tell what is in them (diagonal forcing)."""
 FACE_CODE = 256
@@ -240,6 +242,12 @@ class AutoencoderConfig(_Config):
     encoder_dims: tuple[int, ...] = Field((64, 128), min_length=1, description="of the levels, finest first")
     decoder_dims: tuple[int, ...] = Field((192, 96), min_length=1, description="of the levels, coarsest first")
     decoder_blocks: tuple[int, ...] = Field((2, 2), description="residual blocks of each level")
+    warp_dim: int = Field(
+        0,
+        ge=0,
+        description="width of the network that bends a reference picture to a frame, for what latents are too few for; "
+        "0: none",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -327,6 +335,8 @@ class StudentConfig(_Config):
             )
         if self.likeness is not None and not self.transformer.face_dim:
             raise ValueError("likeness: only a face (face_dim) draws from a picture")
+        if self.vae.warp_dim and not self.transformer.face_dim:
+            raise ValueError("vae.warp_dim: only a face (face_dim) has a reference")
         side = self.vae.latent_pixel
         if (self.height, self.width) != (self.transformer.height * side, self.transformer.width * side):
             raise ValueError(f"{self.width}x{self.height} pixels do not match the latent grid")
@@ -366,3 +376,8 @@ class StudentConfig(_Config):
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent frame."""
         return self.transformer.in_channels, self.transformer.height, self.transformer.width
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the picture that a stream's decoder looks at; nothing of it where it looks at none."""
+        return (self.height, self.width, 3) if self.vae.warp_dim else (0, 0, 3)

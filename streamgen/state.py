@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class StreamState:
     latents: float16 [H, C, h, w], clean and normalised, oldest first, at most `history_frames` of them.
     actions: float32 [H, A], actions[i] drove latents[i].
     sink: float16 [S, C, h, w], the stream's first latents, and sink_actions [S, A]; empty without sinks.
+    picture: uint8 [H, W, 3], of the first of them, where the student's decoder looks at it; else empty.
     """
 
     student: str
@@ -59,6 +60,7 @@ class StreamState:
     actions: NDArray[np.float32]
     sink: NDArray[np.float16]
     sink_actions: NDArray[np.float32]
+    picture: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
 
     @classmethod
     def begin(
@@ -68,8 +70,11 @@ class StreamState:
         seed: int,
         latents: NDArray[np.float16] | None = None,
         actions: NDArray[np.float32] | None = None,
+        picture: NDArray[np.uint8] | None = None,
     ) -> StreamState:
-        """A stream that goes on from given frames (latents [H, C, h, w], actions [H, A]), or from nothing."""
+        """A stream that goes on from given frames (latents [H, C, h, w], actions [H, A]), or from nothing. picture: of
+        the first, where the student's decoder looks at it; None is black.
+        """
         shape, width = config.latent_shape, config.action_dim
         if latents is None or actions is None:
             latents, actions = np.zeros((0, *shape), np.float16), np.zeros((0, width), np.float32)
@@ -77,7 +82,11 @@ class StreamState:
             raise ValueError(
                 f"history of latents {latents.shape} and actions {actions.shape}; wanted [H, {shape}] and [H, {width}]"
             )
-        empty = cls(config.name, student_hash, seed, 0, latents[:0], actions[:0], latents[:0], actions[:0])
+        # Its own: engines read it where it is, and want it writeable.
+        picture = np.zeros(config.picture_shape, np.uint8) if picture is None else picture.copy()
+        if picture.shape != config.picture_shape:
+            raise ValueError(f"a picture of shape {picture.shape}; wanted {config.picture_shape}")
+        empty = cls(config.name, student_hash, seed, 0, latents[:0], actions[:0], latents[:0], actions[:0], picture)
         return empty.extended(config, latents, actions)
 
     def extended(
@@ -96,11 +105,12 @@ class StreamState:
             np.concatenate([self.actions, new_actions])[-keep:],
             np.concatenate([self.sink, new_latents[:missing]]),
             np.concatenate([self.sink_actions, new_actions[:missing]]),
+            self.picture,
         )
 
     def to_bytes(self) -> bytes:
         """Versioned, checksummed bytes; `from_bytes` reads them back."""
-        arrays = (self.latents, self.actions, self.sink, self.sink_actions)
+        arrays = (self.latents, self.actions, self.sink, self.sink_actions, self.picture)
         meta = (
             _Meta(
                 student=self.student,
@@ -154,6 +164,7 @@ class StreamState:
             ((meta.history, width), np.float32),
             ((sinks, *config.latent_shape), np.float16),
             ((sinks, width), np.float32),
+            (config.picture_shape, np.uint8),
         ):
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             arrays.append(np.frombuffer(body[offset : offset + size], dtype))
@@ -165,5 +176,4 @@ class StreamState:
             raise StateError(f"the stream state has {len(body) - offset} bytes more than its header says")
         if not all(np.isfinite(array).all() for array in arrays):
             raise StateError("the stream state holds values that are not finite")
-        latents, actions, sink, sink_actions = arrays
-        return cls(meta.student, meta.student_hash, meta.seed, meta.frame, latents, actions, sink, sink_actions)
+        return cls(meta.student, meta.student_hash, meta.seed, meta.frame, *arrays)

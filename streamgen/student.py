@@ -7,7 +7,8 @@ speech/{config.json, diffusion_pytorch_model.safetensors}, speech.onnx    of one
 step_1.onnx, step_2.onnx, …, commit.onnx      the rollout's graphs; their weights are the safetensors files above
 encode.onnx                                   of one that can be whoever a picture shows
 ranges.json                                   what goes into its convolutions, for engines that calculate in eight bits
-starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from
+starts.safetensors                            latents [S, H, C, h, w] and actions [S, H, A] that streams begin from, and
+                                              pictures [S, H, W, 3] of the first ones for a decoder that looks at them
 README.md                                     the card
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,8 @@ SPEECH_GRAPH = "speech.onnx"
 ENCODE_GRAPH = "encode.onnx"
 PASS_GRAPH, SINKS_GRAPH, DECODE_GRAPH = "pass.onnx", "sinks.onnx", "decode.onnx"
 """Of a rollout in pieces, for runtimes that write into a cache; made when wanted, and not in the folder."""
+PICTURE = "picture"
+"""The input of graphs that decode, where that takes the picture of the reference."""
 STARTS = "starts.safetensors"
 RANGES = "ranges.json"
 NO_CARD = "Nobody has written its card yet."
@@ -56,8 +60,14 @@ class StudentError(ValueError):
     """A student folder is missing or cannot be used; the message names the file."""
 
 
-Reference = NDArray[np.float16]
-"""Latents [C, h, w] of a picture of somebody at rest (`engines.reference`)."""
+class Reference(NamedTuple):
+    """Somebody at rest (`engines.reference`): latents [C, h, w] and, where the student's decoder looks at it, the
+    picture [H, W, 3] of which they are (`StudentConfig.picture_shape`).
+    """
+
+    latents: NDArray[np.float16]
+    picture: NDArray[np.uint8]
+
 
 Ranges = dict[str, tuple[float, float]]
 """Least and greatest value that goes into the convolution with the weights of this name."""
@@ -71,12 +81,14 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.onnx", "README.md"]
 
 def reference_text(reference: Reference) -> str:
     """A reference in base64."""
-    return base64.b64encode(reference.astype("<f2").tobytes()).decode()
+    return base64.b64encode(reference.latents.astype("<f2").tobytes() + reference.picture.tobytes()).decode()
 
 
 def reference_from(text: str, config: StudentConfig) -> Reference:
     """What `reference_text` was given. Raises ValueError where it is not one of this student's."""
-    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float16).reshape(config.latent_shape)
+    data, size = base64.b64decode(text), 2 * math.prod(config.latent_shape)
+    latents = np.frombuffer(data[:size], "<f2").astype(np.float16).reshape(config.latent_shape)
+    return Reference(latents, np.frombuffer(data[size:], np.uint8).reshape(config.picture_shape))
 
 
 def step_graph(steps: int) -> str:
@@ -169,19 +181,23 @@ class Student:
             raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
 
     @cached_property
-    def _starts(self) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    def _starts(self) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.uint8]]:
         path = self.file(STARTS)
         try:
             stored = load_file(path)
             latents, actions = stored["latents"].astype(np.float16), stored["actions"].astype(np.float32)
+            pictures = stored.get("pictures", np.zeros((len(latents), 0, 0, 3), np.uint8))
         except (OSError, KeyError, SafetensorError) as error:
             raise StudentError(f"{path} is damaged: {error}; fetch it or `streamgen export` it again") from error
         wanted = self.config.latent_shape
         driven = (*latents.shape[:2], self.config.action_dim)
         owners = max(1, len(self.config.identities))
-        if not len(latents) or len(latents) % owners or latents.shape[2:] != wanted or actions.shape != driven:
-            raise StudentError(f"{path}: starts of shape {latents.shape} and {actions.shape} do not fit the student")
-        return latents, actions
+        shown = (len(latents), *self.config.picture_shape)
+        fits = latents.shape[2:] == wanted and actions.shape == driven and pictures.shape == shown
+        if not len(latents) or len(latents) % owners or not fits:
+            shapes = f"{latents.shape}, {actions.shape} and {pictures.shape}"
+            raise StudentError(f"{path}: starts of shape {shapes} do not fit the student")
+        return latents, actions, pictures
 
     def check(self) -> None:
         """Look at every file that serving needs. Raises StudentError for the first that is missing or damaged."""
@@ -202,21 +218,21 @@ class Student:
         identity: None is the first. reference: of whom it is to be instead; it has shown that for as long as a start.
         Raises StudentError for an identity that the student does not have.
         """
-        latents, actions = self._starts
+        latents, actions, pictures = self._starts
         if reference is not None:
-            shown = np.broadcast_to(reference, latents.shape[1:])
-            return StreamState.begin(self.config, self.hash, seed, shown, np.zeros_like(actions[0]))
+            shown = np.broadcast_to(reference.latents, latents.shape[1:])
+            return StreamState.begin(self.config, self.hash, seed, shown, np.zeros_like(actions[0]), reference.picture)
         known = self.config.identities
         if identity is not None and identity not in known:
             raise StudentError(f"{self.config.name} cannot be {identity!r}: {', '.join(known) or 'it is nobody'}")
         each = len(latents) // max(1, len(known))
         pick = (known.index(identity) * each if identity else 0) + seed % each
-        return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick])
+        return StreamState.begin(self.config, self.hash, seed, latents[pick], actions[pick], pictures[pick])
 
     def starts(self) -> Iterator[StreamState]:
         """One after another, of all identities."""
-        for seed, (latents, actions) in enumerate(zip(*self._starts, strict=True)):
-            yield StreamState.begin(self.config, self.hash, seed, latents, actions)
+        for seed, start in enumerate(zip(*self._starts, strict=True)):
+            yield StreamState.begin(self.config, self.hash, seed, *start)
 
 
 def _download(repository: str, revision: str) -> Path:

@@ -21,6 +21,9 @@ from streamgen.config import (
     VIEW_FEATURES,
     VIEW_LEVELS,
     VIEW_RAYS,
+    WARP_BLOCKS,
+    WARP_FINE,
+    WARP_NEAR,
     StudentConfig,
     TransformerConfig,
 )
@@ -134,7 +137,7 @@ def _head_work(config: TransformerConfig) -> Work:
 
 
 def decoder_work(config: StudentConfig) -> Work:
-    """Decoding a block."""
+    """Decoding a block. What is looked up of a reference is not counted."""
     frames = config.transformer.block_size * config.transformer.height * config.transformer.width
     dims, blocks = config.vae.decoder_dims, config.vae.decoder_blocks
     work = _convolution(frames, 3, config.vae.latent_channels, dims[0])
@@ -143,7 +146,15 @@ def decoder_work(config: StudentConfig) -> Work:
         work += _convolution(pixels, 3, dim, dim) * (2 * count)
         if level + 1 < len(dims):
             work += _convolution(pixels, 1, dim, 4 * dims[level + 1])
-    return work + _convolution(int(4 ** (len(dims) - 1)) * frames, 3, dims[-1], 3 * PIXEL_PATCH**2)
+    finest, patch, warp = int(4 ** (len(dims) - 1)) * frames, PIXEL_PATCH**2, config.vae.warp_dim
+    work += _convolution(finest, 3, dims[-1], 3 * patch)
+    if warp:
+        work += _convolution(frames, 3, 2 * config.vae.latent_channels + 2, warp)
+        work += _convolution(frames, 3, warp, warp) * (2 * WARP_BLOCKS)
+        work += _convolution(frames, 1, warp, 2) + _convolution(frames, 1, warp, WARP_NEAR)
+        work += _convolution(finest, 3, dims[-1] + 3 * patch + WARP_NEAR, WARP_FINE)
+        work += _convolution(finest, 3, WARP_FINE, WARP_FINE) + _convolution(finest, 3, WARP_FINE, 2 + patch)
+    return work
 
 
 def commit_work(config: TransformerConfig) -> Work:

@@ -67,6 +67,14 @@ def toy_transformer(config: TransformerConfig, seed: int = 0) -> CausalVideoTran
     return model
 
 
+def toy_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    """Random weights: nothing is zero, so what bends a reference bends it."""
+    autoencoder = Autoencoder(config).eval().requires_grad_(False)
+    for parameter in autoencoder.decoder.parameters():
+        parameter += torch.randn_like(parameter) * 0.05
+    return autoencoder
+
+
 def toy_recipe(config: TransformerConfig, **changes: object) -> TeacherForcingRecipe:
     """A recipe for `toy_transformer`s, for what reads settings from one; its autoencoder does not exist."""
     settings = {
@@ -111,12 +119,16 @@ def toy_student(
 
 
 def toy_talker(folder: Path, **changes: object) -> Path:
-    """Write the folder of a student that speech drives: two people, two starts of 20 frames each, 64x64 pixels."""
+    """Write the folder of a student that speech drives: two people, two starts of 20 frames each, 64x64 pixels. Its
+    decoder looks at the reference.
+    """
     settings = {"width": 4, "action_dim": len(CURVES), "sink": 1, "window": 4, "num_layers": 1}
     settings |= {"residual": True, "face_dim": 8} | changes
     transformer = toy_transformer(toy_transformer_config(**settings))
     config = transformer.config
-    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8, 8), decoder_dims=(8, 8, 8), decoder_blocks=(1, 1, 1))
+    vae = AutoencoderConfig(
+        latent_channels=4, encoder_dims=(8, 8, 8), decoder_dims=(8, 8, 8), decoder_blocks=(1, 1, 1), warp_dim=8
+    )
     speech = SpeechEncoder(SpeechConfig(window=16, dim=16, curves=len(SPEECH)))
     student = StudentConfig(
         name="talker",
@@ -132,5 +144,7 @@ def toy_talker(folder: Path, **changes: object) -> Path:
         speech=speech.config,
     )
     latents, actions = torch.randn(4, 20, 4, 4, 4), torch.randn(4, 20, len(CURVES))
-    write_student(folder, student, transformer, Autoencoder(vae), latents, actions, "# A toy that talks\n", speech)
+    pictures = torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)
+    autoencoder = toy_autoencoder(vae)
+    write_student(folder, student, transformer, autoencoder, latents, actions, "# A talker\n", speech, pictures)
     return folder

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_SIDES = 1, 2, 4, 8
+"""Of the squares, in pixels, whose means are compared."""
 _NEARBY = 0.05
 """Spread of the noise by which a discriminator's steepness is measured."""
 
@@ -22,6 +24,14 @@ def reconstruction(x_BCHW: Tensor, y_BCHW: Tensor, gradient_weight: float) -> Te
     d_BCHW = x_BCHW - y_BCHW
     gradients = d_BCHW.diff(dim=-1).abs().mean() + d_BCHW.diff(dim=-2).abs().mean()
     return pixels + gradient_weight * gradients
+
+
+def near(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Mean L1 of the pixels, of their means two by two, four by four, and eight by eight, a scalar: what is off by some
+    pixels is drawn to its place from there.
+    """
+    apart = x_BCHW - y_BCHW
+    return torch.stack([F.avg_pool2d(apart, side).abs().mean() for side in _SIDES]).mean()
 
 
 def add_noise(x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from streamgen.config import jumps
-from streamgen.models.autoencoder import Autoencoder, to_float, to_uint8
+from streamgen.models.autoencoder import Autoencoder, Reference, to_float, to_uint8
 from streamgen.models.rollout import Commit, RollingCache, Rollout
 from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips
@@ -24,6 +24,9 @@ from training.sheets import contact_sheet
 
 _CONTEXT = 16
 """True frames before the first one that is judged."""
+
+_PART = 64
+"""Frames that are decoded together."""
 
 JUDGED = 6, 96
 """Held-out clips that `evaluate_transformer` takes, and the frames of each."""
@@ -151,12 +154,18 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(of_a + of_b) - 2 * roots.sum())
 
 
-def decode(autoencoder: Autoencoder, latents: Tensor) -> NDArray[np.uint8]:
-    """uint8 frames [..., H, W, 3] of latents [..., C, h, w]."""
-    with torch.no_grad():
-        flat = latents.flatten(0, -4)
-        images = torch.cat([to_uint8(autoencoder.decode(part)) for part in flat.split(64)])
-    return images.unflatten(0, latents.shape[:-3]).numpy()
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latents: Tensor, reference: Reference | None = None) -> NDArray[np.uint8]:
+    """uint8 frames [..., H, W, 3] of latents [..., C, h, w]. reference: of each of clips [B, F, C, h, w], for a decoder
+    that looks at one.
+    """
+    flat = latents.flatten(0, -4)
+    seen: list[Reference | None] = [None] * -(-len(flat) // _PART)
+    if reference is not None:
+        each = (t.repeat_interleave(latents.shape[1], 0).split(_PART) for t in reference)
+        seen = list(zip(*each, strict=True))
+    images = [to_uint8(autoencoder.decode(*given)) for given in zip(flat.split(_PART), seen, strict=True)]
+    return torch.cat(images).unflatten(0, latents.shape[:-3]).numpy()
 
 
 def inside(frames: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

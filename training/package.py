@@ -214,6 +214,7 @@ def package(
         transformer=transformer.config,
         vae=autoencoder.config,
     )
-    write_student(out, config, transformer, autoencoder, starts.latents, starts.actions, card, speech)
+    shown = torch.from_numpy(np.stack([clip.frames[0] for clip in clips])) if autoencoder.config.warp_dim else None
+    write_student(out, config, transformer, autoencoder, starts.latents, starts.actions, card, speech, shown)
     ranges = measured_ranges(Student.from_pretrained(out))
     (out / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")

@@ -387,6 +387,10 @@ class DecoderRecipe(BaseRecipe):
     crop: int | None = Field(None, ge=8, description="side of the squares that pairs are cut to; none: whole frames")
     focus: Box | None = Field(None, description="most crops lie around a point in this part of a frame")
     gradient_weight: float = Field(1.0, ge=0, description="as an autoencoder's")
+    warp_dim: int | None = Field(
+        None, ge=0, description="as an autoencoder's, of a decoder that looks at references; none: as the autoencoder"
+    )
+    warp_weight: float = Field(0.8, ge=0, description="of how far a bent reference is from the frame")
     adversarial: float = Field(
         0.5, ge=0, description="pull of the discriminator on the pixels, in parts of that of the true picture"
     )

@@ -21,7 +21,7 @@ from engines.tensorrt.cuda import Bytes, CudaDevice, Device
 from streamgen.audio import MEL_BINS
 from streamgen.cache import in_place_cache_shapes
 from streamgen.config import StudentConfig
-from streamgen.student import DECODE_GRAPH, PASS_GRAPH, SINKS_GRAPH, SPEECH_GRAPH, Student
+from streamgen.student import DECODE_GRAPH, PASS_GRAPH, PICTURE, SINKS_GRAPH, SPEECH_GRAPH, Student
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,8 @@ class GraphRunner:
         """Decode beside whatever comes next."""
         device = self._device
         device.after(self._beside, self._main)
-        self._run(DECODE_GRAPH, {"latents": latents, "frames": batch.made.at("frames")}, self._beside)
+        known = {name: batch.given.at(name) for name in batch.given.names}
+        self._run(DECODE_GRAPH, known | {"latents": latents, "frames": batch.made.at("frames")}, self._beside)
         device.download(batch.made.bytes("frames"), batch.made.at("frames"), self._beside)
 
     def _run(self, graph: str, known: dict[str, int], stream: int) -> None:
@@ -266,6 +267,8 @@ def _shapes(config: StudentConfig, rows: int) -> tuple[Shapes, Shapes]:
     if of.face_dim:
         given["reference"] = given["previous"]
         given["reference_actions"] = (rows, config.action_dim), np.float32
+    if config.vae.warp_dim:
+        given[PICTURE] = (rows, *config.picture_shape), np.uint8
     made: Shapes = {
         "frames": ((rows, of.block_size, config.height, config.width, 3), np.uint8),
         "latents": (latents, np.float32),

@@ -2,6 +2,8 @@
 
 Both halves do most of their work at low resolution and cross to pixels by space-to-depth, which is what a CPU's frame
 budget wants. There is no normalisation over space: a crop and a whole frame are encoded alike.
+
+A decoder may look at a reference, another picture of the same person: latents are too few for every hair.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamgen.config import PIXEL_PATCH, AutoencoderConfig
+from streamgen.config import PIXEL_PATCH, WARP_BLOCKS, WARP_FINE, WARP_NEAR, AutoencoderConfig
+
+Reference = tuple[Tensor, Tensor]
+"""Latents [B, C, h, w] of pictures, and the pictures [B, 3, H, W] in [-1, 1]."""
+
+_FINE_REACH = 0.1
+"""Of the flow that is found last: it corrects what was found before."""
+_FEATURES = -2
+"""The layers from here on make an image of a decoder's last features."""
 
 
 class _Residual(nn.Module):
@@ -43,6 +53,64 @@ class Encoder(nn.Module):
         return out
 
 
+class Warp(nn.Module):
+    """The reference, bent to where a frame's parts are, in place of what the decoder shows, where it fits.
+
+    Dense flow and an occlusion mask (Siarohin et al. 2019), found twice: from the latents of both, and from how what
+    that finds fits beside what the decoder is about to show.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        dim, shown = config.warp_dim, config.decoder_dims[-1] + 3 * PIXEL_PATCH**2
+        self._upscale = config.latent_pixel // PIXEL_PATCH
+        self.conv_in = nn.Conv2d(2 * config.latent_channels + 2, dim, 3, padding=1)
+        self.blocks = nn.Sequential(*(_Residual(dim) for _ in range(WARP_BLOCKS)), nn.SiLU())
+        self.conv_flow = nn.Conv2d(dim, 2, 1)
+        self.conv_near = nn.Conv2d(dim, WARP_NEAR, 1)
+        self.fine = nn.Sequential(
+            nn.Conv2d(shown + WARP_NEAR, WARP_FINE, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(WARP_FINE, WARP_FINE, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(WARP_FINE, 2 + PIXEL_PATCH**2, 3, padding=1),
+        )
+        for last in (self.conv_flow, self.fine[-1]):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, features: Tensor, z_BCHW: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
+        """The frames and the bent references, both [B, 3, p h, p w], of what the decoder shows, its last features
+        [B, d, p h / 4, p w / 4], and the raw latents that it was given. The reference's latents are raw too.
+        """
+        latents, picture = reference
+        seen = torch.cat([z_BCHW, latents, _places(z_BCHW).movedim(-1, 1).expand(len(z_BCHW), -1, -1, -1)], 1)
+        found = self.blocks(self.conv_in(seen))
+        # Eight bits of a place are not enough to find it.
+        flow = _finer(self.conv_flow(found).float(), self._upscale)
+        near = _finer(self.conv_near(found), self._upscale)
+        fits = F.pixel_unshuffle(_bent(picture, flow), PIXEL_PATCH).to(features.dtype)
+        further, mask = self.fine(torch.cat([features, near, fits], 1)).float().tensor_split((2,), 1)
+        bent = _bent(picture, flow + _FINE_REACH * further)
+        return torch.lerp(image.float(), bent, F.pixel_shuffle(mask, PIXEL_PATCH).sigmoid()), bent
+
+
+def _places(x: Tensor) -> Tensor:
+    """[1, h, w, 2]: x and y of the middles of an image's pixels, whose edges are at -1 and 1."""
+    y, x = ((2 * torch.arange(side, dtype=x.dtype, device=x.device) + 1) / side - 1 for side in x.shape[-2:])
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+
+
+def _finer(x: Tensor, scale: int) -> Tensor:
+    return F.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
+
+
+def _bent(picture: Tensor, flow: Tensor) -> Tensor:
+    """A picture, looked up where the flow [B, 2, h, w] says, in halves of its width and height."""
+    at = _places(picture) + _finer(flow, PIXEL_PATCH).movedim(1, -1)
+    return F.grid_sample(picture, at, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 class Decoder(nn.Module):
     """Raw latents [B, C, h, w] to images [B, 3, p h, p w], roughly in [-1, 1]."""
 
@@ -55,10 +123,20 @@ class Decoder(nn.Module):
             layers += [nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2), *(_Residual(fine) for _ in range(count))]
         layers += [nn.SiLU(), nn.Conv2d(dims[-1], 3 * PIXEL_PATCH**2, 3, padding=1), nn.PixelShuffle(PIXEL_PATCH)]
         self.layers = nn.Sequential(*layers)
+        self.warp = Warp(config) if config.warp_dim else None
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.layers(z_BCHW)
-        return out
+    def forward(self, z_BCHW: Tensor, reference: Reference | None = None) -> Tensor:
+        """reference: with raw latents. Without one, what the latents alone show."""
+        return self.both(z_BCHW, reference)[0]
+
+    def both(self, z_BCHW: Tensor, reference: Reference | None = None) -> tuple[Tensor, Tensor | None]:
+        """The images, and the reference as it is bent for them."""
+        features: Tensor = self.layers[:_FEATURES](z_BCHW)
+        image: Tensor = self.layers[_FEATURES:](features)
+        if self.warp is None or reference is None:
+            return image, None
+        shown: tuple[Tensor, Tensor] = self.warp(image, features, z_BCHW, reference)
+        return shown
 
 
 class Autoencoder(nn.Module):
@@ -80,15 +158,24 @@ class Autoencoder(nn.Module):
         z = self.encoder(x_BCHW)
         return (z - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
+    def decode(self, z_BCHW: Tensor, reference: Reference | None = None) -> Tensor:
         """Normalised latents [B, C, h, w] to images [B, 3, p h, p w]; values may overshoot [-1, 1] a little.
 
         Channels beyond the autoencoder's own are no picture (`TransformerConfig.pose_scale`) and are left out.
+        reference: for a decoder that looks at one; without, it shows what the latents hold.
         """
+        raw, seen = self.raw(z_BCHW), None
+        if reference is not None:
+            latents, picture = reference
+            seen = self.raw(latents), picture
+        image: Tensor = self.decoder(raw, seen)
+        return image.to(z_BCHW.dtype)
+
+    def raw(self, z_BCHW: Tensor) -> Tensor:
+        """Normalised latents as the decoder takes them."""
         z_BCHW = z_BCHW[:, : self.config.latent_channels]
         raw = z_BCHW * self.latents_std[:, None, None] + self.latents_mean[:, None, None]
-        image: Tensor = self.decoder(raw.to(next(self.decoder.parameters()).dtype))
-        return image.to(z_BCHW.dtype)
+        return raw.to(next(self.decoder.parameters()).dtype)
 
 
 def to_float(frames_uint8: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from streamgen.student import (
     DECODE_GRAPH,
     ENCODE_GRAPH,
     PASS_GRAPH,
+    PICTURE,
     SINKS_GRAPH,
     SPEECH_GRAPH,
     STARTS,
@@ -81,12 +82,16 @@ def write_student(
     start_actions: Tensor,
     card: str,
     speech: SpeechEncoder | None = None,
+    start_pictures: Tensor | None = None,
 ) -> None:
-    """Write a student folder. start_latents [S, T, C, h, w] and start_actions [S, T, A] are what streams begin from."""
+    """Write a student folder. start_latents [S, T, C, h, w] and start_actions [S, T, A] are what streams begin from;
+    start_pictures uint8 [S, H, W, 3] of the first ones are for a decoder that looks at them.
+    """
     write_config(folder, config)
     save_weights(transformer, folder / "transformer" / WEIGHTS, torch.bfloat16)
     save_weights(autoencoder, folder / "vae" / WEIGHTS, torch.bfloat16)
-    save_tensors({"latents": start_latents.half(), "actions": start_actions.half()}, folder / STARTS)
+    starts = {"latents": start_latents.half(), "actions": start_actions.half()}
+    save_tensors(starts if start_pictures is None else starts | {"pictures": start_pictures}, folder / STARTS)
     (folder / "README.md").write_text(card)
     if speech is not None:
         save_weights(speech, folder / "speech" / WEIGHTS, torch.bfloat16)
@@ -94,18 +99,18 @@ def write_student(
     transformer, autoencoder = load_transformer(folder), load_autoencoder(folder)
     inputs = _example_inputs(config)
     step_inputs = (*_STEP_INPUTS, *(_REFERENCE_INPUTS if config.transformer.face_dim else ()))
+    seen = (torch.zeros(1, *config.picture_shape, dtype=torch.uint8),) if config.vae.warp_dim else ()
+    block_inputs, made = (*step_inputs, *(PICTURE for _ in seen)), ("frames", "latents", *_BLOCK_OUTPUTS)
     for count, sigmas in config.step_plans.items():
         noise = torch.zeros(count, 1, config.transformer.block_size, *config.latent_shape)
         rollout = Rollout(transformer, autoencoder, sigmas).eval()
-        _export(
-            rollout, (noise, *inputs), step_inputs, ("frames", "latents", *_BLOCK_OUTPUTS), folder / step_graph(count)
-        )
+        _export(rollout, (noise, *inputs, *seen), block_inputs, made, folder / step_graph(count))
     if config.speech is not None:
         mel = torch.zeros(1, config.transformer.block_size, config.speech.window, MEL_BINS)
         _export(Hearing(load_speech(folder)).eval(), (mel,), ("mel",), ("curves",), folder / SPEECH_GRAPH)
     if config.likeness is not None:
-        picture = torch.zeros(1, config.height, config.width, 3, dtype=torch.uint8)
-        _export(Encode(autoencoder).eval(), (picture,), ("pictures",), ("latents", "known"), folder / ENCODE_GRAPH)
+        pictures = torch.zeros(1, config.height, config.width, 3, dtype=torch.uint8)
+        _export(Encode(autoencoder).eval(), (pictures,), ("pictures",), ("latents", "known"), folder / ENCODE_GRAPH)
     latents = torch.zeros(1, config.transformer.block_size, *config.latent_shape)
     commit_inputs = ("latents", *step_inputs[1:])
     _export(Commit(transformer).eval(), (latents, *inputs), commit_inputs, _BLOCK_OUTPUTS, folder / COMMIT_GRAPH)
@@ -168,6 +173,10 @@ def in_place_graphs(student: Student, rows: int, precision: str = "fp32") -> dic
         PASS_GRAPH: (InPlacePass(transformer, config.all_jumps), given, names, ["latents", *new]),
         DECODE_GRAPH: (Decode(autoencoder), [latents], ["latents"], ["frames"]),
     }
+    if config.vae.warp_dim:
+        picture = torch.zeros(rows, *config.picture_shape, dtype=torch.uint8)
+        looks = [latents, latents[:, -1].clone(), picture], ["latents", _REFERENCE_INPUTS[0], PICTURE]
+        wanted[DECODE_GRAPH] = Decode(autoencoder), *looks, ["frames"]
     if config.transformer.sink:
         kept = kept_of_layer(config.transformer)
         rotate, inputs = RotateSinks(transformer), ["rotation", *old[::kept], *old[2::kept]]

@@ -119,28 +119,24 @@ class Rollout(nn.Module):
         cache_v: Tensor,
         reference: Tensor | None = None,
         reference_actions: Tensor | None = None,
+        picture: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Frames uint8 [B, F, H, W, 3], latents [B, F, C, h, w], and keys, raw keys and values [L, B, H, F N, D].
 
         noise [K, B, F, C, h, w]; previous [B, C, h, w], the clean latent before the block; actions [B, F, A]; rotation
         [B, S + F, 2, Pt] and visible [B, slots] from `streamgen.cache`; cache_k, cache_v [L, B, H, slots N, D]. For
-        a transformer with a face the stream's first latent [B, C, h, w] and what drove it [B, A].
+        a transformer with a face the stream's first latent [B, C, h, w] and what drove it [B, A]; for a decoder that
+        looks at it its picture, uint8 [B, H, W, 3].
         """
+        assert self.autoencoder is not None
         attend = _attention(self.transformer, rotation, visible, cache_k, cache_v)
         shown = _shown(self.transformer, previous, actions, reference, reference_actions)
-        return *self._play(noise, previous, actions, attend, shown), *attend.block()
-
-    def _play(
-        self, noise: Tensor, previous: Tensor, actions: Tensor, attend: CacheAttention, shown: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Frames and latents; `attend` has seen the pass whose keys and values are kept."""
-        assert self.autoencoder is not None
         # As the state keeps them: what is committed, shown and replayed later are the same latents.
         latents = self._denoise(noise, previous, actions, attend, shown).half().float()
-        frames = to_uint8(self.autoencoder.decode(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
+        frames = to_uint8(_decoded(self.autoencoder, latents, reference, picture)).unflatten(0, latents.shape[:2])
         if not self.transformer.config.history_level:
             _velocity(self.transformer, latents, 0.0, attend, actions, previous, shown)
-        return frames, latents
+        return frames, latents, *attend.block()
 
 
 class InPlacePass(nn.Module):
@@ -221,16 +217,29 @@ class RotateSinks(nn.Module):
 
 
 class Decode(nn.Module):
-    """Frames uint8 [B, F, H, W, 3] of latents [B, F, C, h, w], taken as the state keeps them."""
+    """Frames uint8 [B, F, H, W, 3] of latents [B, F, C, h, w], taken as the state keeps them. reference and picture as
+    for `Rollout`.
+    """
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, latents: Tensor) -> Tensor:
-        images = self.autoencoder.decode(latents.half().float().flatten(0, 1))
+    def forward(self, latents: Tensor, reference: Tensor | None = None, picture: Tensor | None = None) -> Tensor:
+        images = _decoded(self.autoencoder, latents.half().float(), reference, picture)
         # TensorRT has bytes as outputs only: nothing may be done to them.
         return to_levels(images).movedim(-3, -1).unflatten(0, latents.shape[:2]).to(torch.uint8)
+
+
+def _decoded(autoencoder: Autoencoder, latents: Tensor, reference: Tensor | None, picture: Tensor | None) -> Tensor:
+    """Images [B F, 3, H, W] of latents [B, F, C, h, w]."""
+    seen = None
+    if reference is not None and picture is not None:
+        # TensorRT takes bytes to make floats of them only.
+        given = reference, to_float(picture.float())
+        one, two = (t[:, None].expand(-1, latents.shape[1], *t.shape[1:]).flatten(0, 1) for t in given)
+        seen = one, two
+    return autoencoder.decode(latents.flatten(0, 1), seen)
 
 
 class Encode(nn.Module):
@@ -294,7 +303,7 @@ class RollingCache:
 
     k, v [L, B, H, slots N, D]; frame: index of the next frame; first: the oldest frame seen after the sinks;
     previous: the last clean latent [B, C, h, w]. reference: where there is a face, the stream's first latent and what
-    drove it [B, A]; else nothing.
+    drove it [B, A]; picture: where the decoder looks at it, its picture, uint8 [B, H, W, 3]; else nothing.
     """
 
     config: TransformerConfig
@@ -304,6 +313,7 @@ class RollingCache:
     reference: tuple[Tensor, ...]
     frame: int
     first: int
+    picture: tuple[Tensor, ...] = ()
 
     @classmethod
     def empty(cls, config: TransformerConfig, rows: int, frame: int = 0) -> Self:
@@ -351,6 +361,8 @@ def recache(commit: Commit, state: StreamState, steps: int = 1) -> RollingCache:
     enough. steps: as for `replay`.
     """
     cache = RollingCache.empty(commit.transformer.config, 1)
+    if state.picture.size:
+        cache.picture = (torch.from_numpy(state.picture)[None],)
     for block in replay(state, commit.transformer.config, steps):
         cache.frame, cache.first = block.frame, block.first
         cache.previous = torch.from_numpy(block.previous)[None].float()

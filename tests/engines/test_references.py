@@ -16,7 +16,7 @@ from engines.cli import generate
 from engines.reference import PictureError, References
 from streamgen.models.autoencoder import to_float
 from streamgen.models.loading import load_autoencoder
-from streamgen.student import Student, reference_from, reference_text
+from streamgen.student import Reference, Student, reference_from, reference_text
 from tests.engines.test_talk import write_voice
 
 
@@ -36,37 +36,45 @@ def likewise(student: Student, **config: object) -> Student:
     return Student(student.path, student.config.model_copy(update=config), student.hash)
 
 
+def assert_same(a: Reference, b: Reference) -> None:
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_picture_becomes_the_latents_of_its_middle(talker: Student) -> None:
     references, picture = References(talker), somebody()
     read = references.read(file_of(picture))
     autoencoder = load_autoencoder(talker.path).eval()
     with torch.no_grad():
         wanted = autoencoder.encode(to_float(torch.from_numpy(np.array(picture)[None])))[0].numpy()
-    assert read.dtype == np.float16
-    np.testing.assert_allclose(read, wanted, rtol=2e-3, atol=2e-3)
+    assert read.latents.dtype == np.float16
+    np.testing.assert_allclose(read.latents, wanted, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(read.picture, np.asarray(picture))
     wide = Image.new("RGB", (128, 64), "red")
     wide.paste(picture, (32, 0))
-    np.testing.assert_array_equal(references.read(file_of(wide)), read)
+    assert_same(references.read(file_of(wide)), read)
     turned = file_of(
         picture.transpose(Image.Transpose.ROTATE_90),
         exif=bytes.fromhex("45786966000049492a0008000000") + bytes.fromhex("01001201030001000000060000000000 0000"),
     )
-    np.testing.assert_array_equal(references.read(turned), read)
+    assert_same(references.read(turned), read)
     clear = picture.copy()
     clear.putalpha(0)
-    np.testing.assert_array_equal(references.read(file_of(clear)), references.read(file_of(Image.new("RGB", (64, 64)))))
+    assert_same(references.read(file_of(clear)), references.read(file_of(Image.new("RGB", (64, 64)))))
     for kind in ("JPEG", "WEBP"):
-        assert np.abs(references.read(file_of(picture, kind)).astype(np.float32) - wanted).mean() < 0.2
+        assert np.abs(references.read(file_of(picture, kind)).latents.astype(np.float32) - wanted).mean() < 0.2
 
 
 def test_it_is_what_the_stream_begins_from(talker: Student) -> None:
     whom = References(talker).read(file_of(somebody()))
     own, start = talker.start(3, "ben"), talker.start(3, reference=whom)
     assert (start.seed, start.frame, start.latents.shape) == (3, own.frame, own.latents.shape)
-    assert (start.latents == whom).all() and (start.sink == whom).all() and not start.actions.any()
-    np.testing.assert_array_equal(reference_from(reference_text(whom), talker.config), whom)
+    assert (start.latents == whom.latents).all() and (start.sink == whom.latents).all() and not start.actions.any()
+    np.testing.assert_array_equal(start.picture, whom.picture)
+    assert not np.array_equal(own.picture, whom.picture)
+    assert_same(reference_from(reference_text(whom), talker.config), whom)
     with pytest.raises(ValueError, match="reshape"):
-        reference_from(reference_text(whom[:1]), talker.config)
+        reference_from(reference_text(whom._replace(latents=whom.latents[:1])), talker.config)
 
 
 @pytest.mark.parametrize(

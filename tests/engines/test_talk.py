@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -53,7 +54,22 @@ def test_engines_hear_alike(talker: Student) -> None:
         scale = np.abs(wanted.latents.astype(np.float32)).max()
         difference = np.abs(got.latents.astype(np.float32) - wanted.latents.astype(np.float32)).max()
         assert difference <= (1e-4 + 2**-10) * scale
+        assert np.abs(got.frames.astype(int) - wanted.frames).max() <= 2
         state = state.extended(talker.config, wanted.latents, wanted.actions)
+
+
+def test_a_decoder_looks_at_the_picture_that_its_stream_began_from(talker: Student) -> None:
+    """Whoever it shows, the latents are the same; the frames are not."""
+    engine, state = OpenVINOEngine(talker, precision="fp32"), talker.start(0)
+    inverted = replace(state, picture=255 - state.picture)
+    mel = np.zeros((1, 16, MEL_BINS), np.float32)
+    results = []
+    for name, begun in (("s", state), ("inverted", inverted)):
+        engine.open(name, begun)
+        results.append(engine.step([StepRequest(name, np.zeros((1, len(CURVES)), np.float32), 1, mel)])[0])
+    one, other = results
+    assert np.array_equal(one.latents, other.latents)
+    assert np.abs(one.frames.astype(int) - other.frames).mean() > 10
 
 
 def test_what_was_heard_is_part_of_the_state(talker: Student) -> None:

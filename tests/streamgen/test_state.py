@@ -52,6 +52,21 @@ def test_bytes_read_back_as_the_same_state(frames: int) -> None:
         assert np.array_equal(getattr(again, name), getattr(state, name))
 
 
+def test_the_picture_that_a_decoder_looks_at_is_part_of_it() -> None:
+    plain = _config(sink=1, face_dim=8, residual=True)
+    config = plain.model_copy(update={"vae": AutoencoderConfig(latent_channels=4, warp_dim=8)})
+    picture = np.random.default_rng(1).integers(256, size=(32, 48, 3), dtype=np.uint8)
+    latents, actions = np.zeros((3, *config.latent_shape), np.float16), np.zeros((3, 5), np.float32)
+    state = StreamState.begin(config, "hash", 7, latents, actions, picture).extended(config, latents, actions)
+    assert np.array_equal(StreamState.from_bytes(state.to_bytes(), config, "hash").picture, picture)
+    assert StreamState.begin(config, "hash", 7).picture.shape == picture.shape
+    with pytest.raises(StateError, match="4608 bytes more"):
+        StreamState.from_bytes(state.to_bytes(), plain, "hash")
+    with pytest.raises(ValueError, match=r"\(32, 47, 3\); wanted \(32, 48, 3\)"):
+        StreamState.begin(config, "hash", 7, latents, actions, picture[:, 1:])
+    assert StreamState.begin(plain, "hash", 7).picture.size == 0
+
+
 def test_state_keeps_no_more_than_it_needs() -> None:
     config = _config(sink=2)
     state = _state(config, 100)

@@ -78,9 +78,12 @@ def test_weights_are_the_models() -> None:
     assert pass_work(config).weights == sum(weight.numel() for weight in products)
 
 
-def test_the_decoder() -> None:
-    vae = Autoencoder(AutoencoderConfig(latent_channels=4))
-    _agrees(decoder_work(student_config()), lambda: vae.decode(torch.zeros(1, 4, 4, 6)))
+@pytest.mark.parametrize("warp_dim", [0, 16])
+def test_the_decoder(warp_dim: int) -> None:
+    latents, picture = torch.zeros(1, 4, 4, 6), torch.zeros(1, 3, 32, 48)
+    config = AutoencoderConfig(latent_channels=4, warp_dim=warp_dim)
+    student, vae = student_config().model_copy(update={"vae": config}), Autoencoder(config)
+    _agrees(decoder_work(student), lambda: vae.decode(latents, (latents, picture)))
 
 
 def test_a_frame_is_its_share_of_a_block() -> None:

@@ -34,7 +34,7 @@ from training.clips import (
 )
 from training.data import Clip
 from training.evaluate import end_of_play
-from training.losses import add_noise, denoised
+from training.losses import add_noise, denoised, near
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.package import _worth_seeing
 from training.recipe import RecipeError
@@ -135,6 +135,15 @@ def test_what_happens_to_a_picture_leaves_its_pose_alone() -> None:
     assert torch.equal(out[:, :, 4:], clips.latents[:, :, 4:]) and level.any()
     changed = (out[:, :, :4] != clips.latents[:, :, :4]).flatten(1).any(1)
     assert 0.82 < changed.float().mean() < 0.93
+
+
+def test_what_is_off_by_some_pixels_is_near() -> None:
+    spots = torch.zeros(1, 3, 32, 32)
+    spots[..., ::8, ::8] = 1.0
+    apart = [near(spots.roll(shift, -1), spots).item() for shift in (0, 1, 2, 4)]
+    assert apart[0] == 0 and apart == sorted(apart) and apart[1] < 0.8 * apart[2] < apart[3]
+    # One pixel in 64 is off by one, twice: the same in squares of two, of a quarter in both, and so on.
+    assert apart[3] == pytest.approx(2 / 64 * (1 + 1 + 1 + 0) / 4, rel=1e-6)
 
 
 def test_an_error_counts_by_what_the_decoder_shows_of_it() -> None:

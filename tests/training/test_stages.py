@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from streamgen.models.autoencoder import Autoencoder, to_uint8
+from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.loading import (
     load_autoencoder,
     load_transformer,
@@ -253,9 +254,11 @@ def test_a_pose_is_judged_by_where_its_own_keys_lead(runs: Path) -> None:
 def test_a_decoder_learns_from_the_pictures_that_belong_to_what_it_decodes(runs: Path) -> None:
     """Of rollouts that may not err at all: they are the true latents of the pictures beside them."""
     stage = DecoderStage(load_recipe(runs / "decoder.yaml", ("recycle_clip=1.0e-6",)))
-    latents, pictures = stage.batch([], 3)
-    true = load_autoencoder(runs / "autoencoder").encoder(pictures.flatten(0, 1)).unflatten(0, latents.shape[:2])
-    torch.testing.assert_close(latents, true, rtol=2e-3, atol=2e-3)
+    pairs = stage.batch([], 3)
+    encoder = load_autoencoder(runs / "autoencoder").encoder
+    true = encoder(to_float(pairs.frames.flatten(0, 1))).unflatten(0, (-1, 2))
+    torch.testing.assert_close(pairs.latents.float(), true, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(pairs.first.float(), encoder(to_float(pairs.first_frame)), rtol=2e-3, atol=2e-3)
 
 
 def test_a_decoder_learns_from_squares_that_belong_to_what_it_decodes(runs: Path) -> None:
@@ -263,14 +266,14 @@ def test_a_decoder_learns_from_squares_that_belong_to_what_it_decodes(runs: Path
     stage = DecoderStage(load_recipe(runs / "decoder.yaml", (f"crop={4 * pixel}", "focus=[0.5, 0.5, 1, 1]")))
     # Every latent pixel, and what is shown of it, says which one it is.
     which = torch.arange(8 * 10).view(8, 10)
-    stage._latents = which.half().expand_as(stage._latents)
-    shown = which.repeat_interleave(pixel, 0).repeat_interleave(pixel, 1).byte()
-    stage._frames = shown[..., None].expand_as(stage._frames)
+    pool = stage._pool
+    shown = which.repeat_interleave(pixel, 0).repeat_interleave(pixel, 1).byte()[..., None]
+    stage._pool = replace(pool, latents=which.half().expand_as(pool.latents), frames=shown.expand_as(pool.frames))
     batches = [stage.batch([], number) for number in range(8)]
-    for latents, pictures in batches:
-        assert latents.shape[-2:] == (4, 4)
-        assert torch.equal(to_uint8(pictures)[:, :, ::pixel, ::pixel, 0].float(), latents[:, :, 0])
-    begins = {divmod(int(first), 10) for latents, _ in batches for first in latents[:, 0, 0, 0, 0]}
+    for pairs in batches:
+        assert pairs.latents.shape[-2:] == (4, 4)
+        assert torch.equal(pairs.frames[:, :, ::pixel, ::pixel, 0].half(), pairs.latents[:, :, 0])
+    begins = {divmod(int(first), 10) for pairs in batches for first in pairs.latents[:, 0, 0, 0, 0]}
     assert len(begins) > 8
     assert sum(y >= 2 and x >= 3 for y, x in begins) > len(begins) / 2  # around a point of the focus
     loss, _ = stage.loss(stage.batch([], 1), stage.model, torch.Generator())
@@ -288,7 +291,8 @@ def test_a_discriminator_pulls_as_hard_as_the_recipe_says(runs: Path) -> None:
         assert stage.turn(0) is stage.critic
         assert stage.turn(1) is stage.model
         made = []
-        stage.model.register_forward_hook(lambda _, __, out, made=made: (out.retain_grad(), made.append(out))[0])
+        shown = stage.model.layers[-1]
+        shown.register_forward_hook(lambda _, __, out, made=made: (out.retain_grad(), made.append(out))[0])
         loss, _ = stage.loss(stage.batch([], 1), stage.model, torch.Generator())
         loss.backward()
         pulls.append(made[0].grad)

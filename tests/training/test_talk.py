@@ -13,16 +13,24 @@ from pydantic import ValidationError
 from streamgen.audio import SAMPLE_RATE, log_mel
 from streamgen.config import AutoencoderConfig, SpeechConfig, TransformerConfig
 from streamgen.face import CURVES, LIFE, SPEECH
-from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.autoencoder import Autoencoder, to_float
 from streamgen.models.face import Face
-from streamgen.models.loading import load_face, load_speech, load_transformer, save_autoencoder
+from streamgen.models.loading import (
+    load_autoencoder,
+    load_face,
+    load_speech,
+    load_transformer,
+    save_autoencoder,
+    save_transformer,
+)
 from streamgen.models.speech import SpeechEncoder, windows
+from tests.toy import WITH_FACE, toy_transformer, toy_transformer_config
 from tests.training.talking import write_talk
 from training.clips import LatentClips
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
 from training.footage import VideoDataError
 from training.loop import train
-from training.recipe import FaceRecipe, RecipeError, SpeechRecipe, TeacherForcingRecipe
+from training.recipe import DecoderRecipe, FaceRecipe, RecipeError, SpeechRecipe, TeacherForcingRecipe
 from training.stages import build_stage
 from training.talk.augment import augmented, in_a_room, over_a_telephone, retimed, with_noise
 from training.talk.dataset import TalkDataset
@@ -297,6 +305,51 @@ def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytes
     wider = FaceRecipe.model_validate(face.model_dump() | {"start": start, "model": model | {"face_dim": 16}})
     with pytest.raises(RecipeError, match="do not fit"):
         build_stage(wider)
+
+
+def test_a_decoder_learns_to_bend_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
+    for number in (1, 2, 20, 21):
+        write_talk(tmp_path / "heads", f"anna_{number:04d}", frames=100, base=40, seed=number)
+    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
+    save_autoencoder(Autoencoder(vae), tmp_path / "vae")
+    save_transformer(toy_transformer(toy_transformer_config(**WITH_FACE, width=4, action_dim=len(CURVES))), tmp_path)
+    recipe = DecoderRecipe.model_validate({
+        "stage": "decoder", "name": "decoder", "driven_by": "speech", "data": tmp_path / "heads", "warp_dim": 8,
+        "autoencoder": tmp_path / "vae", "student": tmp_path, "steps": 2, "learning_rate": 5e-3, "warmup": 1,
+        "ema": 0.5, "clip_length": 20, "recycle": 4, "walks": 4, "pairs": 2,
+    })  # fmt: skip
+    stage = build_stage(recipe)
+    stage.turn(1)
+    pairs, nothing = stage.batch([], 0), torch.Generator()
+    # Of a pair both look at the first frame of their clip, which is another moment.
+    latents, pictures = pairs.reference(stage.model)
+    assert torch.equal(pictures[::2], pictures[1::2]) and torch.equal(pictures[::2], to_float(pairs.first_frame))
+    assert latents.shape[0] == pictures.shape[0] == 4
+    loss, _ = stage.loss(pairs, stage.model, nothing)
+    loss.backward()
+    warp = stage.model.warp
+    assert warp is not None
+    assert all(last.weight.grad.abs().sum() > 0 for last in (warp.conv_flow, warp.fine[-1], stage.model.layers[0]))
+    before = stage.evaluate(stage.model, tmp_path / "sheet.png")
+    train(stage, tmp_path / "decoder")
+    assert stage.evaluate(stage.model, tmp_path / "sheet.png") != before
+    learned = load_autoencoder(tmp_path / "decoder")
+    assert learned.config.warp_dim == 8 and learned.decoder.warp is not None
+    # Another stage goes on from it, and looks without being told.
+    on = build_stage(recipe.model_copy(update={"autoencoder": tmp_path / "decoder", "warp_dim": None}))
+    assert torch.equal(on.model.warp.conv_in.weight, learned.decoder.warp.conv_in.weight)
+    for changes, said in (
+        ({"crop": 24}, "only whole frames say"),
+        ({"student": _faceless(tmp_path / "faceless")}, "has no face"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            build_stage(recipe.model_copy(update=changes))
+
+
+def _faceless(folder: Path) -> Path:
+    save_transformer(toy_transformer(toy_transformer_config(width=4, action_dim=len(CURVES))), folder)
+    return folder
 
 
 def load_face_run(model: dict[str, object], run: Path) -> Face:

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,7 @@ from engines.reference import PictureError, References
 from engines.select import load_engine
 from streamgen.audio import SAMPLE_RATE, SoundError, log_mel, read_sound
 from streamgen.face import CURVES, FACE, MOUTH, SPEECH
+from streamgen.models.autoencoder import to_float
 from streamgen.models.loading import load_autoencoder, load_transformer
 from streamgen.student import Student
 from training.clips import encode
@@ -109,8 +111,11 @@ def _teacher_forced(student: Student, data: TalkDataset, folder: Path) -> dict[s
             "detail_mouth": detail(mouths[0]) / detail(mouths[1]),
         }
 
+    # For a decoder that looks at it: as a stream has it, the picture of the clip's first frame.
+    reference = clips.latents[:, 0], to_float(torch.from_numpy(truth[:, 0]))
+
     def decoded(latents: Tensor) -> NDArray[np.uint8]:
-        return decode(autoencoder, latents[:, _CONTEXT:]).reshape(judged.shape)
+        return decode(autoencoder, latents[:, _CONTEXT:], reference).reshape(judged.shape)
 
     plans = sorted(student.config.step_plans.items())
     made = {"copy_last": truth[:, _CONTEXT - 1 : -1].reshape(judged.shape), "autoencoder": decoded(clips.latents)}
