@@ -14,7 +14,7 @@ import openvino as ov
 from openvino import opset13
 
 _LATENTS, _FRAMES, _CACHE = ("latents",), ("frames",), ("new_k", "new_raw_k", "new_v")
-_PRODUCTS = "Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"
+PRODUCTS = "Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"
 POSE = ".pose."
 """In the names of the weights that move a pose, and that see from it."""
 
@@ -27,7 +27,7 @@ def cut(model: ov.Model) -> tuple[ov.Model, ov.Model, ov.Model]:
     """
     products: set[str] = set()
     for node in model.get_ordered_ops():
-        if node.get_type_name() in _PRODUCTS or _sources(node) & products:
+        if node.get_type_name() in PRODUCTS or _sources(node) & products:
             products.add(node.get_friendly_name())
     first = {node.get_friendly_name() for node in _up_to(_results(model, _LATENTS))}
     frames, cache = (_part(model, names, first & products) for names in (_FRAMES, _CACHE))
@@ -80,7 +80,7 @@ def _exact(model: ov.Model) -> tuple[set[str], set[str]]:
                 weights.add(name)
         elif before & weights:
             posed.append(node)
-    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in _PRODUCTS}
+    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in PRODUCTS}
     exact = [*_up_to(posed), *_up_to(_results(model, _LATENTS), products)]
     return {node.get_friendly_name() for node in exact} - fixed, fixed
 

@@ -4,7 +4,8 @@ VNNI and later).
 Weights get a scale for each output channel, what is multiplied with them gets one range, measured at export while the
 student plays on from its own starts. A part's last convolution, whose errors are pixels, and layers of few channels,
 which read or write latents, stay as they are: they cost the world student's frames 13 dB of 49 (against fp32). So do
-what moves a state, layers of a single row, which wait for memory, and all that has no weights: attention and its cache.
+what moves a state or bends a reference, layers of a single row, which wait for memory, and all that has no weights:
+attention and its cache.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13
 
+from engines.parts import PRODUCTS
 from streamgen.student import Ranges
 
 _LEVELS = 256
 _FEWEST_CHANNELS = 48
 _FEWEST_ROWS = 8
-_MOVES = ".pose.motion.", ".pose.course."
-"""In the names of weights that move the state of a world: their errors would add up, while what sees from there errs by
-itself in every frame.
+_MOVES = ".pose.motion.", ".pose.course.", ".decoder.warp."
+"""In the names of weights that say places. Errors in the state of a world would add up, while what sees from there errs
+by itself in every frame; a pixel of a reference is a 256th of it.
 """
 _MARGIN = 1.1
 """Talk opens a mouth wider than the few frames that are measured."""
@@ -74,15 +76,15 @@ def _kept(value: ov.Output) -> tuple[str, NDArray[np.float32]] | None:
 
 
 def watch(model: ov.Model) -> list[str]:
-    """Make a model tell what goes into its layers but the last convolution: three more outputs for each, its least and
+    """Make a model tell what goes into its layers but the last convolutions: three more outputs for each, its least and
     greatest value, and the mean of its squares.
 
     Returns the names of their weights, in the order of the outputs.
     """
     names = []
-    last = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"][-1:]
+    last = _last_convolutions(model)
     for layer in list(_layers(model)):
-        if layer.node in last:
+        if layer.node.get_friendly_name() in last:
             continue
         given = layer.node.input_value(0)
         axes = opset13.constant(np.arange(len(given.get_shape())))
@@ -91,6 +93,19 @@ def watch(model: ov.Model) -> list[str]:
         model.add_outputs([each.output(0) for each in told])
         names.append(layer.name)
     return names
+
+
+def _last_convolutions(model: ov.Model) -> set[str]:
+    """Names of those on whose results no other product depends."""
+    taken: set[str] = set()
+    last: set[str] = set()
+    for node in reversed(model.get_ordered_ops()):
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        if kind == "Convolution" and name not in taken:
+            last.add(name)
+        if kind in PRODUCTS or name in taken:
+            taken |= {source.get_node().get_friendly_name() for source in node.input_values()}
+    return last
 
 
 @dataclass

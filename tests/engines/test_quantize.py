@@ -72,15 +72,30 @@ def test_a_layer_whose_range_a_few_values_make_is_left_alone() -> None:
     assert 0.2 < 100 * (1.1 * 41 / 255) ** 2 / 12
 
 
-def test_what_moves_a_state_is_left_alone() -> None:
+def test_what_says_places_is_left_alone() -> None:
     def watched(name: str) -> list[str]:
         weights = opset13.constant(np.ones((64, 64), np.float32))
-        weights.set_friendly_name(f"transformer.pose.{name}.weight.stored")
+        weights.set_friendly_name(f"transformer.{name}.weight.stored")
         given = opset13.parameter([1, 16, 64], np.float32)
         return watch(ov.Model([opset13.matmul(given, weights, False, True)], [given]))
 
-    assert watched("motion.layers.0") == watched("course.embed") == []
-    assert watched("view.embed") == ["transformer.pose.view.embed.weight.stored"]
+    assert watched("pose.motion.layers.0") == watched("pose.course.embed") == watched("decoder.warp.blocks.0") == []
+    assert watched("pose.view.embed") == ["transformer.pose.view.embed.weight.stored"]
+
+
+def test_a_last_convolution_is_one_that_no_other_product_follows() -> None:
+    """Whatever else the model calculates after it, as what bends a reference beside the picture."""
+    given = opset13.parameter([1, 64, 4, 4], np.float32)
+
+    def convolved(x: ov.Node, name: str) -> ov.Node:
+        weights = opset13.constant(np.ones((64, 64, 1, 1), np.float32))
+        weights.set_friendly_name(name)
+        return opset13.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+
+    features = convolved(given, "features")
+    picture = convolved(features, "picture")
+    bent = convolved(convolved(features, "fits"), "bent")
+    assert watch(ov.Model([opset13.add(picture, bent)], [given])) == ["features", "fits"]
 
 
 def test_eight_bits_are_as_exact_as_eight_bits_are() -> None:
