@@ -29,7 +29,7 @@ class KeptSession(BaseModel):
     """A session between two servers.
 
     token_hash, key_hash: SHA-256, hexadecimal, of its token and of the API key that it was opened with. elapsed_us: on
-    its media clock. reference: latents in base64, of a picture that it began from. state: `StreamState.to_bytes`, which
+    its media clock. reference: of a picture that it began from, as `reference_text` has it. state: `StreamState.to_bytes`, which
     stands beside the JSON of the others.
     """
 

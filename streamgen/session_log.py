@@ -59,7 +59,7 @@ class Header(_Row):
 class Generation(_Row):
     """frame: number of the first one to be generated. state: base64 of the stream's state there, where it went on from
     another server's; null where it began with the student's own, as this identity where the student has several, or as
-    whom the base64 float16 latents [C, h, w] of a reference show.
+    whom a reference shows (base64, as `streamgen.student.reference_text` has it).
     """
 
     type: Literal["generation"] = "generation"
