@@ -29,8 +29,8 @@ class KeptSession(BaseModel):
     """A session between two servers.
 
     token_hash, key_hash: SHA-256, hexadecimal, of its token and of the API key that it was opened with. elapsed_us: on
-    its media clock. reference: of a picture that it began from, as `reference_text` has it. state: `StreamState.to_bytes`, which
-    stands beside the JSON of the others.
+    its media clock. reference: of a picture that it began from, as `reference_text` has it. state:
+    `StreamState.to_bytes`, which stands beside the JSON of the others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -153,7 +153,7 @@ def decoder_work(config: StudentConfig) -> Work:
         work += _convolution(frames, 3, warp, warp) * (2 * WARP_BLOCKS)
         work += _convolution(frames, 1, warp, 2) + _convolution(frames, 1, warp, WARP_NEAR)
         work += _convolution(finest, 3, dims[-1] + 3 * patch + WARP_NEAR, WARP_FINE)
-        work += _convolution(finest, 3, WARP_FINE, WARP_FINE) + _convolution(finest, 3, WARP_FINE, 2 + patch)
+        work += _convolution(finest, 3, WARP_FINE, WARP_FINE) + _convolution(finest, 3, WARP_FINE, 3)
     return work
 
 

@@ -391,8 +391,13 @@ class DecoderRecipe(BaseRecipe):
         None, ge=0, description="as an autoencoder's, of a decoder that looks at references; none: as the autoencoder"
     )
     warp_weight: float = Field(0.8, ge=0, description="of how far a bent reference is from the frame")
+    texture_weight: float = Field(
+        3.0, ge=0, description="of how far the frame's texture is from the true one, as far as the mask says"
+    )
     adversarial: float = Field(
-        0.5, ge=0, description="pull of the discriminator on the pixels, in parts of that of the true picture"
+        0.5,
+        ge=0,
+        description="pull of the discriminator on the pixels, in parts of that of the true picture; 0: there is none",
     )
     steepness: float = Field(
         0.001, ge=0, description="weight of the discriminator's slopes (R1 and R2); sharp and soft are not far apart"

@@ -9,6 +9,7 @@ A decoder may look at a reference, another picture of the same person: latents a
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,24 @@ class Encoder(nn.Module):
         return out
 
 
+class Shown(NamedTuple):
+    """What a decoder shows: the image that it draws [B, 3, p h, p w] and, if it looks at a reference, that, bent to the
+    frame, and how much of it is seen [B, 1, p h, p w].
+    """
+
+    image: Tensor
+    bent: Tensor | None = None
+    mask: Tensor | None = None
+
+    def frames(self) -> Tensor:
+        """[B, 3, p h, p w]."""
+        if self.bent is None or self.mask is None:
+            return self.image
+        return torch.lerp(self.image.float(), self.bent, self.mask)
+
+
 class Warp(nn.Module):
-    """The reference, bent to where a frame's parts are, in place of what the decoder shows, where it fits.
+    """The reference, bent to where a frame's parts are, and where it fits.
 
     Dense flow and an occlusion mask (Siarohin et al. 2019), found twice: from the latents of both, and from how what
     that finds fits beside what the decoder is about to show.
@@ -73,15 +90,15 @@ class Warp(nn.Module):
             nn.SiLU(),
             nn.Conv2d(WARP_FINE, WARP_FINE, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(WARP_FINE, 2 + PIXEL_PATCH**2, 3, padding=1),
+            nn.Conv2d(WARP_FINE, 3, 3, padding=1),
         )
         for last in (self.conv_flow, self.fine[-1]):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, image: Tensor, features: Tensor, z_BCHW: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
-        """The frames and the bent references, both [B, 3, p h, p w], of what the decoder shows, its last features
-        [B, d, p h / 4, p w / 4], and the raw latents that it was given. The reference's latents are raw too.
+    def forward(self, features: Tensor, z_BCHW: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
+        """The bent references [B, 3, p h, p w] and their masks [B, 1, p h, p w], for a decoder's last features
+        [B, d, p h / 4, p w / 4] of raw latents. The reference's latents are raw too.
         """
         latents, picture = reference
         seen = torch.cat([z_BCHW, latents, _places(z_BCHW).movedim(-1, 1).expand(len(z_BCHW), -1, -1, -1)], 1)
@@ -91,8 +108,7 @@ class Warp(nn.Module):
         near = _finer(self.conv_near(found), self._upscale)
         fits = F.pixel_unshuffle(_bent(picture, flow), PIXEL_PATCH).to(features.dtype)
         further, mask = self.fine(torch.cat([features, near, fits], 1)).float().tensor_split((2,), 1)
-        bent = _bent(picture, flow + _FINE_REACH * further)
-        return torch.lerp(image.float(), bent, F.pixel_shuffle(mask, PIXEL_PATCH).sigmoid()), bent
+        return _bent(picture, flow + _FINE_REACH * further), _finer(mask, PIXEL_PATCH).sigmoid()
 
 
 def _places(x: Tensor) -> Tensor:
@@ -127,16 +143,15 @@ class Decoder(nn.Module):
 
     def forward(self, z_BCHW: Tensor, reference: Reference | None = None) -> Tensor:
         """reference: with raw latents. Without one, what the latents alone show."""
-        return self.both(z_BCHW, reference)[0]
+        return self.shown(z_BCHW, reference).frames()
 
-    def both(self, z_BCHW: Tensor, reference: Reference | None = None) -> tuple[Tensor, Tensor | None]:
-        """The images, and the reference as it is bent for them."""
+    def shown(self, z_BCHW: Tensor, reference: Reference | None = None) -> Shown:
+        """The same in parts."""
         features: Tensor = self.layers[:_FEATURES](z_BCHW)
         image: Tensor = self.layers[_FEATURES:](features)
         if self.warp is None or reference is None:
-            return image, None
-        shown: tuple[Tensor, Tensor] = self.warp(image, features, z_BCHW, reference)
-        return shown
+            return Shown(image)
+        return Shown(image, *self.warp(features, z_BCHW, reference))
 
 
 class Autoencoder(nn.Module):

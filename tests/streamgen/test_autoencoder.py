@@ -26,11 +26,11 @@ def test_it_sees_what_the_flow_points_at_as_far_as_the_mask_lets_it(looking: Aut
     warp.conv_flow.bias.copy_(torch.tensor([2 * right / 96, 2 * down / 64]))
     moved = picture.roll((-down, -right), (-2, -1))[..., : 64 - down, : 96 - right]
     for mask, wanted in ((30.0, moved), (-30.0, alone[..., : 64 - down, : 96 - right])):
-        warp.fine[-1].bias[2:] = mask
+        warp.fine[-1].bias[2] = mask
         shown = looking.decode(z, (reference, picture))[..., : 64 - down, : 96 - right]
         torch.testing.assert_close(shown, wanted, rtol=0, atol=2e-5)
     # Beyond its edges it goes on as it is there.
-    warp.fine[-1].bias[2:] = 30.0
+    warp.fine[-1].bias[2] = 30.0
     beyond = looking.decode(z, (reference, picture))[..., : 64 - down, 96 - right :]
     edge = picture.roll(-down, -2)[..., : 64 - down, -1:].expand_as(beyond)
     torch.testing.assert_close(beyond, edge, rtol=0, atol=2e-5)
@@ -42,9 +42,9 @@ def test_what_is_found_first_is_corrected_by_how_it_fits(looking: Autoencoder) -
     for parameter in looking.decoder.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     z, reference, picture = torch.randn(1, 4, 4, 6), torch.randn(1, 4, 4, 6), torch.rand(1, 3, 64, 96) * 2 - 1
-    _, bent = looking.decoder.both(z, (reference, picture))
+    bent = looking.decoder.shown(z, (reference, picture)).bent
     for other in ((z + 0.5, (reference, picture)), (z, (reference + 0.5, picture)), (z, (reference, picture.flip(1)))):
-        _, changed = looking.decoder.both(*other)
+        changed = looking.decoder.shown(*other).bent
         assert bent is not None and changed is not None
         # Colours alone move nothing by much, but they do: the last of the three is not just the first with its colours.
         assert not torch.allclose(changed, bent.flip(1) if other[1][1] is not picture else bent, atol=1e-4)

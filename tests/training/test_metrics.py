@@ -34,7 +34,7 @@ from training.clips import (
 )
 from training.data import Clip
 from training.evaluate import end_of_play
-from training.losses import add_noise, denoised, near
+from training.losses import add_noise, denoised, near, texture
 from training.metrics import detail, frames_psnr, other_actions, ssim, teacher_forced
 from training.package import _worth_seeing
 from training.recipe import RecipeError
@@ -144,6 +144,15 @@ def test_what_is_off_by_some_pixels_is_near() -> None:
     assert apart[0] == 0 and apart == sorted(apart) and apart[1] < 0.8 * apart[2] < apart[3]
     # One pixel in 64 is off by one, twice: the same in squares of two, of a quarter in both, and so on.
     assert apart[3] == pytest.approx(2 / 64 * (1 + 1 + 1 + 0) / 4, rel=1e-6)
+
+
+def test_texture_is_what_it_is_wherever_its_strands_are() -> None:
+    strands = (torch.arange(64) % 4 < 2).float().expand(1, 3, 64, 64)
+    flat = torch.full_like(strands, 0.5)
+    assert texture(flat).abs().max() < 1e-6 and texture(strands).shape == (1, 1, 8, 8)
+    inner = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(texture(strands.roll(1, -1))[inner], texture(strands)[inner])
+    torch.testing.assert_close(texture(0.5 * strands)[inner], 0.5 * texture(strands)[inner])
 
 
 def test_an_error_counts_by_what_the_decoder_shows_of_it() -> None:

@@ -328,9 +328,19 @@ def test_a_decoder_learns_to_bend_the_reference(tmp_path: Path, monkeypatch: pyt
     assert latents.shape[0] == pictures.shape[0] == 4
     loss, _ = stage.loss(pairs, stage.model, nothing)
     loss.backward()
-    warp = stage.model.warp
+    drawn, warp = stage.model.layers[-2].weight, stage.model.warp
     assert warp is not None
-    assert all(last.weight.grad.abs().sum() > 0 for last in (warp.conv_flow, warp.fine[-1], stage.model.layers[0]))
+    assert all(weight.grad.abs().sum() > 0 for weight in (warp.conv_flow.weight, warp.fine[-1].weight, drawn))
+    # Texture chooses by the mask, and makes none.
+    found, chosen = ([], [])
+    for weight in (0.0, 10.0):
+        stage.recipe = recipe.model_copy(update={"texture_weight": weight})
+        stage.model.zero_grad()
+        stage.loss(pairs, stage.model, nothing)[0].backward()
+        corrected, mask = warp.fine[-1].weight.grad.split([2, 1])
+        found.append(torch.cat([drawn.grad.flatten(), corrected.flatten()]))
+        chosen.append(mask.clone())
+    assert torch.equal(*found) and not torch.allclose(*chosen)
     before = stage.evaluate(stage.model, tmp_path / "sheet.png")
     train(stage, tmp_path / "decoder")
     assert stage.evaluate(stage.model, tmp_path / "sheet.png") != before

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from streamgen.models.autoencoder import Autoencoder, Decoder, Reference, to_float, to_uint8
 from streamgen.models.loading import load_autoencoder, load_transformer, save_autoencoder
@@ -24,7 +25,7 @@ from training.clips import encode, recorded_share, recycled_history
 from training.crops import corner
 from training.data import Clip, held_out
 from training.discriminator import PictureDiscriminator
-from training.losses import fools, logits_and_steepness, near, psnr, reconstruction, tells_apart
+from training.losses import fools, logits_and_steepness, near, psnr, reconstruction, tells_apart, texture
 from training.metrics import detail, frames_psnr, inside
 from training.package import data_for
 from training.recipe import DecoderRecipe, RecipeError
@@ -71,7 +72,7 @@ class DecoderStage:
         pairs = [self._pairs(clips, number) for number, clips in share]
         self._pool = _Pairs(*map(torch.cat, zip(*pairs, strict=True)))
         self.model: nn.Module = self._autoencoder.decoder.requires_grad_(True).train()
-        self.critic = PictureDiscriminator()
+        self.critic = PictureDiscriminator() if recipe.adversarial else None
         self._learns_to_tell = False
 
     @cached_property
@@ -81,8 +82,8 @@ class DecoderStage:
 
     def turn(self, step: int) -> nn.Module:
         """They take turns, the discriminator first."""
-        self._learns_to_tell = step % 2 == 0
-        return self.critic if self._learns_to_tell else self.model
+        self._learns_to_tell = self.critic is not None and step % 2 == 0
+        return self.critic if self.critic is not None and self._learns_to_tell else self.model
 
     def batch(self, clips: list[Clip], number: int) -> _Pairs:
         """Some of the pairs, perhaps cut to squares."""
@@ -100,24 +101,36 @@ class DecoderStage:
 
     def loss(self, batch: _Pairs, ema: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(self.model, Decoder)
-        made, bent = self.model.both(batch.latents.flatten(0, 1).float(), batch.reference(self.model))
-        made, true = made.float().unflatten(0, batch.latents.shape[:2]), to_float(batch.frames)
-        if self.recipe.crop is not None:
+        recipe = self.recipe
+        shown = self.model.shown(batch.latents.flatten(0, 1).float(), batch.reference(self.model))
+        made, true = shown.frames().float().unflatten(0, batch.latents.shape[:2]), to_float(batch.frames)
+        if recipe.crop is not None:
             # At a crop's edges the decoder lacks what lies beyond.
             inner = slice(_EDGE * self._pixel, -_EDGE * self._pixel)
             made, true = made[..., inner, inner], true[..., inner, inner]
         if self._learns_to_tell:
             return self._told_apart(true, made.detach(), generator), {}
-        error = reconstruction(made.flatten(0, 1), true.flatten(0, 1), self.recipe.gradient_weight)
-        fit = torch.zeros(()) if bent is None else near(bent, true.flatten(0, 1))
+        loss = error = reconstruction(made.flatten(0, 1), true.flatten(0, 1), recipe.gradient_weight)
+        figures = {"psnr": psnr(made.detach(), true)}
+        if shown.bent is not None and shown.mask is not None:
+            frames = true.flatten(0, 1)
+            fit = near(shown.bent, frames)
+            # A pixel's error knows no better than a mean of what does not quite fit. Texture may choose between what
+            # is drawn and what is bent, and not make any.
+            chosen = torch.lerp(shown.image.detach().float(), shown.bent.detach(), shown.mask)
+            rough = F.l1_loss(texture(chosen), texture(frames))
+            loss = loss + recipe.warp_weight * fit + recipe.texture_weight * rough
+            figures |= {"fit": fit.item(), "texture": rough.item(), "mask": shown.mask.mean().item()}
+        if self.critic is None:
+            return loss, figures
         # Of the discriminator only the direction counts: its slope is now steep, now flat.
         (towards_true,) = torch.autograd.grad(error, made, retain_graph=True)
         (towards_real,) = torch.autograd.grad(fools(self.critic(made)), made)
-        pull = towards_real * (self.recipe.adversarial * towards_true.norm() / towards_real.norm().clamp_min(1e-12))
-        loss = error + self.recipe.warp_weight * fit + (pull * (made - made.detach())).sum()
-        return loss, {"psnr": psnr(made.detach(), true), "fit": fit.item()}
+        pull = towards_real * (recipe.adversarial * towards_true.norm() / towards_real.norm().clamp_min(1e-12))
+        return loss + (pull * (made - made.detach())).sum(), figures
 
     def _told_apart(self, true: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
+        assert self.critic is not None
         (real, real_slope), (fake, fake_slope) = (
             logits_and_steepness(self.critic, pairs, generator) for pairs in (true, made)
         )
