@@ -61,6 +61,16 @@ def _convolution(pixels: int, side: int, inputs: int, outputs: int, stride: int 
     return Work(2 * pixels * taps * inputs * outputs, taps * inputs * outputs, pixels * (stride**2 * inputs + outputs))
 
 
+def _interpolation(frames: int, channels: int, height: int, width: int, scale: int) -> Work:
+    """As two products with fixed matrices: of columns, then of rows."""
+    count = frames * channels
+    columns, rows = (
+        Work(2 * count * scale * side * side * other, scale * side**2, count * (1 + scale) * side * other)
+        for side, other in ((height, width), (width, scale * height))
+    )
+    return columns + rows
+
+
 def _attention(tokens: int, past: int, own: int, dim: int) -> Work:
     """Of `tokens` queries to `past` keys of a cache and `own` new ones."""
     return Work(4 * tokens * (past + own) * dim, 0, 2 * (tokens + own) * dim, 2 * past * dim)
@@ -154,6 +164,16 @@ def decoder_work(config: StudentConfig) -> Work:
         work += _convolution(frames, 1, warp, 2) + _convolution(frames, 1, warp, WARP_NEAR)
         work += _convolution(finest, 3, dims[-1] + 3 * patch + WARP_NEAR, WARP_FINE)
         work += _convolution(finest, 3, WARP_FINE, WARP_FINE) + _convolution(finest, 3, WARP_FINE, 3)
+        height, width, scale = (
+            config.transformer.height,
+            config.transformer.width,
+            config.vae.latent_pixel // PIXEL_PATCH,
+        )
+        count = config.transformer.block_size
+        for channels in (2, WARP_NEAR):
+            work += _interpolation(count, channels, height, width, scale)
+        for channels in (2, 2, 1):
+            work += _interpolation(count, channels, scale * height, scale * width, PIXEL_PATCH)
     return work
 
 

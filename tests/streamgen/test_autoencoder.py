@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamgen.config import AutoencoderConfig
-from streamgen.models.autoencoder import Autoencoder
+from streamgen.models.autoencoder import Autoencoder, _finer
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def test_it_sees_what_the_flow_points_at_as_far_as_the_mask_lets_it(looking: Aut
     edge = picture.roll(-down, -2)[..., : 64 - down, -1:].expand_as(beyond)
     torch.testing.assert_close(beyond, edge, rtol=0, atol=2e-5)
     assert torch.equal(looking.decode(z), alone)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_interpolation_is_bilinear(scale: int) -> None:
+    x = torch.randn(2, 3, 5, 7)
+    wanted = torch.nn.functional.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(_finer(x, scale), wanted, rtol=0, atol=1e-6)
 
 
 def test_what_is_found_first_is_corrected_by_how_it_fits(looking: Autoencoder) -> None:
