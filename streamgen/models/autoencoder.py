@@ -110,7 +110,8 @@ class Warp(nn.Module):
         near = _finer(self.conv_near(found), self._upscale)
         fits = F.pixel_unshuffle(_bent(picture, flow), PIXEL_PATCH).to(features.dtype)
         further, mask = self.fine(torch.cat([features, near, fits], 1)).float().tensor_split((2,), 1)
-        return _bent(picture, flow + _FINE_REACH * further), _finer(mask, PIXEL_PATCH).sigmoid()
+        # In training a product gives what autocast says.
+        return _bent(picture, flow + _FINE_REACH * further), _finer(mask, PIXEL_PATCH).float().sigmoid()
 
 
 def _places(x: Tensor) -> Tensor:

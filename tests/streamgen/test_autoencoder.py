@@ -55,3 +55,19 @@ def test_what_is_found_first_is_corrected_by_how_it_fits(looking: Autoencoder) -
         assert bent is not None and changed is not None
         # Colours alone move nothing by much, but they do: the last of the three is not just the first with its colours.
         assert not torch.allclose(changed, bent.flip(1) if other[1][1] is not picture else bent, atol=1e-4)
+
+
+def test_it_learns_in_bf16_too(looking: Autoencoder) -> None:
+    """Whatever autocast makes of its products, what is mixed is exact."""
+    for parameter in looking.decoder.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    z, reference, picture = torch.randn(1, 4, 4, 6), torch.randn(1, 4, 4, 6), torch.rand(1, 3, 8, 12) * 2 - 1
+    picture = torch.nn.functional.interpolate(picture, scale_factor=8, mode="bilinear")
+    exact = looking.decoder.shown(z, (reference, picture))
+    with torch.autocast("cpu", torch.bfloat16):
+        shown = looking.decoder.shown(z, (reference, picture))
+        frames = shown.frames()
+    assert shown.bent is not None and shown.mask is not None and exact.mask is not None
+    assert frames.dtype == shown.bent.dtype == shown.mask.dtype == torch.float32
+    torch.testing.assert_close(frames, exact.frames(), rtol=0, atol=0.1)
+    torch.testing.assert_close(shown.mask, exact.mask, rtol=0, atol=0.02)
