@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from streamgen.config import TransformerConfig
 from streamgen.models.transformer import TIME_SCALE, sinusoid
+from training.losses import apart_from_around
 
 _DIM = 96
 _STRIDES = 1, 2, 1, 2
-_AROUND = 5
-"""Width of the square whose mean a pixel is compared with, in pixels."""
 _GAIN = 6.0
 """Brings that difference, some .06 in pictures that have any detail, near to 1."""
 
@@ -69,8 +68,5 @@ class PictureDiscriminator(nn.Module):
 
     def forward(self, pairs_B2CHW: Tensor) -> Tensor:
         """Logits [B, 1, patches, patches] of pairs in [-1, 1]."""
-        grey = pairs_B2CHW.mean(2)
-        edge = (_AROUND // 2,) * 4
-        around = F.avg_pool2d(F.pad(grey, edge, mode="replicate"), _AROUND, stride=1)
-        logits: Tensor = self.layers(_GAIN * (grey - around)).float()
+        logits: Tensor = self.layers(_GAIN * apart_from_around(pairs_B2CHW.mean(2))).float()
         return logits

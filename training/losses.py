@@ -15,7 +15,7 @@ from torch.nn import functional as F
 _SIDES = 1, 2, 4, 8
 """Of the squares, in pixels, whose means are compared."""
 _AROUND = 5
-"""Side of the square whose mean a pixel is compared with."""
+"""Side of the square whose mean a pixel is compared with, in pixels."""
 _NEARBY = 0.05
 """Spread of the noise by which a discriminator's steepness is measured."""
 
@@ -36,14 +36,17 @@ def near(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     return torch.stack([F.avg_pool2d(apart, side).abs().mean() for side in _SIDES]).mean()
 
 
+def apart_from_around(grey_BCHW: Tensor) -> Tensor:
+    """How pixels differ from the mean of the square around them: detail alone."""
+    edge = (_AROUND // 2,) * 4
+    return grey_BCHW - F.avg_pool2d(F.pad(grey_BCHW, edge, mode="replicate"), _AROUND, stride=1)
+
+
 def texture(x_BCHW: Tensor) -> Tensor:
     """How far pixels are from those around them, in grey, in squares of eight by eight [B, 1, H / 8, W / 8]: it stays
     what it is where hair is off by a strand.
     """
-    grey = x_BCHW.mean(1, keepdim=True)
-    edge = (_AROUND // 2,) * 4
-    around = F.avg_pool2d(F.pad(grey, edge, mode="replicate"), _AROUND, stride=1)
-    return F.avg_pool2d((grey - around).abs(), _SIDES[-1])
+    return F.avg_pool2d(apart_from_around(x_BCHW.mean(1, keepdim=True)).abs(), _SIDES[-1])
 
 
 def add_noise(x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:

@@ -258,18 +258,24 @@ def test_an_ear_learns_when_a_mouth_opens(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four videos of one person; beside them, in `vae`, an autoencoder that knows nothing."""
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
     for number in (1, 2, 20, 21):
         write_talk(tmp_path / "heads", f"anna_{number:04d}", frames=100, base=40, seed=number)
     vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
     save_autoencoder(Autoencoder(vae), tmp_path / "vae")
+    return tmp_path / "heads"
+
+
+def test_a_face_is_learned_before_its_teacher(heads: Path, tmp_path: Path) -> None:
     model = {
         "in_channels": 4, "height": 4, "width": 4, "dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 1,
         "window": 4, "sink": 1, "action_dim": len(CURVES), "concat_previous": True, "residual": True, "face_dim": 8,
     }  # fmt: skip
     common = {
-        "driven_by": "speech", "data": tmp_path / "heads", "autoencoder": tmp_path / "vae", "learning_rate": 5e-3,
+        "driven_by": "speech", "data": heads, "autoencoder": tmp_path / "vae", "learning_rate": 5e-3,
         "warmup": 1,
         "ema": 0.5, "clips": 2, "model": model,
     }  # fmt: skip
@@ -307,15 +313,10 @@ def test_a_face_is_learned_before_its_teacher(tmp_path: Path, monkeypatch: pytes
         build_stage(wider)
 
 
-def test_a_decoder_learns_to_bend_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
-    for number in (1, 2, 20, 21):
-        write_talk(tmp_path / "heads", f"anna_{number:04d}", frames=100, base=40, seed=number)
-    vae = AutoencoderConfig(latent_channels=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1))
-    save_autoencoder(Autoencoder(vae), tmp_path / "vae")
+def test_a_decoder_learns_to_bend_the_reference(heads: Path, tmp_path: Path) -> None:
     save_transformer(toy_transformer(toy_transformer_config(**WITH_FACE, width=4, action_dim=len(CURVES))), tmp_path)
     recipe = DecoderRecipe.model_validate({
-        "stage": "decoder", "name": "decoder", "driven_by": "speech", "data": tmp_path / "heads", "warp_dim": 8,
+        "stage": "decoder", "name": "decoder", "driven_by": "speech", "data": heads, "warp_dim": 8,
         "autoencoder": tmp_path / "vae", "student": tmp_path, "steps": 2, "learning_rate": 5e-3, "warmup": 1,
         "ema": 0.5, "clip_length": 20, "recycle": 4, "walks": 4, "pairs": 2,
     })  # fmt: skip

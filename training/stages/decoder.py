@@ -82,8 +82,9 @@ class DecoderStage:
 
     def turn(self, step: int) -> nn.Module:
         """They take turns, the discriminator first."""
-        self._learns_to_tell = self.critic is not None and step % 2 == 0
-        return self.critic if self.critic is not None and self._learns_to_tell else self.model
+        learns = self.model if self.critic is None or step % 2 else self.critic
+        self._learns_to_tell = learns is self.critic
+        return learns
 
     def batch(self, clips: list[Clip], number: int) -> _Pairs:
         """Some of the pairs, perhaps cut to squares."""
