@@ -41,10 +41,10 @@ test: dev chromium web
 	  echo "tsc --noEmit --project $(WEB)"; \
 	  cd $(WEB) && $(NODE) node_modules/typescript/bin/tsc --noEmit; \
 	fi
-	$(BIN)/python -m pytest --durations=20 tests/clients/test_page*.py tests/clients/test_world.py \
-	  tests/clients/test_avatar.py tests/clients/test_anybody.py tests/clients/test_python_load.py
-	@# Without a browser, and with an engine that computes nothing, they wait more than they work.
-	$(BIN)/python -m pytest --durations=10 -n 3 --dist loadfile --max-worker-restart 0 tests/server \
+	$(BIN)/python -m pytest --durations=10 tests/clients/test_page.py tests/clients/test_world.py tests/clients/test_avatar.py \
+	  tests/clients/test_anybody.py tests/clients/test_python_load.py
+	@# These wait more than they work.
+	$(BIN)/python -m pytest --durations=10 -n 3 --dist loadfile --max-worker-restart 0 tests/clients/test_page_*.py tests/server \
 	  $(filter-out %_load.py,$(wildcard tests/clients/test_python_*.py)) tests/clients/test_web_types.py
 	@# What only computes: a process a core. People's time counts in none of it.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile --max-worker-restart 0 tests/engines tests/streamgen tests/training \

@@ -188,7 +188,9 @@ def _contestants(
         run = runs / recipe.name
         command = [str(path), *same, "--runs", str(runs)]
         if not (run / CHECKPOINT).exists():
-            _train(command, budget, f"steps={_TRIED}", f"name={recipe.name}-tried")
+            _train(
+                command, budget, f"steps={_TRIED}", f"name={recipe.name}-tried", "judged_clips=1", "judged_frames=32"
+            )
             tried = runs / f"{recipe.name}-tried"
             each = statistics.fmean(_step_times(tried)[1:])
             shutil.rmtree(tried)

@@ -27,9 +27,10 @@ _CONTEXT = 16
 
 _PART = 64
 """Frames that are decoded together."""
-
-JUDGED = 6, 96
-"""Held-out clips that `evaluate_transformer` takes, and the frames of each."""
+_PLAYED = 3
+"""Clips whose actions are played."""
+_PICKED = 0, 3, 7, 15, 31, 47, 63, 79
+"""Frames of what is played that are shown."""
 
 
 @torch.no_grad()
@@ -212,13 +213,15 @@ def evaluate_transformer(
         decode(autoencoder, teacher_forced(model, short, (1.0,), wrong)[:, _CONTEXT:]), truth
     )
     rows, ratios, near = [], [], []
-    for row in range(3):
+    for row in range(min(_PLAYED, len(real))):
         history = LatentClips(clips.latents[row : row + 1, :_CONTEXT], clips.actions[row : row + 1, :_CONTEXT])
         played = play(model, autoencoder, history, clips.actions[row, _CONTEXT:], sigmas)
-        picks = [0, 3, 7, 15, 31, 47, 63, 79]
-        rows += [frames[row, _CONTEXT:][picks], played.frames[picks]]
-        ratios.append(detail(played.frames[40:]) / detail(frames[row, _CONTEXT + 40 :]))
-        near.append(frames_psnr(played.frames[40:], frames[row, _CONTEXT + 40 :]))
+        game = frames[row, _CONTEXT:][: len(played.frames)]
+        picks = [frame for frame in _PICKED if frame < len(game)]
+        rows += [game[picks], played.frames[picks]]
+        end, true = (each[len(game) // 2 :] for each in (played.frames, game))
+        ratios.append(detail(end) / detail(true))
+        near.append(frames_psnr(end, true))
     figures["rollout_detail"] = float(np.mean(ratios))
     figures["rollout_psnr"] = float(np.mean(near))
     contact_sheet(rows, sheet, scale=1)

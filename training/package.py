@@ -118,9 +118,15 @@ def _decoding(autoencoder: Autoencoder, other: Autoencoder, folder: Path) -> Aut
 
 
 def _at_rest(data: TalkDataset) -> list[Clip]:
-    """Clips that end with a closed mouth: what a stream goes on from."""
+    """Clips that end with a closed mouth: what a stream goes on from. The reference is at rest, too: what it shows of
+    teeth or lids would shine through where others are to be seen.
+    """
     clips = list(recorded(data, _START_SEED, range(_CANDIDATES), _START_FRAMES))
     clips.sort(key=lambda clip: float(np.abs(clip.actions[-8:, : len(SPEECH)]).mean()))
+    rest = data.at_rest()
+    for clip in clips[:_STARTS_EACH]:
+        if rest is not None:
+            clip.frames[0], clip.actions[0] = rest
     return clips[:_STARTS_EACH]
 
 

@@ -245,6 +245,8 @@ class TransformerRecipe(BaseRecipe):
     forget_activations: bool = Field(
         False, description="calculate each block again on the way back: less memory, a third more time"
     )
+    judged_clips: int = Field(6, ge=1, description="held-out ones that each evaluation takes")
+    judged_frames: int = Field(96, ge=32, description="of each of them; the first 16 are history only")
 
 
 class StudentRecipe(TransformerRecipe):

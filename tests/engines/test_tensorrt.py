@@ -20,6 +20,7 @@ import engines.tensorrt.engine
 from engines.batches import Batches
 from engines.exports import exported
 from engines.onnxruntime import OnnxRuntimeEngine
+from engines.plan import CARDS
 from engines.protocol import EngineError, MissingPackage, StepRequest
 from engines.select import load_engine
 from engines.store import ArtefactStore
@@ -122,79 +123,78 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtefactStore:
     return ArtefactStore(tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture(scope="module", params=[("world", "sm_120"), ("avatar", "sm_86")])
-def builds(request: pytest.FixtureRequest, store: ArtefactStore) -> tuple[Student, list[Build]]:
-    """For a card of Ada's generation, and for one of another: a build takes ten seconds."""
-    name, other = request.param
+@pytest.fixture(scope="module", params=[("world", "rtx-5090"), ("avatar", "rtx-4090")])
+def builds(request: pytest.FixtureRequest, store: ArtefactStore) -> tuple[Student, str, Build]:
+    """A student, a card of one generation or another, and what was built for it: that takes ten seconds."""
+    name, card = request.param
     student = Student.from_pretrained(name)
-    return student, [built(student, capability, 2, store=store) for capability in ("sm_89", other)]
+    return student, card, built(student, CARDS[card].module, 2, store=store)
 
 
-def test_all_attention_of_shipped_students_is_fused(builds: tuple[Student, list[Build]]) -> None:
-    student, made = builds
+def test_all_attention_of_shipped_students_is_fused(builds: tuple[Student, str, Build]) -> None:
+    student, _, build = builds
     config = student.config.transformer
     cache = in_place_cache_shapes(student.config, 1)
-    for build in made:
-        assert set(build.engines) >= {PASS_GRAPH, DECODE_GRAPH}
-        assert (SINKS_GRAPH in build.engines, SPEECH_GRAPH in build.engines) == (
-            config.sink > 0,
-            "avatar" in str(student.path),
-        )
-        of_pass = build.reports[PASS_GRAPH]
-        assert sum(count for name, count in of_pass.kernels.items() if "mha" in name) == config.num_layers
-        assert of_pass.attention == config.num_layers
-        assert of_pass.cache_updates == len(cache)
-        assert of_pass.types["Half"] > 10 * config.num_layers  # all of a block; what sees a world stays in fp32
-        assert of_pass.layers == sum(of_pass.kernels.values())
-        # Not more than the keys and values, each once.
-        assert of_pass.copied_bytes <= 2 * build.row_bytes
-        if config.sink:
-            assert build.reports[SINKS_GRAPH].cache_updates == config.num_layers
-        weights = sum(
-            (student.path / part / "diffusion_pytorch_model.safetensors").stat().st_size for part in student.parts
-        )
-        assert sum(report.weights_bytes for report in build.reports.values()) < 1.5 * weights
-        assert all(report.engine_bytes > report.weights_bytes for report in build.reports.values())
+    assert set(build.engines) >= {PASS_GRAPH, DECODE_GRAPH}
+    assert (SINKS_GRAPH in build.engines, SPEECH_GRAPH in build.engines) == (
+        config.sink > 0,
+        "avatar" in str(student.path),
+    )
+    of_pass = build.reports[PASS_GRAPH]
+    assert sum(count for name, count in of_pass.kernels.items() if "mha" in name) == config.num_layers
+    assert of_pass.attention == config.num_layers
+    assert of_pass.cache_updates == len(cache)
+    assert of_pass.types["Half"] > 10 * config.num_layers  # all of a block; what sees a world stays in fp32
+    assert of_pass.layers == sum(of_pass.kernels.values())
+    # Not more than the keys and values, each once.
+    assert of_pass.copied_bytes <= 2 * build.row_bytes
+    if config.sink:
+        assert build.reports[SINKS_GRAPH].cache_updates == config.num_layers
+    weights = sum(
+        (student.path / part / "diffusion_pytorch_model.safetensors").stat().st_size for part in student.parts
+    )
+    assert sum(report.weights_bytes for report in build.reports.values()) < 1.5 * weights
+    assert all(report.engine_bytes > report.weights_bytes for report in build.reports.values())
 
 
 def test_a_build_is_kept(
-    builds: tuple[Student, list[Build]], store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+    builds: tuple[Student, str, Build], store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student, made = builds
+    student, card, build = builds
 
     def compile_again(*_: object) -> tuple[bytes, bytes]:
         raise AssertionError("it was compiled already")
 
     monkeypatch.setattr(engines.tensorrt.build, "_compile", compile_again)
     monkeypatch.setattr(engines.tensorrt.build, "exported", compile_again)
-    again = built(student, "sm_89", 2, store=store)
-    assert again.engines == made[0].engines and again.reports == made[0].reports
+    again = built(student, CARDS[card].module, 2, store=store)
+    assert again.engines == build.engines and again.reports == build.reports
     monkeypatch.setattr(engines.tensorrt.build, "_CODE", "other code")
     with pytest.raises(AssertionError, match="compiled already"):
-        built(student, "sm_89", 2, store=store)
+        built(student, CARDS[card].module, 2, store=store)
 
 
 def test_the_command_says_what_came_of_it(
-    builds: tuple[Student, list[Build]], store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builds: tuple[Student, str, Build], store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STREAMGEN_CACHE", str(store.root))
-    student, made = builds
+    student, card, build = builds
     file = tmp_path / "build.json"
-    arguments = ["build", "--student", str(student.path), "--gpu", "rtx-4090", "--rows", "2", "--json", str(file)]
+    arguments = ["build", "--student", str(student.path), "--gpu", card, "--rows", "2", "--json", str(file)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     figures = json.loads(file.read_text())
-    assert figures == made[0].figures()
+    assert figures == build.figures()
     assert str(figures["graphs"][PASS_GRAPH]["layers"]) in result.output
 
 
 def test_attention_that_is_not_fused_fails_the_build(
-    builds: tuple[Student, list[Build]], store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+    builds: tuple[Student, str, Build], store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student, _ = builds
+    student, card, _ = builds
     monkeypatch.setattr(engines.tensorrt.build, "_FUSED_ATTENTION", "another")
     with pytest.raises(BuildError, match=rf"0 of {student.config.transformer.num_layers} attentions"):
-        built(student, "sm_89", 2, store=store)
+        built(student, CARDS[card].module, 2, store=store)
 
 
 def _model(nodes: list[onnx.NodeProto], given: list[onnx.ValueInfoProto], made: list[onnx.ValueInfoProto]) -> bytes:

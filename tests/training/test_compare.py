@@ -41,9 +41,10 @@ def made(tmp_path: Path) -> tuple[str | Path, ...]:
 def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside their teacher; asked for longer rollouts, it judges those of the same students."""
     monkeypatch.setenv("STREAMGEN_CACHE", str(tmp_path / "cache"))
-    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "6"
+    monkeypatch.setattr("training.compare._ROUNDS", 1)  # that there is a time, not which
+    short = "--minutes", "0.05", "--processes", "1", "--episodes", "1", "--seconds", "4", "--long", "5"
     where = "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--engine", "torch"
-    smaller = "precision=fp32", "step_plans={1: [1.0], 2: [1.0, 0.5]}"
+    smaller = "precision=fp32", "step_plans={1: [1.0], 2: [1.0, 0.5]}", "judged_clips=2", "judged_frames=32"
     streamgen("compare", *made, *short, *where, *smaller)
     figures = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
     assert {name: sorted(student["counts"]) for name, student in figures.items()} == {
@@ -60,10 +61,10 @@ def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monk
         assert picture.height == 5 * 32  # the game's row, and that of each step count
     log = tmp_path / "runs" / "compare-causal_consistency" / "log.jsonl"
     steps = log.read_text().count('"step_s"')
-    streamgen("compare", *made, *short, "--long", "7", *where, *smaller)
+    streamgen("compare", *made, *short, "--long", "6", *where, *smaller)
     assert log.read_text().count('"step_s"') == steps
     again = json.loads((tmp_path / "out" / "compare.json").read_text())["students"]
-    assert again["teacher"]["judged"] == {"episodes": 1, "short_s": 4, "long_s": 7}
+    assert again["teacher"]["judged"] == {"episodes": 1, "short_s": 4, "long_s": 6}
     assert again["teacher"]["counts"]["2"]["short"] == figures["teacher"]["counts"]["2"]["short"]
     assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
     said = refusal("compare", *made, *short, "--minutes", "7", *where)

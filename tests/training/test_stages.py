@@ -79,6 +79,8 @@ MODEL
 """
 TEACHER = """
 stage: teacher_forcing
+judged_clips: 2
+judged_frames: 32
 name: teacher
 autoencoder: RUNS/autoencoder
 steps: 8
@@ -101,6 +103,8 @@ MODEL
 """
 STUDENT = """
 stage: distillation
+judged_clips: 2
+judged_frames: 32
 name: student
 autoencoder: RUNS/autoencoder
 teacher: RUNS/teacher
@@ -119,6 +123,8 @@ method: {name: causal_consistency, guidance: 1.5}
 """
 DUEL = """
 stage: distillation
+judged_clips: 2
+judged_frames: 32
 name: duel
 autoencoder: RUNS/autoencoder
 teacher: RUNS/bidirectional
@@ -138,6 +144,8 @@ method: {name: self_forcing, context: 6, lead: 2, rolled: 4, critic_steps: 1, sw
 """
 BIDIRECTIONAL = """
 stage: bidirectional
+judged_clips: 2
+judged_frames: 32
 name: bidirectional
 autoencoder: RUNS/autoencoder
 start: RUNS/teacher

@@ -30,6 +30,7 @@ from training.clips import LatentClips
 from training.data import HELD_OUT_SEED, SOUND_AFTER_S, SOUND_BEFORE_S, Clip, held_out, recorded
 from training.footage import VideoDataError
 from training.loop import train
+from training.package import _at_rest
 from training.recipe import DecoderRecipe, FaceRecipe, RecipeError, SpeechRecipe, TeacherForcingRecipe
 from training.stages import build_stage
 from training.talk.augment import augmented, in_a_room, over_a_telephone, retimed, with_noise
@@ -98,6 +99,26 @@ def test_where_numbers_hold_out_nobody_the_end_of_every_video_is(tmp_path: Path)
     assert not clip.actions.any()  # nobody says what moved it
     with pytest.raises(VideoDataError, match=r"clips of 7 frames are wanted, but the longest video to draw from has 6"):
         held_out(data, 1, 7)
+
+
+def test_streams_begin_from_a_face_at_rest(tmp_path: Path) -> None:
+    """Of the frames to train on the one in which least moves, for all starts of a person."""
+    jaws = [write_talk(tmp_path, f"anna_{number:04d}", seed=number, base=base) for number, base in ((1, 40), (2, 90))]
+    calm = int(jaws[1][0] < jaws[0][0])  # heads turn with every frame
+    write_talk(tmp_path, "anna_0020", seed=9, frames=40, base=200)  # held out
+    data = TalkDataset(tmp_path, 64, 64)
+    found = data.at_rest()
+    assert found is not None
+    picture, curves = found
+    assert np.array_equal(curves, data.videos[calm].curves[0]) and abs(picture.mean() - (40, 90)[calm]) < 3
+    assert abs(data.at_rest(held_out=True)[0].mean() - 200) < 3
+    starts = _at_rest(data)
+    assert len(starts) == 2 and all(np.array_equal(clip.frames[0], picture) for clip in starts)
+    assert all(np.array_equal(clip.actions[0], curves) for clip in starts)
+    assert not np.array_equal(starts[0].frames[1:], starts[1].frames[1:])
+    for path in tmp_path.glob("*.npz"):
+        path.unlink()
+    assert TalkDataset(tmp_path, 64, 64).at_rest() is None
 
 
 def test_latents_are_encoded_once_and_are_those_of_the_frames(folder: Path, tmp_path: Path) -> None:

@@ -65,6 +65,23 @@ def test_blinks_are_counted() -> None:
     assert judging._blinks([curves], 25.0) == pytest.approx(10 / 0.5)
 
 
+def test_a_turned_head_is_still_whose_it_is() -> None:
+    """Nearest to the same person turned as far, not to whoever looks ahead as it does on average."""
+    across = np.arange(64)[None, :, None]
+
+    def faces(colour: int, turns: list[int]) -> np.ndarray:
+        disc = [np.where(abs(across - 32 - turn) < 12, colour, 60) for turn in turns]
+        return np.stack([np.broadcast_to(each, (32, 64, 3)) for each in disc]).astype(np.uint8)
+
+    first = [faces(200, [0, 0, 0, 16]), faces(170, [0, 8, 12, 16]), faces(200, [0, 2, 0, -2])]
+    known, people = [judging._small(each) for each in first], [0, 1, 0]
+    for colour, who in ((200, 0), (170, 1)):
+        for turns in ([0, 0, 1], [16, 15, 17]):
+            assert judging._like(judging._small(faces(colour, turns)), known, people) == who
+    # By their means the turned head would be the other one.
+    assert judging._nearest([faces(200, [16, 15, 17]).mean(0)], [each.mean(0) for each in first]) == [1]
+
+
 def test_the_judge_learns_from_faces_and_is_kept(folder: Path, tmp_path: Path) -> None:
     recipe = FaceJudgeRecipe(
         stage="face_judge", name="judge", data=folder, steps=2, learning_rate=1e-3, warmup=1, frames=12,

@@ -75,6 +75,8 @@ def _walk(path: Path, frames: int = 1000) -> list[list[int]]:
 
 def _merged(recipe: dict[str, Any], toy: dict[str, Any]) -> dict[str, Any]:
     small = {"steps": 2, "warmup": 1, "evaluate_every": 2}
+    if recipe["stage"] in ("teacher_forcing", "bidirectional", "distillation"):
+        small |= {"judged_clips": 2, "judged_frames": 40}
     return recipe | small | toy | ({"model": recipe.get("model", {}) | toy["model"]} if "model" in toy else {})
 
 

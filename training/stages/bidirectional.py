@@ -22,8 +22,6 @@ from training.recipe import BidirectionalRecipe
 from training.scores import freeze_known, joint_velocity
 from training.sheets import contact_sheet
 
-_JUDGED = 4
-"""Held-out clips."""
 _LEVELS = 0.3, 0.6, 0.9
 """Noise levels at which they are judged."""
 
@@ -38,7 +36,7 @@ class BidirectionalStage:
         self.model: nn.Module = model
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, model.config, self._autoencoder)
-        self._held_out_clips = held_out(self.data, _JUDGED, recipe.clip_length)
+        self._held_out_clips = held_out(self.data, recipe.judged_clips, recipe.clip_length)
         self._held_out = encode(self._autoencoder, self._held_out_clips, model.config)
         self._weight = error_weight(self._autoencoder, model.config, recipe, self._held_out)
 

@@ -30,7 +30,7 @@ from training.methods.settings import (
     SelfAdversarial,
     SelfForcing,
 )
-from training.metrics import JUDGED, evaluate_transformer
+from training.metrics import evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import DistillationRecipe, RecipeError
 from training.scores import Score, freeze_known
@@ -55,7 +55,7 @@ class DistillationStage:
         self.model: nn.Module = model
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, model.config, self._autoencoder)
-        self._held_out_clips = held_out(self.data, *JUDGED)
+        self._held_out_clips = held_out(self.data, recipe.judged_clips, recipe.judged_frames)
         self._held_out = encode(self._autoencoder, self._held_out_clips, model.config)
         weight = error_weight(self._autoencoder, model.config, recipe, self._held_out)
         self._method = bound(Roles(model, teacher, recipe, weight))

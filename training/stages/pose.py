@@ -26,7 +26,7 @@ from training.clips import LatentClips, encode, recorded_share, states_of
 from training.data import Clip, ClipData, held_out
 from training.distributed import greatest
 from training.judges import yaw_difference
-from training.metrics import JUDGED, decode, frames_psnr
+from training.metrics import decode, frames_psnr
 from training.package import data_for
 from training.recipe import PoseRecipe, RecipeError
 from training.sheets import contact_sheet
@@ -41,7 +41,7 @@ _SEEN = 48, 33
 """Held-out clips and the frames of each."""
 _THINNED = slice(None, None, 8)
 """Of so many frames of a clip, the view sees one: the others are much the same."""
-_WALKED = 24, JUDGED[1]
+_WALKED = 24, 96
 """Held-out clips that are walked through to their end, and the frames of each."""
 _PART = 64
 _SECOND = 18

@@ -13,7 +13,7 @@ from streamgen.models.transformer import CausalVideoTransformer
 from training.clips import ClipPass, LatentClips, encode, error_weight, imperfect_history, simulated
 from training.data import Clip, held_out
 from training.losses import add_noise, flow_matching, shifted
-from training.metrics import JUDGED, evaluate_transformer
+from training.metrics import evaluate_transformer
 from training.package import data_for, write_origin
 from training.recipe import RecipeError, TeacherForcingRecipe
 
@@ -79,7 +79,7 @@ class TeacherForcingStage:
             model.face.requires_grad_(False)
         self._autoencoder = load_autoencoder(recipe.autoencoder)
         self.data = data_for(recipe, recipe.model, self._autoencoder)
-        self._held_out_clips = held_out(self.data, *JUDGED)
+        self._held_out_clips = held_out(self.data, recipe.judged_clips, recipe.judged_frames)
         self._held_out = encode(self._autoencoder, self._held_out_clips, recipe.model)
         self._plans = rollout_plans(recipe)
         self._serve = min(2, max(self._plans))

@@ -140,6 +140,24 @@ class TalkDataset:
     def recorder(self, seed: int) -> TalkRecorder:
         return TalkRecorder(self, seed)
 
+    def at_rest(self, held_out: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+        """Of what is held out, or of all else, the frame [H, W, 3] of a face that does least, with open eyes and a
+        closed mouth, and its curves [A]; None where no video says what moved it.
+        """
+        best: tuple[float, Video, int] | None = None
+        for video in self.videos:
+            first, last = video.part(held_out)
+            if video.curves is not None and first < last:
+                moved = np.abs(video.curves[first:last]).sum(1)
+                at = int(moved.argmin())
+                if best is None or moved[at] < best[0]:
+                    best = float(moved[at]), video, first + at
+        if best is None:
+            return None
+        _, video, at = best
+        assert video.curves is not None
+        return next(pictures(video.path, at, self.width, self.height)), video.curves[at]
+
 
 def is_held_out(path: Path) -> bool:
     """Whether a recording is never trained on, by its number."""

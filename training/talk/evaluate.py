@@ -49,6 +49,7 @@ _MOST_LAG = 8
 _SPEECH_FILES, _LEAST_SPEECH_S = 40, 2.0
 _MARKS_S = (10, 60, 600)
 _WINDOW_S = 2.0
+_SQUARE = 4
 _SHEET_STRANGERS, _SHEET_ROWS = 6, 24
 _STILL = 0.06
 """A mouth that opens and shuts by less than this while nobody speaks is still."""
@@ -245,7 +246,7 @@ def _drift(
     student: Student, engine_name: str, data: TalkDataset, seconds: float, talks: int, folder: Path, processes: int
 ) -> dict[str, Any]:
     """Long talks, by the student's own people in turns: colour and detail of the face against its own first seconds,
-    the worst of all talks, and in how many the mean face is nearer to its own first than to anybody else's.
+    the worst of all talks, and in how many most frames are nearest to one of the first seconds of the same person.
     """
     identities: tuple[str | None, ...] = student.config.identities or (None,)
     marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
@@ -255,7 +256,8 @@ def _drift(
     rows = [part[:: len(part) // 10][:10] for kept in parts for part in kept.values()]
     faces = [{mark: inside(part, FACE) for mark, part in kept.items()} for kept in parts]
     contact_sheet(rows[:_SHEET_ROWS], folder / "drift.png")
-    means = {mark: [each[mark].mean(0) for each in faces] for mark in marks}
+    people = [number % len(identities) for number in range(talks)]
+    small = {mark: [_small(each[mark]) for each in faces] for mark in marks}
     figures: dict[str, Any] = {"talks": talks}
     for mark in marks[1:]:
         pairs = [(each[mark], each[marks[0]]) for each in faces]
@@ -264,8 +266,7 @@ def _drift(
             "colour": max(float(np.abs(now.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()) for now, first in pairs),
             "detail": max(details, key=lambda ratio: abs(np.log(ratio))),
             "themselves": sum(
-                nearest % len(identities) == seed % len(identities)
-                for seed, nearest in enumerate(_nearest(means[mark], means[marks[0]]))
+                _like(now, small[marks[0]], people) == who for now, who in zip(small[mark], people, strict=True)
             ),
         }
     return figures
@@ -299,6 +300,23 @@ def _long_sound(sounds: list[NDArray[np.float32]], seconds: float) -> NDArray[np
         if sum(map(len, pieces)) > seconds * SAMPLE_RATE:
             break
     return np.concatenate(pieces)[: round(seconds * SAMPLE_RATE)]
+
+
+def _small(faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Faces [F, h, w, 3] as means of squares, [F, numbers]: what is finer moves with every word."""
+    height, width = (side // _SQUARE * _SQUARE for side in faces.shape[1:3])
+    squares = faces[:, :height, :width].reshape(len(faces), height // _SQUARE, _SQUARE, width // _SQUARE, _SQUARE, 3)
+    return squares.mean((2, 4), dtype=np.float32).reshape(len(faces), -1)
+
+
+def _like(faces: NDArray[np.float32], known: list[NDArray[np.float32]], people: list[int]) -> int:
+    """Whose of the known faces, each talk's own, are nearest to most of some faces [F, numbers]: a head that is turned
+    is like itself turned, where the mean of a talk is not.
+    """
+    whose = np.repeat(people, [len(each) for each in known])
+    every = np.concatenate(known)
+    nearest = [int(np.square(every - face).mean(1).argmin()) for face in faces]
+    return int(np.bincount(whose[nearest]).argmax())
 
 
 def _nearest(made: list[NDArray[np.floating]], real: list[NDArray[np.floating]]) -> list[int]:
