@@ -99,6 +99,16 @@ def test_everybody_is_somebody_else_and_stays_so(avatar: Student, engine: OpenVI
         assert all(np.square(picture - other).mean() > 200 for name, other in shown.items() if name != who)
 
 
+@pytest.mark.parametrize("name", ["avatar", "anybody"])
+def test_everybodys_picture_is_one_at_rest(name: str) -> None:
+    """A reference that smiles shows its teeth and the corners of its mouth beside closed lips."""
+    student = Student.from_pretrained(name)
+    for who in student.config.identities:
+        for seed in range(4):
+            start = student.start(seed, who)
+            assert np.abs(start.actions[0, : len(SPEECH)]).sum() < 1, (who, seed)
+
+
 def test_everybody_is_nearly_as_sharp_as_the_picture_that_is_looked_at(avatar: Student, engine: OpenVINOEngine) -> None:
     """What their latents alone hold is .59, .62, .64 and .80 of it."""
     sound = sound_of(_SPOKEN)[: 3 * SAMPLE_RATE]

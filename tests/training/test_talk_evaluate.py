@@ -23,7 +23,7 @@ from training.talk.judge import SAID, FaceJudge, load_face_judge, opening, save_
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("talk")
     for number in (1, 2, 20, 21):
-        write_talk(path, f"anna_{number:04d}", frames=60, seed=number)
+        write_talk(path, f"anna_{number:04d}", frames=100, seed=number)
     return path
 
 
@@ -120,7 +120,9 @@ def test_an_avatar_is_judged(folder: Path, talker_folder: Path, tmp_path: Path) 
     assert {"copy_last", "autoencoder", "steps_1", "steps_1_other_curves"} < set(figures["teacher_forced"])
     assert figures["lips"]["videos"] == 2 and -1 <= figures["lips"]["student"]["correlation"] <= 1
     drift = figures["drift"]
-    assert drift.keys() == {"talks", "10 s"} and drift["talks"] == 2
+    assert drift.keys() == {"talks", "10 s", "real"} and drift["talks"] == 2
+    # Real frames get brighter by two grey levels each.
+    assert drift["real"]["pairs"] == 2 and drift["real"]["colour"] == pytest.approx(100, abs=8)
     assert drift["10 s"]["detail"] > 0 and drift["10 s"]["themselves"] in range(3)
     assert figures["real_speech"]["recordings"] == 4
     strangers = figures["strangers"]

@@ -246,7 +246,8 @@ def _drift(
     student: Student, engine_name: str, data: TalkDataset, seconds: float, talks: int, folder: Path, processes: int
 ) -> dict[str, Any]:
     """Long talks, by the student's own people in turns: colour and detail of the face against its own first seconds,
-    the worst of all talks, and in how many most frames are nearest to one of the first seconds of the same person.
+    the worst of all talks, and in how many most frames are nearest to one of the first seconds of the same person;
+    beside them, what differs so in the real videos.
     """
     identities: tuple[str | None, ...] = student.config.identities or (None,)
     marks = [mark for mark in (_WINDOW_S, *_MARKS_S) if mark <= seconds]
@@ -260,16 +261,27 @@ def _drift(
     small = {mark: [_small(each[mark]) for each in faces] for mark in marks}
     figures: dict[str, Any] = {"talks": talks}
     for mark in marks[1:]:
-        pairs = [(each[mark], each[marks[0]]) for each in faces]
-        details = [detail(now) / detail(first) for now, first in pairs]
-        figures[f"{mark:g} s"] = {
-            "colour": max(float(np.abs(now.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()) for now, first in pairs),
-            "detail": max(details, key=lambda ratio: abs(np.log(ratio))),
+        figures[f"{mark:g} s"] = _apart([(each[mark], each[marks[0]]) for each in faces]) | {
             "themselves": sum(
                 _like(now, small[marks[0]], people) == who for now, who in zip(small[mark], people, strict=True)
             ),
         }
-    return figures
+    real = []
+    for video in data.videos:
+        if video.split == 0:
+            whole = pictures(video.path, 0, data.width, data.height)
+            windows = [inside(part, FACE) for part in _windows(whole, round(_WINDOW_S * data.fps))]
+            real += [(now, windows[0]) for now in windows[1:]]
+    return figures | ({"real": {"pairs": len(real)} | _apart(real)} if real else {})
+
+
+def _apart(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> dict[str, float]:
+    """By how much faces [F, h, w, 3] differ from others in colour and in detail, the worst of some pairs."""
+    details = [detail(now) / detail(first) for now, first in pairs]
+    return {
+        "colour": max(float(np.abs(now.mean((0, 1, 2)) - first.mean((0, 1, 2))).max()) for now, first in pairs),
+        "detail": max(details, key=lambda ratio: abs(np.log(ratio))),
+    }
 
 
 @cache
