@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -140,23 +141,19 @@ class TalkDataset:
     def recorder(self, seed: int) -> TalkRecorder:
         return TalkRecorder(self, seed)
 
-    def at_rest(self, held_out: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
-        """Of what is held out, or of all else, the frame [H, W, 3] of a face that does least, with open eyes and a
-        closed mouth, and its curves [A]; None where no video says what moved it.
+    def at_rest(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+        """Of what is trained on, the frame [H, W, 3] of a face that does least, with open eyes and a closed mouth, and
+        its curves [A]; None where no video says what moved it.
         """
-        best: tuple[float, Video, int] | None = None
+        least, found = math.inf, None
         for video in self.videos:
-            first, last = video.part(held_out)
-            if video.curves is not None and first < last:
-                moved = np.abs(video.curves[first:last]).sum(1)
-                at = int(moved.argmin())
-                if best is None or moved[at] < best[0]:
-                    best = float(moved[at]), video, first + at
-        if best is None:
+            for at, curves in enumerate(() if video.curves is None else video.curves[: video.split]):
+                if (moved := float(np.abs(curves).sum())) < least:
+                    least, found = moved, (video.path, at, curves)
+        if found is None:
             return None
-        _, video, at = best
-        assert video.curves is not None
-        return next(pictures(video.path, at, self.width, self.height)), video.curves[at]
+        path, at, curves = found
+        return next(pictures(path, at, self.width, self.height)), curves
 
 
 def is_held_out(path: Path) -> bool:
