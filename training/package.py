@@ -123,11 +123,11 @@ def _at_rest(data: TalkDataset) -> list[Clip]:
     """
     clips = list(recorded(data, _START_SEED, range(_CANDIDATES), _START_FRAMES))
     clips.sort(key=lambda clip: float(np.abs(clip.actions[-8:, : len(SPEECH)]).mean()))
-    rest = data.at_rest()
-    for clip in clips[:_STARTS_EACH]:
-        if rest is not None:
+    starts, rest = clips[:_STARTS_EACH], data.at_rest()
+    if rest is not None:
+        for clip in starts:
             clip.frames[0], clip.actions[0] = rest
-    return clips[:_STARTS_EACH]
+    return starts
 
 
 def _worth_seeing(data: ClipData) -> list[Clip]:

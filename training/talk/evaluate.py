@@ -50,6 +50,7 @@ _SPEECH_FILES, _LEAST_SPEECH_S = 40, 2.0
 _MARKS_S = (10, 60, 600)
 _WINDOW_S = 2.0
 _SQUARE = 4
+"""Pixels a side, of whose means two faces are compared."""
 _SHEET_STRANGERS, _SHEET_ROWS = 6, 24
 _STILL = 0.06
 """A mouth that opens and shuts by less than this while nobody speaks is still."""
