@@ -7,6 +7,7 @@
  * For tests and benchmarks, `window.streamgen.stats()` returns (see `Stats` in types.d.ts):
  *   state            idle, connecting, playing, paused, reconnecting, waiting or failed
  *   transport        "webrtc", "websocket", or null while there is no link
+ *   broke            why the last connections ended or none was had, oldest first
  *   session, seed    of the stream
  *   fps, bitrateKbps over the last three seconds; decoded frames, and all bytes of the media
  *   framesDecoded    since the page was loaded, over all links
@@ -311,6 +312,7 @@ function stats() {
   return {
     state,
     transport,
+    broke: player.broke,
     session: session?.id ?? null,
     seed: session?.seed ?? null,
     fps,

@@ -17,6 +17,7 @@ const BACKOFF_S = [0.3, 1, 2, 4, 8];
 const FULL_RETRY_S = 5;
 const RESTART_RETRY_S = 2;
 const RESTART_PATIENCE_MS = 120_000;
+const REMEMBERED = 16;
 
 /**
  * @typedef {object} Stage what the player needs of the page
@@ -53,6 +54,7 @@ export class Player {
   /** @type {() => void} */ #wake = () => {};
   /** @type {(error: Error) => void} */ #die = () => {};
   /** The session that was left for another one has given its place back. */ #given = Promise.resolve();
+  /** Why the last connections ended or none was had, oldest first. @type {string[]} */ broke = [];
   /** When the oldest ping went out after which nothing was heard. @type {number | null} */ #unheardSince = null;
 
   /**
@@ -291,6 +293,7 @@ export class Player {
       await this.#given;
       return true;
     }
+    this.broke = [...this.broke, `${this.#transport}: ${error.message}`].slice(-REMEMBERED);
     const backoffS = BACKOFF_S[Math.min(failures, BACKOFF_S.length - 1)] * (0.8 + 0.4 * Math.random());
     // It may be away, so that a proxy answers for it, or back and still loading its network: no reason to change the transport.
     if (this.#restarting && (!(error instanceof Refused) || error.code === "draining" || error.code.startsWith("http_5")))
@@ -317,6 +320,8 @@ export class Player {
       this.#stage.notice("WebRTC did not get through, so the picture comes over a WebSocket.");
       return true;
     }
+    // A proxy may let no WebSocket through, and WebRTC only have been slow once.
+    if (this.#webrtcWorked && failures > 0) this.#transport = "webrtc";
     return this.#wait("interrupted", error.message, backoffS);
   }
 

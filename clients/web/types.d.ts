@@ -199,6 +199,7 @@ export interface Snapshot {
 export interface Stats {
   state: PlayerState;
   transport: TransportName | null;
+  broke: string[];
   session: string | null;
   seed: number | null;
   fps: number;

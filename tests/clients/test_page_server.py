@@ -50,6 +50,19 @@ def test_a_lost_peer_is_connected_again(walk: Open, world_server: Any) -> None:
     assert f"{world_server.url}/below{offered.value.headers['location']}" in w.requests  # it ended its peer
 
 
+def test_where_only_webrtc_gets_through_it_comes_back(walk: Open, world_server: Any) -> None:
+    """Behind a proxy without WebSockets: WebRTC that failed once, as on a machine that is busy, is tried again."""
+    w = walk(script="window.WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:9/'); } }")
+    with w.page.expect_response(re.compile("/webrtc$")) as offered:
+        before = enter(w)
+    w.page.route("**/webrtc", lambda route: route.fulfill(status=200, body="no answer"), times=1)
+    end_peer(w, world_server, offered.value)
+    w.until(lambda stats: stats["state"] != "playing", 8)
+    after = w.plays()
+    assert (after["session"], after["transport"]) == (before["session"], "webrtc")
+    assert [way.split(":")[0] for way in after["broke"]] == ["webrtc", "webrtc", "websocket"]
+
+
 def end_peer(walk: Walk, server: Any, offered: Response) -> None:
     token = json.loads(walk.page.evaluate("sessionStorage.getItem('streamgen.session')"))["token"]
     assert server.call("DELETE", offered.headers["location"], token=token)[0] == 204
