@@ -46,6 +46,7 @@ def test_a_lost_peer_is_connected_again(walk: Open, world_server: Any) -> None:
     w.until(lambda stats: stats["state"] != "playing", 8)
     after = w.until(lambda stats: stats["state"] == "playing" and stats["frame"] > before["frame"])
     assert (after["session"], after["transport"]) == (before["session"], "webrtc")
+    assert len(after["broke"]) == 1, after
     assert {url for url in w.requests if not url.startswith(f"{world_server.url}/below/")} == set()
     assert f"{world_server.url}/below{offered.value.headers['location']}" in w.requests  # it ended its peer
 

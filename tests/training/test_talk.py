@@ -81,6 +81,17 @@ def test_a_clip_is_a_reference_and_successive_frames_with_their_curves_and_sound
     assert np.array_equal(again.frames, next(recorded(data, 4, range(1), 20)).frames)
 
 
+def test_references_to_train_on_are_at_rest_or_move_most_more_often(folder: Path) -> None:
+    data = TalkDataset(folder, 16, 16)
+    curves = data.videos[-1].curves
+    assert curves is not None
+    moves = np.sort(np.abs(curves).sum(1))
+    clips = recorded(data.only("ben"), 6, range(150), 2)
+    rank = np.array([np.searchsorted(moves, np.abs(clip.actions[0]).sum()) for clip in clips]) / len(moves)
+    # A third each, and .15 of the third that are as they come.
+    assert 0.26 < (rank < 0.15).mean() < 0.48 and 0.26 < (rank > 0.85).mean() < 0.48
+
+
 def test_the_numbers_say_what_is_held_out(folder: Path) -> None:
     data = TalkDataset(folder, 16, 16)
     out = {video.path.stem for video in data.videos if video.split == 0}

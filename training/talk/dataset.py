@@ -44,6 +44,8 @@ _CYCLE, _HELD_OUT = 11, 10
 _RARE = tuple(CURVES.index(name) for name in ("blink", "jawOpen", "headYaw"))
 _RARE_SHARE = 0.5
 """Of scattered frames, drawn by how far one of these curves is from its mean: closed eyes are 4% of all frames."""
+_COMPARED = 16
+"""Frames of which a reference may be the one that moves least or most."""
 _EMOTION_DIMPLE = 0.12
 """How much an emotion of 1 dimples the cheeks of a rendered head: what its dimples say of its emotion."""
 
@@ -220,13 +222,20 @@ class TalkRecorder(FileRecorder):
         return [part if who == one else (0, 0) for who, part in zip(whose, parts, strict=True)]
 
     def _reference(self, video: Video, episode: int) -> tuple[Video, int]:
-        """Another video of the same person, or this one where there is no other, and the number of a frame of it."""
+        """Another video of the same person, or this one where there is no other, and the number of a frame of it. To
+        train on, a third are faces at rest, as streams begin with, and a third are those that do most, as a laughing
+        picture does.
+        """
         rng = np.random.default_rng([self._seed, episode, 1])
         same = [other for other in self._data.videos if other.who == video.who and other is not video] or [video]
         if self._seed != HELD_OUT_SEED:
             same = [other for other in same if other.split] or [video]
         other = same[int(rng.integers(len(same)))]
-        return other, int(rng.integers(other.frames if self._seed == HELD_OUT_SEED else other.split))
+        if self._seed == HELD_OUT_SEED:
+            return other, int(rng.integers(other.frames))
+        some = rng.integers(other.split, size=_COMPARED)
+        moved = np.zeros(_COMPARED) if other.curves is None else np.abs(other.curves[some]).sum(1)
+        return other, int(some[(0, moved.argmin(), moved.argmax())[rng.integers(3)]])
 
     def _read(self, video: Video, first: int, count: int) -> NDArray[np.uint8]:
         data = self._data
