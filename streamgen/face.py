@@ -43,7 +43,8 @@ LIFE = {
     "bodyY": 50.0,
     "bodyZ": 50.0,
 }
-"""As `SPEECH`. Gaze and head in radians, places in decimetres, emotion and the others from 0 to 1."""
+"""As `SPEECH`. Gaze and head in radians, places in decimetres, emotion and the others from 0 to 1; what asks
+for a blink may ask for more."""
 
 CURVES = (*SPEECH, *LIFE)
 """Names of a frame's vector, in order."""

@@ -33,6 +33,8 @@ _SMOOTH = {
 _BREATH_S, _BREATH = 3.8, 0.006
 _BLINK = (0.35, 0.9, 1.0, 0.8, 0.45, 0.18, 0.05)
 """How far the lids are closed in the frames of a blink at 25 a second."""
+_SHUT = 1.6
+"""What a blink asks of a drawn face: lids that it has seen closed in few frames stay half open when asked for 1."""
 _BLINK_EVERY_S, _BLINK_SLOT_S = 3.3, 0.55
 _GAZE_SLOT_S, _GAZE_MOVES, _GAZE_FAR = 0.9, 0.55, 0.14
 _EYES_FOLLOW = 0.9
@@ -55,7 +57,7 @@ def life(seed: int, frame: int, fps: float, loudness: float = 0.0) -> NDArray[np
     raised = max(brow, 0.0) + _BROWS_WITH_VOICE * loudness
     values = {
         "emotion": min(max(0.2 + drift["emotion"], 0.0), 0.6),
-        "blink": min(1.0, blink + 0.8 * max(-gaze_pitch, 0.0)),
+        "blink": max(_SHUT * blink, min(1.0, blink + 0.8 * max(-gaze_pitch, 0.0))),
         "gazeYaw": look_x - _EYES_FOLLOW * yaw,
         "gazePitch": gaze_pitch,
         "browInnerUp": 0.7 * raised,

@@ -256,10 +256,12 @@ def compare(
         clips = open_data(data, config.width * side, config.height * side)
         own = overrides if data is None else (*overrides, f"data={data}")
         budget = Budget(minutes, processes, episodes, seconds, long_s)
-        run(sorted(recipes.glob("*.yaml")), teacher, autoencoder, clips, runs, out, budget, own, engine)
+        figures = run(sorted(recipes.glob("*.yaml")), teacher, autoencoder, clips, runs, out, budget, own, engine)
     except (RecipeError, StudentError, VideoDataError) as error:
         raise click.ClickException(str(error)) from error
     click.echo((out / "compare.md").read_text())
+    if left_out := figures["left_out"]:
+        click.echo(f"Left out, since they make another history than this teacher's: {', '.join(left_out)}")
 
 
 @click.command()

@@ -135,8 +135,12 @@ def compare(
     if any(before.get(name, value) != value for name, value in asked.items()):
         had = f"{before['minutes']:g} minutes by {before['processes']} processes"
         raise RecipeError(f"{path} has a comparison of {had}: ask for the same, or give others --runs and --out")
-    if load_transformer(teacher).config.history_level:
-        raise RecipeError(f"{teacher} keeps no clean history, so it has no steps to be compared at (history_level)")
+    level = load_transformer(teacher).config.history_level
+    if 0 < level < 1:
+        raise RecipeError(
+            f"{teacher} leaves a history of noise level {level:g}, which the recipes' step plans do not end at: give a "
+            "teacher whose model.history_level is 0 or 1"
+        )
     kept: dict[str, Any] = before.get("students", {})
     # Each is packed and judged on a core or two, where training took all of them.
     cores = ProcessPoolExecutor(
@@ -146,7 +150,8 @@ def compare(
         # Before anything is trained: there may not be enough to judge it by.
         episodes = Path(folder) / "episodes"
         episodes.write_bytes(pickle.dumps(Episodes.recorded(data, budget)))
-        contestants = list(_contestants(recipes, teacher, autoencoder, runs, out, budget, overrides))
+        loaded, left_out = _loaded(recipes, level, (f"teacher={teacher}", f"autoencoder={autoencoder}", *overrides))
+        contestants = list(_contestants(loaded, teacher, runs, out, budget))
         judged = [
             pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, episodes, out, budget, engine)
             for c in contestants
@@ -157,7 +162,7 @@ def compare(
             path.write_text(json.dumps(asked | {"students": kept}, indent=1) + "\n")
     students = {contestant.name: kept[contestant.name] for contestant in contestants}
     _time(contestants, students, engine)
-    figures = asked | {"students": students}
+    figures = asked | {"left_out": left_out, "students": students}
     path.write_text(json.dumps(figures, indent=1) + "\n")
     (out / "compare.md").write_text(table(students))
     _plot(students, out / "compare.png")
@@ -165,36 +170,50 @@ def compare(
     return figures
 
 
-def _contestants(
-    recipes: Sequence[Path],
-    teacher: Path,
-    autoencoder: Path,
-    runs: Path,
-    out: Path,
-    budget: Budget,
-    overrides: tuple[str, ...],
-) -> Iterator[Contestant]:
-    """The teacher as it is, and what becomes of it by each recipe."""
-    same = f"teacher={teacher}", f"autoencoder={autoencoder}", *overrides
-    loaded = [(path, load_recipe(path, same)) for path in recipes]
-    plans: dict[int, tuple[float, ...]] = {}
-    for path, recipe in loaded:
+@dataclass(frozen=True)
+class _Loaded:
+    """given: what a recipe is loaded with."""
+
+    path: Path
+    recipe: DistillationRecipe
+    given: tuple[str, ...]
+
+
+def _loaded(recipes: Sequence[Path], level: float, given: tuple[str, ...]) -> tuple[list[_Loaded], list[str]]:
+    """The recipes that a teacher of this `history_level` can be distilled by, and the names of the others."""
+    fitting, left_out = [], []
+    for path in recipes:
+        recipe = load_recipe(path, given)
         if not isinstance(recipe, DistillationRecipe):
             raise RecipeError(f"{path} is of the stage {recipe.stage}; methods of distillation are compared")
-        if 1 in recipe.step_plans:
-            plans |= recipe.step_plans
+        # What makes a history of its own would unlearn the one that the first step leaves.
+        if level and {"history_level", "flow_map"} & recipe.method.changes.keys():
+            left_out.append(path.stem)
+        else:
+            fitting.append(_Loaded(path, recipe, given))
+    return fitting, left_out
+
+
+def _contestants(
+    loaded: Sequence[_Loaded], teacher: Path, runs: Path, out: Path, budget: Budget
+) -> Iterator[Contestant]:
+    """The teacher as it is, and what becomes of it by each recipe."""
+    plans: dict[int, tuple[float, ...]] = {}
+    for each in loaded:
+        if 1 in each.recipe.step_plans:
+            plans |= each.recipe.step_plans
     yield Contestant("teacher", teacher, out / "students" / "teacher", step_plans=plans or {1: (1.0,)})
-    for path, recipe in loaded:
-        run = runs / recipe.name
-        command = [str(path), *same, "--runs", str(runs)]
+    for each in loaded:
+        path, recipe, run = each.path, each.recipe, runs / each.recipe.name
+        command = [str(path), *each.given, "--runs", str(runs)]
         if not (run / CHECKPOINT).exists():
             _train(
                 command, budget, f"steps={_TRIED}", f"name={recipe.name}-tried", "judged_clips=1", "judged_frames=32"
             )
             tried = runs / f"{recipe.name}-tried"
-            each = statistics.fmean(_step_times(tried)[1:])
+            step_s = statistics.fmean(_step_times(tried)[1:])
             shutil.rmtree(tried)
-            steps = max(1, round(60 * budget.minutes / each))
+            steps = max(1, round(60 * budget.minutes / step_s))
         else:
             started = next(e for e in _entries(run) if e["event"] == "start")
             steps = int(started["recipe"]["steps"])
@@ -208,7 +227,10 @@ def _train(command: list[str], budget: Budget, *more: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(budget.processes), "-m"]
     done = subprocess.run([sys.executable, *torchrun, "training", "train", *command, *more], check=False)
     if done.returncode:
-        raise RecipeError(f"training {command[0]} ended with exit code {done.returncode}")
+        raise RecipeError(
+            f"training {command[0]} ended with exit code {done.returncode}: what it said stands above; once that is "
+            "mended the same command goes on from here"
+        )
 
 
 def _entries(run: Path) -> list[dict[str, Any]]:
@@ -378,5 +400,5 @@ def _plot(students: dict[str, Any], path: Path) -> None:
     quality.set(xlabel="ms a frame", ylabel="Fréchet distance of latent patches, a minute")
     steady.set(xlabel="ms a frame", ylabel="detail / real, to the end")
     steady.axhline(1, color="grey", linestyle=":")
-    quality.legend(fontsize="small")
+    figure.legend(loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=90)

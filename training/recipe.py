@@ -446,7 +446,10 @@ class DistillationRecipe(StudentRecipe):
             raise ValueError(f"{method.name} opens with {min(unknown)} steps, for which there is no step plan")
         off = [s for plan in self.step_plans.values() for s in plan if not (s * (method.grid or 0)).is_integer()]
         if method.grid is not None and off:
-            raise ValueError(f"noise level {off[0]} of a step plan is not on the grid of {method.grid} intervals")
+            raise ValueError(
+                f"noise level {off[0]} of a step plan is not on the grid of {method.grid} intervals: give multiples of "
+                f"1/{method.grid}, or other method.intervals"
+            )
         if not self.copies:
             raise ValueError("copies 0: only a teacher whose one pass is its history learns without them")
         if self.clip_length < method.frames:

@@ -109,6 +109,23 @@ def test_everybodys_picture_is_one_at_rest(name: str) -> None:
             assert np.abs(start.actions[0, : len(SPEECH)]).sum() < 1, (who, seed)
 
 
+@pytest.mark.parametrize("name", ["avatar", "anybody"])
+def test_everybodys_eyes_close(name: str, judge: FaceJudge) -> None:
+    """Those of whom few closed eyes were seen closed them half, when a blink asked for no more than closed ones."""
+    student = Student.from_pretrained(name)
+    engine = OpenVINOEngine(student)
+    for who in student.config.identities:
+        for seed in range(100):
+            start = student.start(seed, who)
+            performer = Performer(student.config, start)
+            lids = [performer.actions(start.frame + at)[CURVES.index("blink")] for at in range(50)]
+            if max(lids) >= LIFE["blink"]:
+                break
+        silence = np.zeros((int(np.argmax(lids)) + 4) * SAMPLE_RATE // 25, np.float32)
+        read = judge.curves_of(frames_of(speak(engine, student, silence, seed, who)))[:, SAID.index("blink")]
+        assert read.max() > 0.5 * LIFE["blink"], f"{who}: {read.max():.2f}"
+
+
 def test_everybody_is_nearly_as_sharp_as_the_picture_that_is_looked_at(avatar: Student, engine: OpenVINOEngine) -> None:
     """What their latents alone hold is .59, .62, .64 and .80 of it."""
     sound = sound_of(_SPOKEN)[: 3 * SAMPLE_RATE]

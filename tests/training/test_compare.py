@@ -15,6 +15,7 @@ from streamgen.models.loading import save_autoencoder, save_transformer
 from tests.toy import TWO_STEPS, toy_recipe, toy_transformer, toy_transformer_config
 from tests.training.commands import refusal, streamgen
 from tests.training.test_judges import write_walk
+from training.compare import _loaded
 from training.package import write_origin
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "compare"
@@ -69,6 +70,23 @@ def test_methods_are_compared(made: tuple[str | Path, ...], tmp_path: Path, monk
     assert again["teacher"]["counts"]["2"]["long"] != figures["teacher"]["counts"]["2"]["long"]
     said = refusal("compare", *made, *short, "--minutes", "7", *where)
     assert "has a comparison of 0.05 minutes by 1 processes" in said
+
+
+def test_of_a_teacher_whose_first_step_is_its_history_those_that_keep_it_are_compared(tmp_path: Path) -> None:
+    given = "teacher=nowhere", "autoencoder=nowhere"
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    every, none = _loaded(recipes, 0.0, given)
+    fitting, left_out = _loaded(recipes, 1.0, given)
+    assert ([each.path for each in every], none) == (recipes, [])
+    assert left_out == ["diagonal", "flow_map"]
+    assert [each.path.stem for each in fitting] == [path.stem for path in recipes if path.stem not in left_out]
+
+
+def test_a_teacher_of_noisy_histories_is_refused(made: tuple[str | Path, ...], tmp_path: Path) -> None:
+    config = toy_transformer_config(residual=True, history_level=0.5)
+    save_transformer(toy_transformer(config), tmp_path / "teacher")
+    said = refusal("compare", *made, "--minutes", "0.05", "--out", tmp_path / "out")
+    assert "leaves a history of noise level 0.5" in said and "history_level is 0 or 1" in said
 
 
 def test_clips_that_are_too_short_to_judge_by_are_refused_before_anything_is_trained(

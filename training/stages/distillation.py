@@ -50,7 +50,10 @@ class DistillationStage:
                 f"teacher {recipe.teacher} sees the future: {recipe.method.name} follows a causal one's trajectories"
             )
         if teacher.model.config.flow_map:
-            raise RecipeError(f"teacher {recipe.teacher} maps flows: its velocities are means of many levels")
+            raise RecipeError(
+                f"teacher {recipe.teacher} maps flows, so its velocities are means over many levels: give the teacher "
+                "that it was made from"
+            )
         model = student_from(load_transformer(recipe.start or recipe.teacher), recipe)
         self.model: nn.Module = model
         self._autoencoder = load_autoencoder(recipe.autoencoder)
@@ -98,15 +101,24 @@ def student_from(old: CausalVideoTransformer, recipe: DistillationRecipe) -> Cau
     except ValueError as error:
         raise RecipeError(f"a transformer such as start has cannot learn by {recipe.method.name}: {error}") from error
     if old.config.flow_map and not isinstance(recipe.method, FlowMap):
-        raise RecipeError(f"start maps flows, and {recipe.method.name} would not teach it where jumps lead")
+        raise RecipeError(
+            f"start maps flows, and {recipe.method.name} would not teach it where jumps lead: take method flow_map, or "
+            "a start without model.flow_map"
+        )
     rolls = isinstance(recipe.method, (OnPolicy, MutualForcing))
     if rolls and config.block_size > 1:
-        raise RecipeError(f"{recipe.method.name} counts single frames; the student makes {config.block_size} at a time")
+        raise RecipeError(
+            f"{recipe.method.name} counts single frames, and the student makes {config.block_size} at a time: take a "
+            "start of model.block_size 1"
+        )
     if isinstance(recipe.method, OnPolicy) and recipe.method.lead and config.sink:
         raise RecipeError("lead: scores would take a frame of the rollout for the reference; set it to 0")
     for count, plan in recipe.step_plans.items():
         if config.history_level and plan[config.history_step(count)] != config.history_level:
-            raise RecipeError(f"step plan {count}: {plan} does not end at the history's level {config.history_level}")
+            raise RecipeError(
+                f"step plan {count}: {plan} does not end at the history's level {config.history_level}, whose keys are "
+                "kept: let it, or set the method's history_level where it has one"
+            )
     model = CausalVideoTransformer(config).train()
     model.load_state_dict(old.state_dict(), strict=False)
     freeze_known(model)
