@@ -12,7 +12,7 @@ from torch import Tensor
 from streamgen.config import TransformerConfig
 from streamgen.models.attention import CacheAttention, ClipAttention
 from streamgen.models.rollout import Commit, RollingCache, Rollout, recache
-from streamgen.models.transformer import CausalVideoTransformer, sinusoid
+from streamgen.models.transformer import TIME_SCALE, CausalVideoTransformer, sinusoid
 from streamgen.state import StreamState
 from tests.toy import WITH_POSE, toy_recipe, toy_transformer, toy_transformer_config
 from training.clips import ClipPass, LatentClips, recycled_history
@@ -277,3 +277,20 @@ def test_time_embedding_follows_its_formula() -> None:
     angles = 731.25 * 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     torch.testing.assert_close(out[1], torch.cat([angles.cos(), angles.sin()]).float(), atol=1e-7, rtol=0)
     assert out[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_autocast_leaves_the_times_of_steps_as_they_are() -> None:
+    """bf16 cannot tell 979 from 980, nor .999 from 1: it may round what has been embedded, and nothing before."""
+    model = toy_transformer(toy_transformer_config(flow_map=True))
+    x, actions = _clip(model.config, 4)
+    sigma, to = torch.tensor([[1.0, 1 - 1 / 1000, 1 - 1 / 48, 0.3]]), torch.tensor([[1 - 1 / 48, 0.0, 0.1, 0.3]])
+    seen: list[Tensor] = []
+    for embedding in (model.time_embedding, model.jump_embedding):
+        embedding.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        attend = ClipAttention(model.config, model.space, 4)
+        model(x, sigma, attend, actions, _before(x, model.config.block_size), to_BF=to)
+    for embedded, level in zip(seen, (sigma, sigma - to), strict=True):
+        exact = sinusoid(level * TIME_SCALE, model.config.freq_dim)
+        assert torch.equal(embedded, exact.to(embedded.dtype))
+    assert len({tuple(each.tolist()) for each in seen[0][0]}) == 4

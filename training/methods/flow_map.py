@@ -72,10 +72,10 @@ class FlowMapMethod:
         """From where and to where, [B, K, F] each: some stay where they are, some go all the way, the rest anywhere."""
         h = self._settings.nearby
         sigma = 2 * h + (1 - 2 * h) * torch.rand(shape, generator=generator)
-        to = sigma * torch.rand(shape, generator=generator)
         kind = torch.rand(shape, generator=generator)
         same, far = self._settings.same, self._settings.all_the_way
-        to = torch.where(kind < same, sigma, torch.where(kind < same + far, torch.zeros(()), to))
         # A rollout begins at pure noise.
         whole = torch.rand(shape, generator=generator) < far
-        return torch.where(whole & (kind >= same), torch.ones(()), sigma), to
+        sigma = torch.where(whole & (kind >= same), torch.ones(()), sigma)
+        to = sigma * torch.rand(shape, generator=generator)
+        return sigma, torch.where(kind < same, sigma, torch.where(kind < same + far, torch.zeros(()), to))
