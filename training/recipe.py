@@ -442,6 +442,11 @@ class DistillationRecipe(StudentRecipe):
         for count, plan in self.step_plans.items():
             if len(plan) != count or plan[0] != 1 or list(plan) != sorted(set(plan), reverse=True) or plan[-1] <= 0:
                 raise ValueError(f"step plan {count}: {plan} is not {count} noise levels that fall from 1 to above 0")
+        if method.name == "self_adversarial" and len(self.step_plans) < 2:
+            raise ValueError(
+                f"self_adversarial compares few steps with more, and step_plans has only {sorted(self.step_plans)}: "
+                "give two step_plans or more, or take self_forcing"
+            )
         if unknown := set(method.opened(self.step_plans)) - set(self.step_plans):
             raise ValueError(f"{method.name} opens with {min(unknown)} steps, for which there is no step plan")
         off = [s for plan in self.step_plans.values() for s in plan if not (s * (method.grid or 0)).is_integer()]

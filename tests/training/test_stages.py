@@ -416,8 +416,10 @@ def test_a_run_is_not_mixed_with_another(runs: Path) -> None:
         assert "has weights that do not fit this model: blocks" in said
     said = refusal("train", runs / "duel.yaml", "start=null", "--runs", runs)
     assert "sees the future: name a causal one to start from" in said
-    said = refusal("train", runs / "student.yaml", f"teacher={runs / 'bidirectional'}", "--runs", runs)
-    assert "sees the future" in said
+    for method in ("{name: causal_consistency}", "{name: flow_map}"):
+        seer = f"teacher={runs / 'bidirectional'}", f"start={runs / 'student'}", f"method={method}"
+        said = refusal("train", runs / "student.yaml", *seer, "--runs", runs)
+        assert "sees the future" in said
     said = refusal("export", runs / "bidirectional", "--autoencoder", runs / "autoencoder", "--out", runs / "x")
     assert "it can teach a student, not be one" in said
     said = refusal("export", runs / "teacher", "--autoencoder", runs / "student", "--out", runs / "x")
@@ -600,6 +602,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         (POSE, ("clip_length=9",), "a walk of 8 needs two"),
         (STUDENT, ("method.intervals=7", "step_plans={1: [1.0], 2: [1.0, 0.5]}"), "grid of 7"),
         (STUDENT, ("serve=3",), "serve 3 has no step plan"),
+        (DUEL, ("method.name=self_adversarial", "step_plans={1: [1.0]}"), "give two step_plans or more"),
         ("stage: magic\n", (), "magic"),
         ("[]", (), "not a mapping"),
     ):

@@ -148,3 +148,19 @@ def _answers(url: str, ended: Callable[[], int | None]) -> bool:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.1)
     return False
+
+
+PAGES = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "streamgen" / "students").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_recipes_take_what_pages_say_of_them(page: Path) -> None:
+    """Every command that trains by a recipe of the project's own, whether it is run anywhere or not."""
+    for name, given in re.findall(r"\btrain ([a-z]+/\w+)((?:(?: +| *\\\n +)[a-z_.]+=\S+)*)", page.read_text()):
+        overrides = tuple(word.strip("`") for word in given.split() if word != "\\")
+        load_recipe(ROOT / "training" / "recipes" / f"{name}.yaml", overrides)
+
+
+def test_pages_say_how_their_students_were_trained() -> None:
+    found = [len(re.findall(r"\btrain [a-z]+/\w+", page.read_text())) for page in PAGES]
+    assert sum(found) > 25

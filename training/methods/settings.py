@@ -22,6 +22,11 @@ class _Method(BaseModel):
         return 1
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether scores judge the student's own rollouts: a teacher that sees the future can."""
+        return False
+
+    @property
     def grid(self) -> int | None:
         """Of how many intervals all noise levels of step plans must be whole ones; None: of none."""
         return None
@@ -89,6 +94,10 @@ class OnPolicy(_Method):
     def frames(self) -> int:
         return self.context + self.lead + self.rolled
 
+    @property
+    def rolls_out(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.seen > self.context:
@@ -149,6 +158,10 @@ class FlowMap(OnPolicy):
     @property
     def frames(self) -> int:
         return super().frames if self.on_policy else 1
+
+    @property
+    def rolls_out(self) -> bool:
+        return self.on_policy
 
 
 class MutualForcing(_Method):

@@ -45,7 +45,7 @@ class DistillationStage:
         teacher = Score.load(recipe.teacher)
         if teacher.bidirectional and recipe.start is None:
             raise RecipeError(f"teacher {recipe.teacher} sees the future: name a causal one to start from (start)")
-        if teacher.bidirectional and not isinstance(recipe.method, OnPolicy):
+        if teacher.bidirectional and not recipe.method.rolls_out:
             raise RecipeError(
                 f"teacher {recipe.teacher} sees the future: {recipe.method.name} follows a causal one's trajectories"
             )
