@@ -150,8 +150,9 @@ def compare(
         # Before anything is trained: there may not be enough to judge it by.
         episodes = Path(folder) / "episodes"
         episodes.write_bytes(pickle.dumps(Episodes.recorded(data, budget)))
-        loaded, left_out = _loaded(recipes, level, (f"teacher={teacher}", f"autoencoder={autoencoder}", *overrides))
-        contestants = list(_contestants(loaded, teacher, runs, out, budget))
+        given = f"teacher={teacher}", f"autoencoder={autoencoder}", *overrides
+        loaded, left_out = _loaded(recipes, level, given)
+        contestants = list(_contestants(loaded, given, teacher, runs, out, budget))
         judged = [
             pool.submit(_judged, c, kept.get(c.name, {}), autoencoder, episodes, out, budget, engine)
             for c in contestants
@@ -170,50 +171,50 @@ def compare(
     return figures
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """given: what a recipe is loaded with."""
-
-    path: Path
-    recipe: DistillationRecipe
-    given: tuple[str, ...]
-
-
-def _loaded(recipes: Sequence[Path], level: float, given: tuple[str, ...]) -> tuple[list[_Loaded], list[str]]:
+def _loaded(
+    recipes: Sequence[Path], level: float, given: tuple[str, ...]
+) -> tuple[dict[Path, DistillationRecipe], list[str]]:
     """The recipes that a teacher of this `history_level` can be distilled by, and the names of the others."""
-    fitting, left_out = [], []
+    fitting: dict[Path, DistillationRecipe] = {}
+    left_out = []
     for path in recipes:
         recipe = load_recipe(path, given)
         if not isinstance(recipe, DistillationRecipe):
             raise RecipeError(f"{path} is of the stage {recipe.stage}; methods of distillation are compared")
         # What makes a history of its own would unlearn the one that the first step leaves.
-        if level and {"history_level", "flow_map"} & recipe.method.changes.keys():
+        changes = recipe.method.changes
+        if level and (changes.get("history_level", level) != level or "flow_map" in changes):
             left_out.append(path.stem)
         else:
-            fitting.append(_Loaded(path, recipe, given))
+            fitting[path] = recipe
     return fitting, left_out
 
 
 def _contestants(
-    loaded: Sequence[_Loaded], teacher: Path, runs: Path, out: Path, budget: Budget
+    loaded: dict[Path, DistillationRecipe],
+    given: tuple[str, ...],
+    teacher: Path,
+    runs: Path,
+    out: Path,
+    budget: Budget,
 ) -> Iterator[Contestant]:
     """The teacher as it is, and what becomes of it by each recipe."""
     plans: dict[int, tuple[float, ...]] = {}
-    for each in loaded:
-        if 1 in each.recipe.step_plans:
-            plans |= each.recipe.step_plans
+    for recipe in loaded.values():
+        if 1 in recipe.step_plans:
+            plans |= recipe.step_plans
     yield Contestant("teacher", teacher, out / "students" / "teacher", step_plans=plans or {1: (1.0,)})
-    for each in loaded:
-        path, recipe, run = each.path, each.recipe, runs / each.recipe.name
-        command = [str(path), *each.given, "--runs", str(runs)]
+    for path, recipe in loaded.items():
+        run = runs / recipe.name
+        command = [str(path), *given, "--runs", str(runs)]
         if not (run / CHECKPOINT).exists():
             _train(
                 command, budget, f"steps={_TRIED}", f"name={recipe.name}-tried", "judged_clips=1", "judged_frames=32"
             )
             tried = runs / f"{recipe.name}-tried"
-            step_s = statistics.fmean(_step_times(tried)[1:])
+            each = statistics.fmean(_step_times(tried)[1:])
             shutil.rmtree(tried)
-            steps = max(1, round(60 * budget.minutes / step_s))
+            steps = max(1, round(60 * budget.minutes / each))
         else:
             started = next(e for e in _entries(run) if e["event"] == "start")
             steps = int(started["recipe"]["steps"])
